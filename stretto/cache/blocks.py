@@ -1,0 +1,95 @@
+"""Who owns which page and which slot. Integers only: the memory itself is in `pools.py`."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+
+class BlockPool:
+    """Pages 1 .. num_blocks - 1, free or used. Page 0 is the null page: it pads block tables and is never handed out.
+
+    A page's ref count is the number of block tables that contain it. Pages that were used last are handed out first,
+    so a lazily touched pool never grows beyond the largest use so far.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        assert num_blocks >= 1, "page 0 always exists"
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, 0, -1))
+        self._refs = [0] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def ref(self, page: int) -> int:
+        """How many tables contain the page."""
+        return self._refs[page]
+
+    def alloc(self, n: int) -> list[int] | None:
+        """`n` pages with ref count 1; None, and nothing changed, if fewer are free. O(n)."""
+        if n > len(self._free):
+            return None
+        pages = [self._free.pop() for _ in range(n)]
+        for page in pages:
+            self._refs[page] = 1
+        return pages
+
+    def incref(self, pages: Iterable[int]) -> None:
+        """One more table contains these used pages."""
+        for page in pages:
+            assert self._refs[page] > 0, f"page {page} is not in use"
+            self._refs[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """One table fewer contains these pages; those without a table are free. The last page is freed first."""
+        for page in reversed(pages):
+            assert self._refs[page] > 0, f"page {page} is released twice"
+            self._refs[page] -= 1
+            if not self._refs[page]:
+                self._free.append(page)
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Assert: every page is the null page, free or in a table, exactly one of these; ref counts count tables."""
+        uses = Counter(page for table in tables for page in table)
+        free = set(self._free)
+        assert len(free) == len(self._free), "a page is free twice"
+        assert 0 not in uses and 0 not in free, "the null page was handed out"
+        assert free.isdisjoint(uses), "a page is both free and in a table"
+        assert len(free) + len(uses) + 1 == self.num_blocks, "a page leaked"
+        assert all(ref == uses[page] for page, ref in enumerate(self._refs)), "a ref count differs from the tables"
+
+
+class SlotPool:
+    """Slots 1 .. num_slots - 1, each free or of one sequence; slot 0 is the zero state, which nobody writes."""
+
+    def __init__(self, num_slots: int) -> None:
+        assert num_slots >= 1, "slot 0 always exists"
+        self.num_slots = num_slots
+        self._free = list(range(num_slots - 1, 0, -1))
+        self._used: set[int] = set()
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def alloc(self) -> int | None:
+        """A slot, or None if all are in use. O(1)."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._used.add(slot)
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Give a slot back. O(1)."""
+        assert slot in self._used, f"slot {slot} is released twice"
+        self._used.remove(slot)
+        self._free.append(slot)
+
+    def check(self, owned: Iterable[int]) -> None:
+        """Assert: the slots that sequences own are the used ones, each owned once, and the others are free."""
+        owners = Counter(owned)
+        assert all(count == 1 for count in owners.values()), "a slot has two owners"
+        assert owners.keys() == self._used, "a slot leaked"
+        assert 0 not in owners and 0 not in self._free, "the zero state was handed out"
+        assert sorted([*self._free, *self._used, 0]) == list(range(self.num_slots)), "a slot is lost or free twice"

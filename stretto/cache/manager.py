@@ -1,0 +1,178 @@
+"""`CacheManager`: the engine's only door to the cache.
+
+    admit -> (reserve -> pack -> forward -> commit)* -> release
+
+`reserve` finds memory for the rows of a step, `pack` says where they go, the forward pass writes them, and `commit`
+decides what of them stays: it is the only writer of committed state and leaves one canonical location, token p of a
+request at position p of its block table, its fixed-size state in its own slot. A step that fails between `pack` and
+`commit` may have overwritten slots, so its requests can only be released (and admitted again).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stretto.cache.blocks import BlockPool, SlotPool
+from stretto.cache.pools import Pools
+from stretto.cache.tables import PAGE_SIZE, Table, num_pages
+from stretto.core.seqs import Accepted, Seqs
+from stretto.core.state import LayerCache, SlotRef
+
+
+@dataclass(slots=True)
+class _Request:
+    table: Table = field(default_factory=Table)
+    slot: int | None = None
+    open: bool = False  # packed, not yet committed
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    rids: tuple[int, ...]
+    seqs: Seqs
+    caches: list[LayerCache]
+
+
+class CacheManager:
+    """Pages and slots of all requests, by request id. `seqs` of a call lists its requests in the order of `rids`."""
+
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+        self._blocks = BlockPool(pools.num_blocks)
+        self._slots = SlotPool(pools.num_slots)
+        self._requests: dict[int, _Request] = {}
+        self._step: _Step | None = None
+
+    @property
+    def free_blocks(self) -> int:
+        return self._blocks.num_free
+
+    @property
+    def free_slots(self) -> int:
+        return self._slots.num_free
+
+    def length(self, rid: int) -> int:
+        """Tokens committed."""
+        return self._requests[rid].table.length
+
+    def admit(self, rid: int) -> None:
+        """A request without tokens; it takes memory from its first `reserve` on."""
+        assert rid not in self._requests, f"request {rid} is admitted twice"
+        self._requests[rid] = _Request()
+
+    def reserve(self, rid: int, num_rows: int) -> bool:
+        """Memory for the next `num_rows` rows, provisional ones included. False, and nothing changed, if there is none.
+
+        What a step does not keep goes back at its `commit`.
+        """
+        request = self._requests[rid]
+        needs_slot = self.pools.has_slots and request.slot is None
+        if needs_slot and not self._slots.num_free:
+            return False
+        if self.pools.has_pages:
+            table = request.table
+            held = len(table.blocks)
+            if not table.reserve(self._blocks, table.length + num_rows):
+                return False
+            # Padded reads multiply what earlier owners left behind by zero: one NaN of theirs would become ours.
+            self.pools.clear(table.blocks[held:])
+        if needs_slot:
+            request.slot = self._slots.alloc()
+        return True
+
+    def pack(self, rids: Sequence[int], seqs: Seqs) -> list[LayerCache]:
+        """One cache per layer for a forward pass over `seqs`; its rows must have been reserved.
+
+        The caches are valid until `commit`. A request without context starts from the zero state.
+        """
+        requests = [self._requests[rid] for rid in rids]
+        assert len(set(rids)) == len(rids) == seqs.num_seqs
+        assert not any(request.open for request in requests), "the last step of a request was not committed"
+        assert seqs.contexts == tuple(r.table.length for r in requests), "contexts differ from what the cache holds"
+        tables = [request.table for request in requests] if self.pools.has_pages else []
+        mapping: list[int] = []
+        for table, rows in zip(tables, seqs.lens, strict=self.pools.has_pages):
+            written = table.blocks[table.length // PAGE_SIZE : num_pages(table.length + rows)]
+            assert all(self._blocks.ref(page) == 1 for page in written), "a shared page would be written"
+            mapping += table.slot_mapping(table.length, rows)
+        width = max((len(table.blocks) for table in tables), default=0)
+        table_rows = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
+        slots = [self._slot(request) for request in requests]
+        source = [slot if request.table.length else 0 for slot, request in zip(slots, requests, strict=True)]
+        caches: list[LayerCache] = list(
+            self.pools.refs(
+                self._index(table_rows).view(len(tables), width),
+                self._index(mapping),
+                self._index(source),
+                self._index(slots),
+            )
+        )
+        for request in requests:
+            request.open = True
+        self._step = _Step(tuple(rids), seqs, caches)
+        return caches
+
+    def commit(self, rids: Sequence[int], seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the definite rows of the step that was packed last and one root path of provisional rows per request.
+
+        paths: per request, row numbers inside its sequence, from the pending row's child downwards; empty = none.
+        """
+        step = self._step
+        assert step is not None and step.rids == tuple(rids) and step.seqs == seqs, (
+            "only the packed step can be committed"
+        )
+        accepted = Accepted.of(seqs, paths)
+        requests = [self._requests[rid] for rid in rids]
+        assert all(request.open for request in requests), "a request of this step was admitted again"
+        if self.pools.has_pages:
+            self._move(requests, seqs, paths)
+        for cache in step.caches:
+            for ref in cache.values():
+                if isinstance(ref, SlotRef):
+                    ref.commit(accepted)
+        for request, context, definite, path in zip(requests, seqs.contexts, seqs.definite, paths, strict=True):
+            request.table.length = context + definite + len(path)
+            request.table.truncate(self._blocks, request.table.length)
+            request.open = False
+        self._step = None
+
+    def release(self, rid: int) -> None:
+        """Give everything of a request back. A step that was packed with it can no longer be committed."""
+        request = self._requests.pop(rid)
+        request.table.truncate(self._blocks, 0)
+        if request.slot is not None:
+            self._slots.release(request.slot)
+
+    def check(self) -> None:
+        """Assert that nothing leaked, nothing has two owners, and null page and zero state are untouched."""
+        requests = self._requests.values()
+        self._blocks.check([request.table.blocks for request in requests])
+        self._slots.check([request.slot for request in requests if request.slot is not None])
+        for request in requests:
+            table = request.table
+            if self.pools.has_pages:
+                assert 0 <= table.length <= len(table.blocks) * PAGE_SIZE, "committed tokens without a page"
+            assert not (self.pools.has_slots and table.length) or request.slot is not None, "a state without a slot"
+        self.pools.check()
+
+    def _move(self, requests: Sequence[_Request], seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
+        """Accepted tree rows move from where they were verified to the positions they take (chains lie there)."""
+        source: list[int] = []
+        destination: list[int] = []
+        for request, context, definite, path in zip(requests, seqs.contexts, seqs.definite, paths, strict=True):
+            where = request.table.slot_mapping(context, max(path, default=-1) + 1)
+            for row, kept in enumerate(path, start=definite):
+                if row != kept:
+                    source.append(where[kept])
+                    destination.append(where[row])
+        if source:
+            self.pools.move(self._index(source), self._index(destination))
+
+    def _slot(self, request: _Request) -> int:
+        assert not self.pools.has_slots or request.slot is not None, "reserve before pack"
+        return request.slot or 0
+
+    def _index(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.pools.device)

@@ -1,0 +1,215 @@
+"""The memory of all sequences: one tensor per state, with a leading layer dimension.
+
+Paged states are `[layers, P, PAGE_SIZE, *shape]`, slot states `[layers, slots, *shape]`, where `layers` counts the
+layers that declare the state. Page 0 and slot 0 stay zero. On the CPU, memory is mapped when it is first written, so
+a large pool costs what was used of it; it reads as zeros until then.
+"""
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.cache.tables import PAGE_SIZE, num_pages
+from stretto.core.errors import FitError, UserError
+from stretto.core.state import PageRef, SlotRef, StateSpec
+
+LayerSpecs = Sequence[Sequence[StateSpec]]
+
+
+class Pools:
+    """The tensors behind every `PageRef` and `SlotRef`. Who owns what is the business of `CacheManager`.
+
+    layer_specs: per layer, what its mixer (and channel) declares. kv_dtype: of paged states that name no dtype.
+    state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`.
+    Raises UserError for a state kind without a pool (`window`, `levels`) and for two states of one name in a layer.
+    """
+
+    def __init__(
+        self,
+        layer_specs: LayerSpecs,
+        *,
+        num_blocks: int,
+        num_slots: int,
+        kv_dtype: torch.dtype,
+        state_dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert num_blocks >= 1 and num_slots >= 1, "page 0 and slot 0 always exist"
+        self.num_blocks, self.num_slots = num_blocks, num_slots
+        self.device = torch.device(device)
+        stored = _stored(layer_specs, kv_dtype, state_dtype)
+        self.bytes_per_token, self.bytes_per_sequence = _bytes(stored)
+        self._paged: list[Tensor] = []
+        self._slots: list[Tensor] = []
+        self._layers: list[dict[str, tuple[Tensor, bool]]] = [{} for _ in layer_specs]
+        for state, layers in stored.items():
+            leading = (num_blocks, PAGE_SIZE) if state.paged else (num_slots,)
+            tensor = _zeros((len(layers), *leading, *state.shape), state.dtype, self.device)
+            (self._paged if state.paged else self._slots).append(tensor)
+            for view, layer in zip(tensor.unbind(0), layers, strict=True):
+                self._layers[layer][state.name] = (view, state.paged)
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether any layer keeps something per token."""
+        return bool(self._paged)
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether any layer keeps something per sequence."""
+        return bool(self._slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, touched or not."""
+        return self.num_blocks * PAGE_SIZE * self.bytes_per_token + self.num_slots * self.bytes_per_sequence
+
+    def refs(
+        self, block_table: Tensor, slot_mapping: Tensor, source: Tensor, destination: Tensor
+    ) -> list[dict[str, PageRef | SlotRef]]:
+        """The states of every layer for one call.
+
+        block_table: [B, blocks] int64, padded with 0. slot_mapping: [T] int64. source, destination: [B] int64.
+        """
+        return [
+            {
+                name: PageRef(view, block_table, slot_mapping) if paged else SlotRef(view, source, destination)
+                for name, (view, paged) in layer.items()
+            }
+            for layer in self._layers
+        ]
+
+    def move(self, source_slots: Tensor, destination_slots: Tensor) -> None:
+        """Copy token rows in every layer and paged state: [n] int64 each, page * PAGE_SIZE + offset.
+
+        All rows are read before any is written, so the two may overlap; destinations are distinct.
+        """
+        for tensor in self._paged:
+            rows = tensor.flatten(1, 2)
+            rows.index_copy_(1, destination_slots, rows.index_select(1, source_slots))
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Fill pages with zeros in every layer."""
+        if pages:
+            index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+            for tensor in self._paged:
+                tensor.index_fill_(1, index, 0)
+
+    def copy_slot(self, source: int, destination: int) -> None:
+        """Copy one sequence's slot states, in every layer."""
+        assert destination != 0, "the zero state is never written"
+        for tensor in self._slots:
+            tensor[:, destination] = tensor[:, source]
+
+    def check(self) -> None:
+        """Assert that nobody wrote the null page or the zero state (reads device memory: for tests)."""
+        for tensor in (*self._paged, *self._slots):
+            assert not tensor[:, 0].any(), "the null page or the zero state was written"
+
+
+def size_pools(
+    layer_specs: LayerSpecs,
+    kv_dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    *,
+    context: int,
+    max_seqs: int,
+    memory_bytes: int,
+) -> tuple[int, int]:
+    """(num_blocks, num_slots) that fit into `memory_bytes`, at most `max_seqs` sequences of `context` tokens.
+
+    Page 0 and slot 0 are included. `context` counts every row that a sequence may hold, the provisional ones too.
+    When memory is short, pages and slots beyond the first sequence share what is left half and half.
+    Raises FitError if not even one sequence fits.
+    """
+    assert context >= 1 and max_seqs >= 1
+    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
+    per_page = per_token * PAGE_SIZE
+    pages = num_pages(context) if per_token else 0
+    spare = memory_bytes - (pages + 1) * per_page - 2 * per_seq
+    if spare < 0:
+        raise _does_not_fit(per_token, per_seq, context, memory_bytes)
+
+    def more(budget: int, unit: int, most: int) -> int:
+        return min(most, budget // unit) if unit else 0
+
+    most_pages, most_slots = (max_seqs - 1) * pages, max_seqs - 1
+    slots = more(spare // 2 if pages else spare, per_seq, most_slots)
+    extra = more(spare - slots * per_seq, per_page, most_pages)
+    slots = more(spare - extra * per_page, per_seq, most_slots)
+    return 1 + pages + extra, (2 + slots if per_seq else 1)
+
+
+def _does_not_fit(per_token: int, per_seq: int, context: int, memory_bytes: int) -> FitError:
+    page = per_token * PAGE_SIZE
+    need = (num_pages(context) + 1) * page + 2 * per_seq
+    left = memory_bytes - page - 2 * per_seq
+    fits = left // page * PAGE_SIZE if page else 0
+    smaller = f"a context of at most {fits:,} tokens, or " if fits > 0 else ""
+    return FitError(
+        f"a context of {context:,} tokens needs {_size(need)} of cache; {_size(memory_bytes)} is there for it",
+        why=f"a sequence takes {per_token:,} bytes per token and {per_seq:,} bytes of fixed-size state"
+        f" (counted twice: one is the zero state); pages hold {PAGE_SIZE} tokens and one is the null page",
+        try_=f"{smaller}{_size(need - memory_bytes)} more cache memory, or a narrower cache dtype",
+    )
+
+
+def _size(nbytes: int) -> str:
+    for unit, width in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= width:
+            return f"{nbytes / width:.2f} {unit}"
+    return f"{max(0, nbytes)} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What layers must agree on to share one tensor."""
+
+    name: str
+    paged: bool
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def _stored(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype) -> dict[_State, list[int]]:
+    """The states to allocate, in order of declaration, with the layers that have each."""
+    found: dict[_State, list[int]] = {}
+    for layer, specs in enumerate(layer_specs):
+        if len({spec.name for spec in specs}) < len(specs):
+            raise UserError(f"layer {layer} declares two states of one name", why="states are found by their names")
+        for spec in specs:
+            if spec.kind not in ("paged", "slot"):
+                raise UserError(
+                    f"state {spec.name!r} of layer {layer} is of kind {spec.kind!r}",
+                    why="the cache stores the kinds paged and slot",
+                )
+            paged = spec.kind == "paged"
+            dtype = spec.dtype or (kv_dtype if paged else state_dtype)
+            if not paged and dtype.is_floating_point:
+                dtype = torch.promote_types(dtype, state_dtype)
+            found.setdefault(_State(spec.name, paged, spec.shape, dtype), []).append(layer)
+    return found
+
+
+def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[int, int]:
+    """Bytes per token and bytes per sequence, over all layers."""
+    per_token = sum(state.nbytes * len(layers) for state, layers in stored.items() if state.paged)
+    per_seq = sum(state.nbytes * len(layers) for state, layers in stored.items() if not state.paged)
+    return per_token, per_seq
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    size = int(torch.Size(shape).numel()) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes every byte. numpy.zeros does not, but asks for huge pages: the first token of the first request
+    # would then map 2 MiB in every layer (0.2 s and 116 MiB for 30 layers). The mapping lives as long as the tensor.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)

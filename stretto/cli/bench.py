@@ -1,0 +1,170 @@
+"""`stretto bench`: prefill and decode speed of one model, as medians and as shares of what this machine allows."""
+
+import datetime
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from stretto.cli._flags import argument, option
+from stretto.cli._terminal import note, print_json, progress, table
+from stretto.cli._text import PARAGRAPH
+from stretto.core.card import DRAFTERS
+from stretto.core.costs import Machine, ModelCost, prefill_bound, step_seconds
+from stretto.core.env import read_env
+from stretto.core.errors import UserError
+from stretto.core.sampling import Sampling
+
+if TYPE_CHECKING:
+    from stretto.llm import LLM
+
+EXAMPLES = ("stretto bench smollm2", "stretto bench smollm2 --prompt-tokens 512 --streams 1,8 --record speed.json")
+_DECODE_PROMPT = 32  # tokens before decoding is measured
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto bench`."""
+
+    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    prompt_tokens: tuple[int, ...] = option("lengths of prompts", default=(128, 512, 1024), metavar="N,...")
+    new_tokens: int = option("tokens to decode", default=64)
+    streams: tuple[int, ...] = option("how many texts are decoded at once", default=(1, 8), metavar="N,...")
+    repeat: int = option("runs of every measurement; the median counts", default=3)
+    draft: str = option("as for `stretto run`", default="none", metavar="SPEC")
+    dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
+    record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)
+    json: bool = option("print the record in place of the table", default=False)
+
+
+def run(options: Options) -> int:
+    """Measure the machine, then the model, variants interleaved; print a table."""
+    check(options)
+    from stretto.convert.hub import resolve
+
+    path = resolve(options.model, env=read_env())
+    from stretto.engine.measure import measure_machine, model_cost, prefill_cost
+    from stretto.llm import DTYPES, LLM
+
+    dtype = DTYPES[options.dtype]
+    most = max(options.streams)
+    llm = LLM(path, draft=options.draft, dtype=options.dtype, max_seqs=most, progress=progress("loading"))
+    lm = llm.engine.model
+    samples = measure(llm, options)
+    machine = measure_machine(dtype)  # afterwards: on a shared machine the neighbours of the runs just measured
+    bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
+    record = as_record(options, samples, bounds, machine)
+    if options.record is not None:
+        options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        note(f"wrote {options.record}")
+    if options.json:
+        print_json(record)
+        return 0
+    rows = []
+    for result in record["results"]:
+        value, bound, (low, high) = result["value"], result["bound"], result["spread"]
+        share = f"{value / bound:.0%} of {bound:,.0f}"
+        rows.append((result["quantity"], f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}", share))
+    print(table(("quantity", "tokens/s", "spread", "of bound"), rows))
+    note(f"bound: {machine.bandwidth / 1e9:.1f} GB/s read, {machine.flops / 1e9:,.0f} GFLOP/s in {options.dtype}")
+    return 0
+
+
+def check(options: Options) -> None:
+    """Raise UserError for whatever can be refused without the model."""
+    for name in ("prompt_tokens", "streams"):
+        if any(n < 1 for n in getattr(options, name)):
+            raise UserError(f"--{name.replace('_', '-')} holds a number below 1", why="nothing would be measured")
+    if options.new_tokens < 2 or options.repeat < 1:
+        raise UserError("--new-tokens must be at least 2 and --repeat at least 1", why="a rate needs an interval")
+    name = options.draft.partition(":")[0]
+    if name not in ("none", "auto"):
+        DRAFTERS.card(name)
+    if options.record is not None and not options.record.parent.is_dir():
+        raise UserError(f"--record {options.record}: no such folder", try_="a file in a folder that exists")
+
+
+def prompt_of(llm: "LLM", num_tokens: int, offset: int = 0) -> list[int]:
+    """`num_tokens` ids of real text; `offset` starts elsewhere in it, so that streams differ."""
+    ids = llm.encode(PARAGRAPH)
+    start = offset % len(ids)
+    repeated = (ids[start:] + ids[:start]) * (num_tokens // len(ids) + 1)
+    return repeated[:num_tokens]
+
+
+def measure(llm: "LLM", options: Options) -> dict[str, list[float]]:
+    """Tokens/s of every run, by quantity. One round warms up; then the variants take turns, `repeat` times."""
+    samples: dict[str, list[float]] = {}
+    show = progress("measuring")
+    greedy = Sampling(temperature=0.0, ignore_eos=True, max_tokens=options.new_tokens)
+    first_only = Sampling(temperature=0.0, ignore_eos=True, max_tokens=1)
+    for turn in range(options.repeat + 1):
+        found: dict[str, float] = {}
+        for n in options.prompt_tokens:
+            result = llm.generate(prompt_of(llm, n, offset=turn), first_only)[0]
+            found[f"prefill {n}"] = result.timings.prompt_per_second
+        for s in options.streams:
+            prompts = [prompt_of(llm, _DECODE_PROMPT, offset=turn + 17 * i) for i in range(s)]
+            results = llm.generate(prompts, greedy)
+            found[f"decode x{s}"] = sum(result.timings.predicted_per_second for result in results)
+        show(turn + 1, options.repeat + 1)
+        for quantity, value in found.items() if turn else ():
+            samples.setdefault(quantity, []).append(value)
+    return samples
+
+
+def _bounds(options: Options, machine: Machine, decode: ModelCost, prefill: ModelCost) -> dict[str, float]:
+    context = _DECODE_PROMPT + options.new_tokens // 2
+    bounds = {f"prefill {n}": prefill_bound(machine, prefill, n) for n in options.prompt_tokens}
+    for s in options.streams:
+        seconds = step_seconds(machine, decode, num_tokens=s, num_seqs=s, sum_context=s * context)
+        bounds[f"decode x{s}"] = s / seconds
+    return bounds
+
+
+def as_record(
+    options: Options, samples: dict[str, list[float]], bounds: dict[str, float], machine: Machine
+) -> dict[str, Any]:
+    """The record format of bench/records/."""
+    from stretto.engine.measure import describe_machine
+
+    def result(quantity: str, runs: Sequence[float]) -> dict[str, Any]:
+        return {
+            "quantity": quantity,
+            "value": median(runs),
+            "unit": "tokens/s",
+            "median_of": len(runs),
+            "spread": [min(runs), max(runs)],
+            "bound": bounds[quantity],
+        }
+
+    words = sys.argv[1:] if sys.argv[1:2] == ["bench"] else ["bench", options.model]
+    return {
+        "name": f"bench {options.model} {options.dtype} draft {options.draft}",
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "machine": {**describe_machine(), **asdict(machine)},
+        "command": shlex.join(["stretto", *words]),
+        "results": [result(quantity, runs) for quantity, runs in samples.items()],
+        "samples": samples,
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout this package runs from, or its version."""
+    import stretto
+
+    folder = Path(stretto.__file__).parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return f"version {stretto.__version__}"
+    return done.stdout.strip()

@@ -1,0 +1,149 @@
+"""`stretto doctor`: versions, devices, kernels and why, measured rates, and what they allow for a model."""
+
+import importlib.metadata
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stretto.cli._flags import argument, option
+from stretto.cli._terminal import has_colour, note, paint, print_json
+from stretto.core.costs import Machine, decode_bound, prefill_bound
+from stretto.core.env import Env, read_env
+
+EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
+PACKAGES = ("stretto", "torch", "numpy", "tokenizers", "jinja2", "rich", "triton", "huggingface_hub")
+_PROMPT = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto doctor`."""
+
+    model: str | None = argument("also say what the measured rates allow for this model", default=None)
+    dtype: str = option("compute dtype of the bounds", default="bfloat16", choices=("bfloat16", "float32"))
+    json: bool = option("print one JSON object", default=False)
+
+
+def run(options: Options) -> int:
+    """Print the findings; about five seconds, most of it measuring."""
+    env = read_env()
+    path = None
+    if options.model is not None:
+        from stretto.convert.hub import resolve
+
+        path = resolve(options.model, env=env)
+    import torch
+
+    from stretto.engine.measure import describe_machine, gemm_rate, read_bandwidth
+
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
+    note("measuring ...")
+    bandwidth = read_bandwidth()
+    rates = {name: gemm_rate(kind) for name, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}
+    machine = Machine(bandwidth=bandwidth.median, flops=rates[options.dtype].median)
+    report: dict[str, Any] = {
+        "versions": versions(),
+        "machine": describe_machine(),
+        "environment": environment(env),
+        "kernels": kernels(dtype),
+        "measured": {
+            "read GB/s": _figures(bandwidth.samples, bandwidth.median),
+            **{f"{name} GFLOP/s": _figures(rate.samples, rate.median) for name, rate in rates.items()},
+        },
+    }
+    if path is not None:
+        report["bounds"] = bounds(str(path), machine, dtype)
+    if options.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what matters here."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def environment(env: Env) -> dict[str, str]:
+    """The settings of core/env.py as they are now; passwords in addresses are not shown."""
+    found = {field.name: str(getattr(env, field.name)) for field in fields(env)}
+    return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
+
+
+def kernels(dtype: Any) -> dict[str, dict[str, str]]:
+    """For every operation with backends: which one runs on small CPU tensors of `dtype`, and why not the others."""
+    import torch
+
+    from stretto.kernels.pick import BACKENDS, explain
+
+    heads, rows = torch.zeros(4, 2, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
+    arguments = {
+        "attention": (heads, heads, heads),
+        "glr": (heads, heads, heads),
+        "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
+        "rmsnorm": (rows,),
+    }
+    found = {}
+    for op, args in arguments.items():
+        reasons = explain(op, BACKENDS, *args)
+        chosen = next((name for name, reason in reasons if reason is None), "none")
+        others = "; ".join(f"{name}: {reason or 'slower'}" for name, reason in reasons if name != chosen)
+        found[op] = {"runs on": chosen, "not on": others}
+    return found
+
+
+def bounds(path: str, machine: Machine, dtype: Any) -> dict[str, float]:
+    """What one stream cannot exceed on this machine, from measured rates and the bytes a step streams."""
+    from pathlib import Path
+
+    import torch
+
+    from stretto.convert.load import open_model
+    from stretto.engine.measure import model_cost, prefill_cost
+    from stretto.models.lm import LM
+
+    file = open_model(Path(path))
+    with torch.device("meta"):
+        lm = LM(file.config).cast(dtype)
+    cost = model_cost(lm, dtype)
+    stored = sum(file.tensors.packed(name).nbytes for name in file.tensors.names())
+    return {
+        "bytes per token": cost.weight_bytes,
+        "bytes as stored": stored,
+        "cache bytes per token": cost.kv_bytes,
+        "decode tokens/s": decode_bound(machine, cost),
+        f"decode tokens/s at {_PROMPT}": decode_bound(machine, cost, _PROMPT),
+        f"prefill tokens/s of {_PROMPT}": prefill_bound(machine, prefill_cost(lm, dtype), _PROMPT),
+    }
+
+
+def _figures(samples: tuple[float, ...], median: float) -> dict[str, Any]:
+    scaled = [round(sample / 1e9, 2) for sample in samples]
+    return {"median": round(median / 1e9, 2), "lowest": min(scaled), "highest": max(scaled), "runs": len(scaled)}
+
+
+def _print(report: dict[str, Any]) -> None:
+    import sys
+
+    for heading, values in report.items():
+        print(paint(heading, "bold", has_colour(sys.stdout)))
+        width = max(len(name) for name in values)
+        for name, value in values.items():
+            print(f"  {name.ljust(width)}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,207 @@
+"""`stretto run`: one answer, or a chat in the terminal. Settings are checked before torch is imported."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stretto.cli._flags import argument, option
+from stretto.cli._terminal import is_terminal, note, print_json, progress
+from stretto.core.card import DRAFTERS, JUDGES
+from stretto.core.env import read_env
+from stretto.core.errors import UserError
+from stretto.core.sampling import Sampling
+
+if TYPE_CHECKING:
+    from stretto.llm import LLM, Chunk, Result
+
+EXAMPLES = (
+    'stretto run smollm2 "Why is the sky blue?" --stats',
+    'stretto run smollm2 --raw "Once upon a time" -n 64 --temp 0 --draft ngram:max_n=3,nodes=8 --show-draft',
+    "git diff | stretto run smollm2 --system 'Summarise this change.' --json",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto run`. A sampling option that is not given takes the model's own hint."""
+
+    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    prompt: str | None = argument(
+        "what to answer (- for standard input); without it, a chat in a terminal, else standard input", default=None
+    )
+    max_tokens: int | None = option("at most this many tokens (default: what the context holds)", short="-n", default=None)
+    temp: float | None = option("temperature; 0 takes the likeliest token (default: the model's hint)", default=None)
+    top_p: float | None = option("keep the likeliest tokens that make up this mass", default=None)
+    top_k: int | None = option("keep this many of the likeliest tokens", default=None)
+    min_p: float | None = option("drop tokens less likely than this times the likeliest", default=None)
+    seed: int | None = option("the same seed gives the same text (default: a random one)", default=None)
+    stop: tuple[str, ...] = option("the text ends before this string; may be repeated", default=())
+    system: str | None = option("system message of the conversation", default=None)
+    raw: bool = option("continue the prompt as it is, without a chat template", default=False)
+    chat_template: Path | None = option("a Jinja chat template in place of the model's", default=None)
+    draft: str = option(
+        "none, auto (n-grams while they are measured to help), ngram, or with settings: ngram:max_n=3,nodes=8",
+        default="auto",
+        metavar="SPEC",
+    )
+    judge: str = option("which drafts stay: coupled keeps the text of the seed", default="coupled", metavar="NAME")
+    dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
+    ctx: int | None = option("longest prompt and answer together (default: what the model was made for)", default=None)
+    stats: bool = option("close with a table of speeds and draft counters", default=False)
+    show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
+    json: bool = option("print one JSON object in place of the text", default=False)
+
+
+def run(options: Options) -> int:
+    """Answer or chat."""
+    sampling = check(options)
+    template = _read_template(options.chat_template)
+    prompt = _prompt(options)
+    from stretto.convert.hub import resolve
+
+    path = resolve(options.model, env=read_env())
+    with _loading(options.model) as report:
+        from stretto.llm import LLM
+
+        llm = LLM(
+            path,
+            draft=options.draft,
+            judge=options.judge,
+            dtype=options.dtype,
+            context=options.ctx,
+            max_seqs=1,
+            chat_template=template,
+            progress=report,
+        )
+    if prompt is None:
+        from stretto.cli._chat import chat
+
+        return chat(llm, options, sampling)
+    result = _answer(llm, options, sampling, prompt)
+    if options.json:
+        print_json(as_json(result, options))
+    if options.stats:
+        from stretto.cli._answer import stats
+
+        note(stats(result))
+    return 0
+
+
+def check(options: Options) -> Sampling:
+    """The sampling of these options. Raises UserError for whatever can be refused without the model."""
+    sampling = Sampling(
+        max_tokens=options.max_tokens,
+        temperature=options.temp,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        seed=options.seed,
+        stop=options.stop,
+    )
+    name, settings, _ = options.draft.partition(":")
+    if name not in ("none", "auto"):
+        DRAFTERS.card(name)
+    if settings:
+        from stretto.engine.options import make_drafting
+
+        make_drafting(options.draft)
+    if options.judge not in JUDGES.names():
+        JUDGES.card(options.judge)
+    if options.ctx is not None and options.ctx < 2:
+        raise UserError(f"--ctx is {options.ctx}", why="a context holds at least a prompt token and an answer token")
+    for flag, value in (("--system", options.system), ("--chat-template", options.chat_template)):
+        if options.raw and value is not None:
+            raise UserError(f"--raw and {flag} exclude each other", why="--raw sends the prompt without a chat template")
+    if options.json and options.show_draft:
+        raise UserError("--json and --show-draft exclude each other", why="drafts are marked in text")
+    for text in (options.prompt, options.system, *options.stop):
+        _check_utf8(text or "", "the command line")
+    return sampling
+
+
+def as_json(result: "Result", options: Options) -> dict[str, Any]:
+    """What `--json` prints."""
+    usage = result.usage
+    return {
+        "model": options.model,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": {**asdict(usage), "total_tokens": usage.total_tokens},
+        "timings": asdict(result.timings),
+        "seed": result.seed,
+        "draft": options.draft,
+        "judge": options.judge,
+        "dtype": options.dtype,
+        "prompt_token_ids": result.prompt_token_ids,
+        "token_ids": result.token_ids,
+    }
+
+
+def stream(llm: "LLM", options: Options, sampling: Sampling, prompt: str) -> "Iterator[Chunk]":
+    """The chunks of one answer."""
+    if options.raw:
+        return llm.stream(prompt, sampling)
+    system = [{"role": "system", "content": options.system}] if options.system is not None else []
+    return llm.chat_stream([*system, {"role": "user", "content": prompt}], sampling)
+
+
+def _answer(llm: "LLM", options: Options, sampling: Sampling, prompt: str) -> "Result":
+    from stretto.cli._answer import Printer
+
+    printer = Printer(llm.tokenizer, options.show_draft, quiet=options.json)
+    with closing(printer), closing(stream(llm, options, sampling, prompt)) as chunks:  # type: ignore[type-var]
+        for chunk in chunks:
+            printer.add(chunk)
+            if chunk.result is not None:
+                return chunk.result
+    raise AssertionError("the last chunk carries the result")
+
+
+def _prompt(options: Options) -> str | None:
+    """The prompt; None means chat. One line end at the end of standard input is not part of it."""
+    if options.prompt is not None and options.prompt != "-":
+        text = options.prompt
+    elif options.prompt is None and is_terminal(sys.stdin):
+        if options.json or options.raw:
+            raise UserError(f"{'--json' if options.json else '--raw'} needs a prompt", try_="a PROMPT, or a pipe")
+        return None
+    else:
+        try:
+            text = sys.stdin.read() if sys.stdin is not None else ""
+        except UnicodeDecodeError as problem:
+            raise UserError("standard input is not UTF-8 text", why=str(problem)) from None
+        _check_utf8(text, "standard input")
+        text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise UserError("the prompt is empty", why="a model continues at least one token", try_="a non-empty prompt")
+    return text
+
+
+def _check_utf8(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise UserError(f"{where} is not UTF-8 text", why=f"byte {problem.start} cannot be read") from None
+
+
+def _read_template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"--chat-template {path} cannot be read", why=str(problem)) from None
+
+
+@contextmanager
+def _loading(model: str) -> "Iterator[Any]":
+    """A progress line from the import of torch to the last tensor."""
+    show = progress(f"loading {model}")
+    show(0, 1)
+    try:
+        yield show
+    finally:
+        show(1, 1)

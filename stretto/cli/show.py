@@ -1,0 +1,44 @@
+"""`stretto show`: what a model file is, without loading it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.cli._flags import argument, option
+from stretto.cli._terminal import harmless, print_json
+from stretto.core.env import read_env
+
+EXAMPLES = ("stretto show smollm2", "stretto show model.gguf --json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto show`."""
+
+    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    json: bool = option("print one JSON object", default=False)
+
+
+def run(options: Options) -> int:
+    """Open the file, check that every tensor is there, describe it."""
+    from stretto.convert.hub import resolve
+
+    path = resolve(options.model, env=read_env())
+    from stretto.convert.load import open_model
+    from stretto.convert.show import describe
+
+    found = describe(open_model(path))
+    if options.json:
+        print_json(found)
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name.replace('_', ' ').ljust(width)}  {harmless(_shown(value))}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

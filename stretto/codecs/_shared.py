@@ -1,0 +1,155 @@
+"""What all block formats share: walking over blocks in bounded memory, half-precision scales, nibbles.
+
+A codec file gives `unpack` (bytes of blocks -> fp32 values) and `scales` (the numbers that must be finite); the ones
+that can write pass their `pack` to `encode_blocks`. Letters: N blocks.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from stretto.core.codec import Codec
+from stretto.core.errors import ModelFileError, UserError
+from stretto.core.packed import Packed
+
+STEP = 1 << 20  # values handled at a time: 4 MB of fp32
+
+
+class BlockCodec(Codec):
+    """A codec whose rows are sequences of blocks: `block` values in `block_bytes` bytes."""
+
+    @abstractmethod
+    def unpack(self, blocks: Tensor) -> Tensor:
+        """uint8 [N, block_bytes] -> fp32 [N, block], the format's own order of operations."""
+
+    @abstractmethod
+    def scales(self, blocks: Tensor) -> Tensor:
+        """uint8 [N, block_bytes] -> float [N, n]: the stored floating-point numbers."""
+
+    def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+        """Values [*shape] in `dtype`. Beside the result, only a few times 4 MB are held at any moment."""
+        values = torch.empty(packed.shape, dtype=dtype, device=packed.data.device)
+        if values.numel():
+            flat = values.view(-1)
+            for first, blocks in _walk(self, packed):
+                part = self.unpack(blocks).view(-1)
+                flat[first * self.block : first * self.block + part.numel()] = part
+        return values
+
+    def encode(self, x: Tensor) -> Packed:
+        """Refused: a codec that can write overrides this."""
+        raise UserError(f"{self.name} can be read, not written", try_="q8_0, q4_1, q4_0, bf16, f16 or f32")
+
+
+def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Packed:
+    """Store `x` [..., width] of any float dtype with `pack`: fp32 [N, block] -> uint8 [N, block_bytes].
+
+    Raises UserError if a row is no multiple of the block, or if `pack` refuses a value.
+    """
+    assert x.is_floating_point(), f"{codec.name} stores floating-point numbers, not {x.dtype}"
+    shape = tuple(x.shape)
+    width = shape[-1] if shape else 1
+    if width % codec.block:
+        raise UserError(
+            f"a row of {width} values cannot be stored as {codec.name}",
+            why=f"rows are cut into blocks of {codec.block} that share a scale",
+            try_="bf16, f16 or f32 for this tensor",
+        )
+    row_bytes = codec.row_bytes(width)
+    data = torch.empty((*shape[:-1], row_bytes), dtype=torch.uint8, device=x.device)
+    if data.numel():
+        rows, out = x.detach().reshape(-1, width), data.view(-1, row_bytes)
+        step = max(1, STEP // width)
+        for first in range(0, len(rows), step):
+            blocks = rows[first : first + step].to(torch.float32).reshape(-1, codec.block)
+            for at in range(0, len(blocks), STEP // codec.block):  # more than one turn only for very long rows
+                part = pack(blocks[at : at + STEP // codec.block])
+                start = first * row_bytes + at * codec.block_bytes
+                out.view(-1)[start : start + part.numel()] = part.reshape(-1)
+    return Packed(codec, shape, data)
+
+
+def check_finite(packed: Packed, name: str, where: str) -> None:
+    """Refuse NaN and infinity among the stored scales (or values, in the plain formats): ModelFileError naming the
+    tensor `name` of the file `where` and the first bad row. A NaN scale would silently poison every answer."""
+    codec = packed.codec
+    assert isinstance(codec, BlockCodec), f"{codec.name} has no scales to check"
+    per_row = max(1, packed.shape[-1] // codec.block) if packed.shape else 1
+    for first, blocks in _walk(codec, packed):
+        bad = ~torch.isfinite(codec.scales(blocks)).all(dim=1)
+        if bool(bad.any()):
+            row = (first + int(bad.nonzero()[0])) // per_row
+            raise ModelFileError(
+                f"{where}: tensor {name!r} has a scale or value that is not finite, in row {row}",
+                why="NaN or infinity in a weight spreads to every output",
+                try_="download or convert the file again",
+            )
+
+
+def halves(blocks: Tensor, first: int, last: int) -> Tensor:
+    """Bytes [first, last) of every block as fp16, in fp32: [N, (last - first) / 2]."""
+    # The copy also aligns what a file may hold at an odd address.
+    return blocks[:, first:last].clone(memory_format=torch.contiguous_format).view(torch.float16).float()
+
+
+def nibbles(qs: Tensor) -> Tensor:
+    """uint8 [..., n] -> uint8 [..., 2n]: all low halves, then all high halves."""
+    return torch.cat([qs & 15, qs >> 4], dim=-1)
+
+
+def join_nibbles(codes: Tensor) -> Tensor:
+    """The inverse of `nibbles`: codes 0..15, uint8 [N, 2n] -> [N, n]."""
+    low, high = codes.chunk(2, dim=-1)
+    return low | (high << 4)
+
+
+def fifth_bits(qh: Tensor) -> Tensor:
+    """uint8 [N, 4] -> uint8 [N, 32]: bit j of the little-endian word, moved to value 16."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=qh.device)
+    return (((qh[:, :, None] >> shifts) & 1) << 4).flatten(1)
+
+
+def six_bit_scales(b: Tensor) -> tuple[Tensor, Tensor]:
+    """The 12 bytes of Q4_K and Q5_K, uint8 [N, 12] -> scales and minima of the 8 sub-blocks, fp32 [N, 8] each."""
+    low, mid, high = b[:, 0:4], b[:, 4:8], b[:, 8:12]
+    scales = torch.cat([low & 63, (high & 15) | ((low >> 6) << 4)], dim=1)
+    minima = torch.cat([mid & 63, (high >> 4) | ((mid >> 6) << 4)], dim=1)
+    return scales.float(), minima.float()
+
+
+def inverse(d: Tensor) -> Tensor:
+    """1/d, and 0 where that is no finite number (d is zero, or so small that it is stored as zero)."""
+    inv = torch.ones_like(d) / d
+    return torch.where(torch.isfinite(inv), inv, torch.zeros_like(d))
+
+
+def half_bytes(d: Tensor, name: str) -> Tensor:
+    """fp32 [N, 1] as the 2 bytes of fp16, uint8 [N, 2]. UserError if a number is not finite there."""
+    half = d.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise UserError(
+            f"values that are not finite, or too large, cannot be stored as {name}",
+            why="the numbers of a block share a 16-bit float scale, at most 65504",
+            try_="bf16 or f32 for this tensor",
+        )
+    return half.view(torch.uint8)
+
+
+def _walk(codec: Codec, packed: Packed) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first block, uint8 [N, block_bytes]) over the whole tensor, about `STEP` values at a time."""
+    data = packed.data
+    width = packed.shape[-1] if packed.shape else 1
+    row_bytes = codec.row_bytes(width)
+    expected = (*packed.shape[:-1], row_bytes)
+    assert width % codec.block == 0 and data.shape == expected, f"{codec.name}: {tuple(data.shape)}, not {expected}"
+    if data.numel() == 0:
+        return
+    # Contiguous bytes are cut anywhere between blocks; others (a permuted view) between rows.
+    unit = codec.block_bytes if data.is_contiguous() else row_bytes
+    units = data.reshape(-1, unit)
+    per_unit = unit // codec.block_bytes
+    step = max(1, STEP // (per_unit * codec.block))
+    for first in range(0, len(units), step):
+        yield first * per_unit, units[first : first + step].reshape(-1, codec.block_bytes)

@@ -1,0 +1,33 @@
+"""F16: IEEE half precision, little endian. Largest value 65504."""
+
+from torch import Tensor
+
+from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, halves
+from stretto.core.card import Can, Card
+from stretto.core.packed import Packed
+
+
+class F16(BlockCodec):
+    """2 bytes a value, rounded to nearest even."""
+
+    name, block, block_bytes = "f16", 1, 2
+
+    def unpack(self, blocks: Tensor) -> Tensor:
+        return halves(blocks, 0, 2)
+
+    def scales(self, blocks: Tensor) -> Tensor:
+        return self.unpack(blocks)
+
+    def encode(self, x: Tensor) -> Packed:
+        """`x` [..., width] as fp16. UserError if a value is not finite in fp16: it must not turn into infinity."""
+        return encode_blocks(self, x, lambda part: half_bytes(part, self.name))
+
+
+CARD = Card(
+    name="f16",
+    make=F16,
+    idea="plain half precision",
+    paper="IEEE 754",
+    can=Can.ENCODE | Can.EXACT_REENCODE,
+    cost="16 bits a value",
+)

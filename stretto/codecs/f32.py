@@ -1,0 +1,35 @@
+"""F32: IEEE single precision, little endian."""
+
+import torch
+from torch import Tensor
+
+from stretto.codecs._shared import BlockCodec, encode_blocks
+from stretto.core.card import Can, Card
+from stretto.core.packed import Packed
+
+
+class F32(BlockCodec):
+    """4 bytes a value; every bit pattern survives."""
+
+    name, block, block_bytes = "f32", 1, 4
+
+    def unpack(self, blocks: Tensor) -> Tensor:
+        # `clone` because a file may hold the bytes at an odd address, where they cannot be viewed as floats.
+        return blocks.clone(memory_format=torch.contiguous_format).view(torch.float32)
+
+    def scales(self, blocks: Tensor) -> Tensor:
+        return self.unpack(blocks)
+
+    def encode(self, x: Tensor) -> Packed:
+        """`x` [..., width] as fp32."""
+        return encode_blocks(self, x, lambda part: part.contiguous().view(torch.uint8))
+
+
+CARD = Card(
+    name="f32",
+    make=F32,
+    idea="plain single precision",
+    paper="IEEE 754",
+    can=Can.ENCODE | Can.EXACT_REENCODE,
+    cost="32 bits a value",
+)

@@ -1,0 +1,116 @@
+"""What goes beside the tensors: GGUF metadata, and the JSON files of a checkpoint directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stretto.convert.gguf_ import Typed, Value
+from stretto.convert.load import ModelFile, read_json
+from stretto.convert.show import SAMPLING_KEYS, generation_hints
+from stretto.convert.tokenizer import Tokenizer
+
+_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_UNUSED = 5  # tokenizer.ggml.token_type of ids that only pad the embedding
+# Whole files that a directory-to-directory conversion carries over.
+_CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+HF_FILES = frozenset({"config.json", "model.safetensors", *_CARRIED})
+"""All that a conversion may write into a directory."""
+_NO_TOKENIZER = "the source has no tokenizer, so the result has none"
+
+
+def gguf_metadata(model: ModelFile, codec: str) -> tuple[dict[str, Value], list[str]]:
+    """All metadata of a GGUF file whose matrices are mostly in `codec`, and remarks.
+
+    Raises ModelFileError for what GGUF cannot say about this model or its tokenizer.
+    """
+    found, notes = (dict(model.metadata), list[str]()) if model.is_gguf else _translated(model)
+    found.pop("general.file_type", None)
+    if codec in _FILE_TYPES:
+        found["general.file_type"] = _FILE_TYPES[codec]
+    found["general.quantization_version"] = 2
+    return {key: _typed(key, value) for key, value in found.items()}, notes
+
+
+def _translated(model: ModelFile) -> tuple[dict[str, Any], list[str]]:
+    found = model.family.to_gguf(model.config) | {"general.type": "model", "general.name": model.path.resolve().name}
+    found |= {SAMPLING_KEYS[name]: value for name, value in generation_hints(model).items()}
+    if "general.sampling.top_k" in found:
+        found["general.sampling.top_k"] = int(found["general.sampling.top_k"])
+    if not (model.path / "tokenizer.json").is_file():
+        return found, [_NO_TOKENIZER]
+    words = Tokenizer.from_dir(model.path).to_gguf_metadata()
+    # Readers take the number of embeddings from the token list.
+    missing = range(len(words["tokenizer.ggml.tokens"]), model.config.vocab_size)
+    words["tokenizer.ggml.tokens"] = words["tokenizer.ggml.tokens"] + [f"[PAD{i}]" for i in missing]
+    words["tokenizer.ggml.token_type"] = words["tokenizer.ggml.token_type"] + [_UNUSED for _ in missing]
+    return found | words, []
+
+
+def _typed(key: str, value: Any) -> Value:
+    """Kinds that cannot be told from the value."""
+    if key == "tokenizer.ggml.token_type":
+        return Typed(kind="i32", value=value)
+    if isinstance(value, float) and float(np.float32(value)) != value and str(np.float32(value)) != str(value):
+        return Typed(kind="f64", value=value)
+    return value  # type: ignore[no-any-return]
+
+
+def hf_files(model: ModelFile, codec: str) -> tuple[dict[str, bytes], list[str]]:
+    """File name -> content of everything but the weights, and remarks. Raises ModelFileError like `gguf_metadata`."""
+    if not model.is_gguf:
+        return _carried(model.path, codec), []
+    config = model.family.to_hf(model.config) | {"torch_dtype": _DTYPES[codec]}
+    hints: dict[str, Any] = generation_hints(model)
+    if "top_k" in hints:
+        hints["top_k"] = int(hints["top_k"])
+    if "tokenizer.ggml.model" not in model.metadata:
+        return _json({"config.json": config, "generation_config.json": hints}), [_NO_TOKENIZER]
+    tokenizer = Tokenizer.from_gguf(model.metadata)
+    ids = _special_ids(model.metadata)
+    ends = sorted(tokenizer.eos_ids)
+    numbers = {f"{name}_token_id": i for name, i in ids.items()}
+    config |= numbers
+    words: dict[str, Any] = {f"{name}_token": tokenizer.token_text(i) for name, i in ids.items()}
+    words |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.add_bos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model.config.context,
+    }
+    if tokenizer.chat_template is not None:
+        words["chat_template"] = tokenizer.chat_template
+    generation = numbers | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}) | hints
+    files = _json({"config.json": config, "generation_config.json": generation, "tokenizer_config.json": words})
+    return files | {"tokenizer.json": tokenizer.to_json().encode()}, []
+
+
+def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """bos, eos, pad and unk, where the file names them."""
+    keys = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: i for name, i in found.items() if i is not None}
+
+
+def _carried(path: Path, codec: str) -> dict[str, bytes]:
+    config = read_json(path / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[codec]
+    files = {name: (path / name).read_bytes() for name in _CARRIED if (path / name).is_file()}
+    return _json({"config.json": config}) | files
+
+
+def _json(files: Mapping[str, Any]) -> dict[str, bytes]:
+    return {name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in files.items()}

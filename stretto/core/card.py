@@ -1,0 +1,91 @@
+"""Cards and registries: how a filler introduces itself, and how it is found.
+
+A filler is one file in the folder of its socket and ends with a `CARD`. The folder is the registry: names come from
+listing files, a file is imported only when it is asked for, and nothing is edited twice.
+"""
+
+import difflib
+import enum
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stretto.core.errors import UserError
+
+
+class Can(enum.Flag):
+    """What a filler is able to do. Tested both ways: a missing ability must raise the clear error."""
+
+    CAUSAL = enum.auto()  # mixer: output t depends on inputs <= t only, so the engine may decode with it
+    PACKED = enum.auto()  # mixer: several sequences in one call
+    SNAPSHOT = enum.auto()  # mixer: its state can be copied, restored and shared
+    CHAIN = enum.auto()  # mixer, drafter, judge: draft chains
+    TREE = enum.auto()  # mixer, drafter, judge: draft trees
+    BITWISE_CAUSAL = enum.auto()  # mixer: changing token t leaves outputs < t bit-identical (FFT forms do not)
+    ENCODE = enum.auto()  # codec: can write
+    EXACT_REENCODE = enum.auto()  # codec: encode(decode(p)) has the bytes of p
+    SAMPLED = enum.auto()  # judge: works at temperature > 0
+
+
+class Exactness(enum.Enum):
+    """What a filler does to the output (see docs/ARCHITECTURE.md)."""
+
+    EXACT = "exact"  # bit-identical to plain decoding in the same mode
+    LOSSLESS = "lossless"  # same distribution, or same text for the same seed
+    APPROXIMATE = "approximate"  # anything else: opt-in and labelled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """One filler. The catalogue page, the law tests and the help pages are made from these fields."""
+
+    name: str  # the file's name
+    make: Callable[..., Any]  # keyword arguments -> config or object; for mixers and channels a Config class
+    idea: str  # one line, no full stop
+    paper: str  # arXiv id, or the name of a format
+    can: Can
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # arguments of `make` for tests, milliseconds to run
+    state: str = "none"  # what a sequence must carry, per layer
+    cost: str = ""  # work, in the letters of core/shapes.py
+    exactness: Exactness = Exactness.EXACT
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # other names = arguments of `make`
+
+    def tiny_module(self) -> Any:
+        """The small module that law tests run (mixers and channels)."""
+        return self.make(**self.tiny).build()
+
+
+class Registry:
+    """The fillers of one socket: the modules of `package` whose names do not start with an underscore."""
+
+    def __init__(self, socket: str, package: str) -> None:
+        self.socket, self.package = socket, package
+
+    def names(self) -> list[str]:
+        path = importlib.import_module(self.package).__path__
+        return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+
+    def card(self, name: str) -> Card:
+        """Load one filler. An unknown name is a UserError with near matches; a broken filler shows its own error."""
+        known = self.names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"unknown {self.socket} {name!r}", try_=hint)
+        card: Card = importlib.import_module(f"{self.package}.{name}").CARD
+        return card
+
+    def cards(self, can: Can = Can(0)) -> list[Card]:
+        """All cards with at least the abilities `can`, by name."""
+        return [card for name in self.names() if can in (card := self.card(name)).can]
+
+
+MIXERS = Registry("mixer", "stretto.mixers")
+CHANNELS = Registry("channel", "stretto.channels")
+CODECS = Registry("codec", "stretto.codecs")
+DRAFTERS = Registry("drafter", "stretto.drafters")
+JUDGES = Registry("judge", "stretto.engine.judges")
+POLICIES = Registry("policy", "stretto.engine.policies")
+REGISTRIES = (MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, POLICIES)

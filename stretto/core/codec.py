@@ -1,0 +1,43 @@
+"""The `Codec` socket: how numbers are stored."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from stretto.core.packed import Packed
+
+
+class Codec(ABC):
+    """A way to store numbers as bytes, row by row.
+
+    Laws (tests/contracts/test_codec.py):
+    - `decode` equals the format's reference bit for bit in fp32; other dtypes are that value rounded once;
+    - `nbytes(shape)` equals the bytes of `encode(x)` and of every stored tensor of that shape;
+    - rows are independent: encoding or decoding a slice of rows equals slicing the whole;
+    - empty, odd-sized and non-contiguous inputs work, or are refused by name (a row that is no multiple of `block`);
+    - without Can.ENCODE, `encode` raises UserError.
+    """
+
+    name: str
+    block: int  # values that share a scale: rows must be a multiple of it
+    block_bytes: int  # bytes that a block takes
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this shape."""
+        rows = 1
+        for n in shape[:-1]:
+            rows *= n
+        return rows * self.row_bytes(shape[-1])
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of one row of `width` values; `width` must be a multiple of `block`."""
+        return width // self.block * self.block_bytes
+
+    @abstractmethod
+    def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+        """Values `[*packed.shape]`, computed in fp32, rounded once to `dtype`."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Packed:
+        """Store `x` [..., width] (any float dtype; the arithmetic is fp32). Raises UserError without Can.ENCODE."""

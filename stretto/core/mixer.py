@@ -1,0 +1,42 @@
+"""The `Mixer` socket: how a layer moves information between the tokens of a sequence."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, StateSpec
+
+
+class Mixer(nn.Module, ABC):
+    """One forward path for training, prefill, decode and verification: what differs is `seqs` and `cache`.
+
+    `cache=None` is training: zero entry state, autograd, nothing written. Otherwise `cache[name]` is the state that
+    `state_specs` declares under that name, and the call leaves in it the state after the *definite* rows of every
+    sequence; rows that `seqs.num_draft` calls provisional see their ancestors but are kept only by `commit`.
+
+    A mixer is projections, gates and equations. State is read, written and replayed by the kernels it calls
+    (`glr`, `short_conv`, `attention`, ...), so a filler contains no decode loop, no rollback and no cache layout.
+
+    Laws (tests/contracts/test_mixer.py), in fp64 over every card:
+    - whole = any split into calls = token by token, in chunked and in step form, values and end states;
+    - packed sequences = each one alone, values and gradients, down to length 1;
+    - causality: changing row t leaves rows < t bit-identical (Can.BITWISE_CAUSAL) or within 1e-10;
+    - a draft tree's row = the row of the plain sequence that its path spells;
+    - after commit of any root path the state = the state of having read that path, whatever was rejected;
+    - snapshot, run on, restore = never ran on; declared state bytes = allocated bytes; gradients pass gradcheck.
+    """
+
+    d_model: int
+    wide_params: ClassVar[tuple[str, ...]] = ()
+    """Parameters that stay fp32 when the model runs in a narrower dtype (decays, time steps)."""
+
+    @property
+    @abstractmethod
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """What one sequence must carry through this layer."""
+
+    @abstractmethod
+    def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
+        """`x_TD` [T, D] packed rows -> [T, D]."""

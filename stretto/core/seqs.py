@@ -1,0 +1,272 @@
+"""`Seqs`: which rows of a packed call belong to which sequence, and where they stand in it.
+
+Activations are packed rows `x_TD`: sequence after sequence, no padding. A serving step orders its sequences decode
+and verify first (`num_step` of them, run in step form), then prefill (run in chunked form). Training data are packed
+sequences with `num_step = 0` and no context.
+
+A sequence's rows are definite (prompt tokens, the pending token) followed by `num_draft` provisional rows: nodes of a
+draft tree in topological order. `parents[b][r]` is the row, inside sequence b, whose successor row r is; -1 means
+the context itself. `None` says that the rows are a chain.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+_V = TypeVar("_V")
+Parents = tuple[int, ...] | None
+MAX_TREE_ROWS = 64  # the pending row + 63 nodes: ancestors are the bits of an int64
+
+
+class Level(NamedTuple):
+    """The rows of one tree depth, over all sequences: they can be computed together once their parents are."""
+
+    rows: Tensor  # [n] int64, packed row numbers
+    parents: Tensor  # [n] int64, packed row of the parent; -1 = the entry state of the sequence
+    seqs: Tensor  # [n] int64, sequence numbers
+
+
+@dataclass(frozen=True)
+class Seqs:
+    """Immutable description of packed rows. Tensors are derived once, on first use, and shared by all layers."""
+
+    lens: tuple[int, ...]  # rows per sequence in this call; 0 is allowed
+    contexts: tuple[int, ...]  # tokens of each sequence that its state already holds
+    num_draft: tuple[int, ...]  # trailing provisional rows per sequence
+    parents: tuple[Parents, ...]  # see the module docstring
+    num_step: int = 0  # leading sequences that run in step form
+    device: torch.device = torch.device("cpu")
+    _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(
+        lens: Sequence[int],
+        contexts: Sequence[int] | None = None,
+        *,
+        num_draft: Sequence[int] | None = None,
+        parents: Sequence[Sequence[int] | None] | None = None,
+        num_step: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> "Seqs":
+        """Packed sequences of `lens` rows after `contexts` tokens (default: none)."""
+        n = len(lens)
+        rows = tuple(None if p is None else tuple(p) for p in parents) if parents is not None else (None,) * n
+        return Seqs(
+            lens=tuple(lens),
+            contexts=tuple(contexts) if contexts is not None else (0,) * n,
+            num_draft=tuple(num_draft) if num_draft is not None else (0,) * n,
+            parents=rows,
+            num_step=num_step,
+            device=torch.device(device),
+        )
+
+    def __post_init__(self) -> None:
+        n = len(self.lens)
+        assert len(self.contexts) == len(self.num_draft) == len(self.parents) == n and 0 <= self.num_step <= n
+        for rows, drafts, parents in zip(self.lens, self.num_draft, self.parents, strict=True):
+            assert 0 <= drafts <= rows
+            if parents is not None:
+                assert len(parents) == rows <= MAX_TREE_ROWS
+                assert all(-1 <= p < r for r, p in enumerate(parents)), "parents come before children"
+                definite = rows - drafts
+                assert parents[:definite] == tuple(range(-1, definite - 1)), "definite rows are a chain"
+
+    # -- host side -----------------------------------------------------------------------------------------------
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.lens)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First packed row of every sequence, and the total at the end (`cu_seqlens` as Python integers)."""
+        return (0, *accumulate(self.lens))
+
+    @property
+    def num_rows(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def num_step_rows(self) -> int:
+        """Rows that run in step form; they come first."""
+        return self.starts[self.num_step]
+
+    @property
+    def has_drafts(self) -> bool:
+        return any(self.num_draft)
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether any sequence branches (otherwise every mask is plainly causal)."""
+        return any(p is not None for p in self.parents)
+
+    @property
+    def definite(self) -> tuple[int, ...]:
+        """Rows per sequence that are certainly kept."""
+        return tuple(n - d for n, d in zip(self.lens, self.num_draft, strict=True))
+
+    def slice(self, first: int, last: int) -> "Seqs":
+        """Sequences [first, last) on their own; memoised."""
+        return self.memo(("slice", first, last), lambda: self._slice(first, last))
+
+    def _slice(self, first: int, last: int) -> "Seqs":
+        num_step = max(0, min(self.num_step, last) - first)
+        cut = slice(first, last)
+        return Seqs(self.lens[cut], self.contexts[cut], self.num_draft[cut], self.parents[cut], num_step, self.device)
+
+    @property
+    def step_part(self) -> "Seqs":
+        """The leading sequences, which run in step form."""
+        return self.slice(0, self.num_step)
+
+    @property
+    def chunk_part(self) -> "Seqs":
+        """The other sequences, which run in chunked form; their rows start at `num_step_rows`."""
+        return self.slice(self.num_step, self.num_seqs)
+
+    def row_parents(self, b: int) -> tuple[int, ...]:
+        """The parent table of sequence b, written out also for chains."""
+        return self.parents[b] or tuple(range(-1, self.lens[b] - 1))
+
+    def depths(self, b: int) -> list[int]:
+        """Depth of every row of sequence b below its context: 0 for the first token after it."""
+        depth: list[int] = []
+        for parent in self.row_parents(b):
+            depth.append(0 if parent < 0 else depth[parent] + 1)
+        return depth
+
+    def memo(self, key: Hashable, make: Callable[[], _V]) -> _V:
+        """A value derived from this description that all layers share (rotary tables, gather indices)."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]  # type: ignore[return-value]
+
+    # -- tensors, derived once -------------------------------------------------------------------------------------
+
+    def _tensor(self, values: Sequence[int] | Sequence[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """[B + 1] int32."""
+        return self._tensor(self.starts, torch.int32)
+
+    @cached_property
+    def context_lens(self) -> Tensor:
+        """[B] int64."""
+        return self._tensor(self.contexts)
+
+    @cached_property
+    def seq_ids(self) -> Tensor:
+        """[T] int64: the sequence of every row."""
+        return torch.repeat_interleave(torch.arange(self.num_seqs, device=self.device), self._tensor(self.lens))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[T] int64: absolute position, context + depth (siblings of a tree share one)."""
+        parts = [
+            torch.arange(c, c + n, device=self.device) if p is None else self._tensor([c + d for d in self.depths(b)])
+            for b, (n, c, p) in enumerate(zip(self.lens, self.contexts, self.parents, strict=True))
+        ]
+        return torch.cat(parts) if parts else self._tensor([])
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[T] int64: bit j of row i is set iff row j of the same sequence is i or an ancestor of i.
+
+        Defined for sequences of at most 64 rows; longer ones (always chains) get 0.
+        """
+        bits: list[int] = []
+        for b, n in enumerate(self.lens):
+            own: list[int] = []
+            for row, parent in enumerate(self.row_parents(b) if n <= MAX_TREE_ROWS else ()):
+                own.append((own[parent] if parent >= 0 else 0) | (1 << row))
+            bits += own or [0] * n
+        return self._tensor([v - (1 << 64) if v >= 1 << 63 else v for v in bits])
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The rows grouped by depth: the order of a step-form recurrence over chains and trees alike."""
+        found: list[tuple[list[int], list[int], list[int]]] = []
+        for b in range(self.num_seqs):
+            start = self.starts[b]
+            for row, (depth, parent) in enumerate(zip(self.depths(b), self.row_parents(b), strict=True)):
+                while len(found) <= depth:
+                    found.append(([], [], []))
+                rows, parents, seqs = found[depth]
+                rows.append(start + row)
+                parents.append(start + parent if parent >= 0 else -1)
+                seqs.append(b)
+        return tuple(Level(self._tensor(r), self._tensor(p), self._tensor(s)) for r, p, s in found)
+
+    def taps(self, width: int) -> Tensor:
+        """[T, width] int64: where a causal filter of `width` taps reads, oldest first, the row itself last.
+
+        Indices point into `cat([tail, x])`, with `tail` [B * (width-1)] the inputs before each sequence's rows,
+        oldest first, and `x` [T] the rows. Taps follow ancestors, so draft trees need nothing special.
+        """
+        return self.memo(("taps", width), lambda: self._taps(width))
+
+    def _taps(self, width: int) -> Tensor:
+        keep, base, table = width - 1, self.num_seqs * (width - 1), list[list[int]]()
+        for b in range(self.num_seqs):
+            tail = list(range(b * keep, (b + 1) * keep))
+            histories: list[list[int]] = []
+            for row, parent in enumerate(self.row_parents(b)):
+                before = histories[parent] if parent >= 0 else tail
+                histories.append([*before[len(before) - keep :], base + self.starts[b] + row])
+            table += histories
+        return self._tensor(table).view(self.num_rows, width)
+
+    def end_taps(self, width: int) -> Tensor:
+        """[B, width-1] int64: the tail after the definite rows of every sequence, indexed as in `taps`."""
+        return self.memo(("end_taps", width), lambda: self._end_taps(width))
+
+    def _end_taps(self, width: int) -> Tensor:
+        keep, base, table = width - 1, self.num_seqs * (width - 1), list[list[int]]()
+        for b, rows in enumerate(self.definite):
+            first = base + self.starts[b]
+            history = [*range(b * keep, (b + 1) * keep), *range(first + max(0, rows - keep), first + rows)]
+            table.append(history[len(history) - keep :])
+        return self._tensor(table).view(self.num_seqs, keep)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The provisional rows that a step keeps: one root path for each sequence that keeps any.
+
+    seqs: those sequences as chains in step form, without provisional rows, after their definite rows.
+    rows: [n] int64, packed row numbers of the verified call, in path order, sequence after sequence.
+    which: [B'] int64, sequence numbers in the verified call.
+    """
+
+    seqs: Seqs
+    rows: Tensor
+    which: Tensor
+
+    @staticmethod
+    def of(seqs: Seqs, paths: Sequence[Sequence[int]]) -> "Accepted | None":
+        """`paths[b]`: accepted rows of sequence b (row numbers inside it, topological); None if there are none."""
+        kept = [b for b, path in enumerate(paths) if path]
+        if not kept:
+            return None
+        for b in kept:
+            parents, last = seqs.row_parents(b), seqs.definite[b] - 1
+            for row in paths[b]:
+                assert row > seqs.definite[b] - 1 and parents[row] == last, "an accepted path starts at the pending row"
+                last = row
+        return Accepted(
+            seqs=Seqs.of(
+                [len(paths[b]) for b in kept],
+                [seqs.contexts[b] + seqs.definite[b] for b in kept],
+                num_step=len(kept),
+                device=seqs.device,
+            ),
+            rows=seqs._tensor([seqs.starts[b] + row for b in kept for row in paths[b]]),
+            which=seqs._tensor(kept),
+        )

@@ -1,0 +1,275 @@
+"""What a layer carries between calls: declared by `StateSpec`, handed to the kernels as `Paged` and `Slot`.
+
+Two kinds of storage exist. *Paged* state grows with the sequence (keys, values, convolution inputs): rows are
+appended, provisional ones included, and rolled back by position. *Slot* state has a fixed size (recurrent matrices,
+filter tails): a call leaves the state after the definite rows, remembers the few inputs of the provisional ones, and
+`commit` replays the accepted path with the kernel that verified it.
+
+Serving hands out `PageRef` and `SlotRef`, views into the pools of `cache/`; kernels may use their fields directly.
+`TensorCache` is the same interface over plain tensors, functional and differentiable: law tests, training with a
+carried state, snapshots.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from stretto.core.seqs import Accepted, Seqs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateSpec:
+    """One tensor that one sequence must carry through one layer.
+
+    shape: per token (kind `paged`) or per sequence (the other kinds).
+    dtype: None = the KV dtype of the engine (paged) or the dtype of the activations (slot).
+    kind: paged | slot | window (a paged state that only needs its last `window` tokens) | levels (O(log T) slots).
+    rollback: how rejected drafts leave it: truncate | slots (one state per row) | replay.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    kind: Literal["paged", "slot", "window", "levels"]
+    rollback: Literal["truncate", "slots", "replay"]
+
+    def nbytes(self, default: torch.dtype) -> int:
+        """Bytes per token (paged) or per sequence (slot), where `dtype` None means `default`."""
+        return int(torch.Size(self.shape).numel()) * (self.dtype or default).itemsize
+
+
+Replay = Callable[["Slot", Seqs, Mapping[str, Tensor]], None]
+"""`replay(slot, seqs, rows)` advances `slot` over chains of recorded rows; it is the kernel's own step form."""
+
+
+class Paged(ABC):
+    """One paged state of one layer during one call."""
+
+    @abstractmethod
+    def append(self, rows: Tensor, seqs: Seqs) -> None:
+        """Store this call's rows [T, *shape] after the context, provisional ones in row order."""
+
+    @abstractmethod
+    def read(self, b: int, seqs: Seqs) -> Tensor:
+        """[context + rows, *shape]: what sequence b holds, in storage order (call after `append`)."""
+
+    @abstractmethod
+    def read_padded(self, seqs: Seqs) -> Tensor:
+        """[B, max(context + rows), *shape] for the leading `seqs.num_seqs` sequences; the padding is finite."""
+
+
+class Slot(ABC):
+    """One fixed-size state of one layer during one call, for all its sequences."""
+
+    def __init__(self) -> None:
+        self._tape: tuple[Replay, Mapping[str, Tensor]] | None = None
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """[B, *shape]: the entry states."""
+
+    @abstractmethod
+    def write(self, states: Tensor) -> None:
+        """Keep [B, *shape] as the states after the definite rows."""
+
+    @abstractmethod
+    def at(self, which: Tensor) -> "Slot":
+        """The slot of some of the sequences, reading what `write` left."""
+
+    def record(self, replay: Replay, rows: Mapping[str, Tensor]) -> None:
+        """Remember the inputs [T, ...] of this call's rows until `commit`; a kernel calls this if there are drafts."""
+        self._tape = (replay, rows)
+
+    def commit(self, accepted: Accepted | None) -> None:
+        """Advance over the accepted rows and forget the others."""
+        if self._tape is not None and accepted is not None:
+            replay, rows = self._tape
+            kept = {name: tensor.index_select(0, accepted.rows) for name, tensor in rows.items()}
+            replay(self.at(accepted.which), accepted.seqs, kept)
+        self._tape = None
+
+
+LayerCache = Mapping[str, "Paged | Slot"]
+"""The states of one layer, by the names that its `state_specs` declare."""
+
+
+def paged(cache: LayerCache, name: str) -> Paged:
+    """`cache[name]`, known to be paged."""
+    ref = cache[name]
+    assert isinstance(ref, Paged), f"state {name!r} is not paged"
+    return ref
+
+
+def slot(cache: LayerCache, name: str) -> Slot:
+    """`cache[name]`, known to be a slot."""
+    ref = cache[name]
+    assert isinstance(ref, Slot), f"state {name!r} is not a slot"
+    return ref
+
+
+class PageRef(Paged):
+    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer.
+
+    block_table: [B, blocks] int64, page numbers; page 0 is the null page (padding).
+    slot_mapping: [T] int64, where each row of this call goes: page * page_size + offset.
+    """
+
+    def __init__(self, pages: Tensor, block_table: Tensor, slot_mapping: Tensor) -> None:
+        self.pages, self.block_table, self.slot_mapping = pages, block_table, slot_mapping
+
+    def append(self, rows: Tensor, seqs: Seqs) -> None:
+        self.pages.flatten(0, 1).index_copy_(0, self.slot_mapping, rows.to(self.pages.dtype))
+
+    def read(self, b: int, seqs: Seqs) -> Tensor:
+        length = seqs.contexts[b] + seqs.lens[b]
+        blocks = -(-length // self.pages.shape[1])
+        return self.pages.index_select(0, self.block_table[b, :blocks]).flatten(0, 1)[:length]
+
+    def read_padded(self, seqs: Seqs) -> Tensor:
+        longest = max(c + n for c, n in zip(seqs.contexts, seqs.lens, strict=True))
+        blocks = -(-longest // self.pages.shape[1])
+        table = self.block_table[: seqs.num_seqs, :blocks]
+        found = self.pages.index_select(0, table.reshape(-1))
+        return found.view(seqs.num_seqs, blocks * self.pages.shape[1], *self.pages.shape[2:])[:, :longest]
+
+
+class SlotRef(Slot):
+    """Fixed-size state in a pool: `states` [slots, *shape] of one layer; slot 0 is the zero state, never written.
+
+    source, destination: [B] int64, where each sequence's entry state is and where its next state goes.
+    """
+
+    def __init__(self, states: Tensor, source: Tensor, destination: Tensor) -> None:
+        super().__init__()
+        self.states, self.source, self.destination = states, source, destination
+
+    def read(self) -> Tensor:
+        return self.states.index_select(0, self.source)
+
+    def write(self, states: Tensor) -> None:
+        self.states.index_copy_(0, self.destination, states.to(self.states.dtype))
+
+    def at(self, which: Tensor) -> "SlotRef":
+        destination = self.destination[which]
+        return SlotRef(self.states, destination, destination)
+
+
+class TensorPaged(Paged):
+    """Paged state as one tensor per sequence; `append` concatenates, so autograd sees through it."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self._uncommitted: Seqs | None = None
+
+    def append(self, rows: Tensor, seqs: Seqs) -> None:
+        assert self._uncommitted is None, "commit the provisional rows first"
+        assert tuple(len(t) for t in self.tensors) == seqs.contexts, "contexts differ from what the cache holds"
+        self.tensors = [
+            torch.cat([held, new.to(held.dtype)])
+            for held, new in zip(self.tensors, torch.split(rows, list(seqs.lens)), strict=True)
+        ]
+        self._uncommitted = seqs if seqs.has_drafts else None
+
+    def read(self, b: int, seqs: Seqs) -> Tensor:
+        return self.tensors[b]
+
+    def read_padded(self, seqs: Seqs) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(self.tensors[: seqs.num_seqs], batch_first=True)
+
+    def commit(self, accepted: Accepted | None) -> None:
+        """Keep the definite rows and the accepted path."""
+        seqs, self._uncommitted = self._uncommitted, None
+        if seqs is None:
+            return
+        paths: dict[int, Tensor] = {}
+        if accepted is not None:
+            for b, rows in zip(
+                accepted.which.tolist(), torch.split(accepted.rows, list(accepted.seqs.lens)), strict=True
+            ):
+                paths[b] = rows - seqs.starts[b] + seqs.contexts[b]
+        for b, tensor in enumerate(self.tensors):
+            kept = tensor[: seqs.contexts[b] + seqs.definite[b]]
+            self.tensors[b] = torch.cat([kept, tensor[paths[b]]]) if b in paths else kept
+
+
+class TensorSlot(Slot):
+    """Fixed-size state as one tensor [B, *shape]; `write` replaces it, so autograd sees through it."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def read(self) -> Tensor:
+        return self.states
+
+    def write(self, states: Tensor) -> None:
+        self.states = states.to(self.states.dtype)
+
+    def at(self, which: Tensor) -> "Slot":
+        return _TensorSlotPart(self, which)
+
+
+class _TensorSlotPart(Slot):
+    def __init__(self, whole: TensorSlot, which: Tensor) -> None:
+        super().__init__()
+        self.whole, self.which = whole, which
+
+    def read(self) -> Tensor:
+        return self.whole.states.index_select(0, self.which)
+
+    def write(self, states: Tensor) -> None:
+        self.whole.states = self.whole.states.index_copy(0, self.which, states.to(self.whole.states.dtype))
+
+    def at(self, which: Tensor) -> "Slot":
+        return _TensorSlotPart(self.whole, self.which[which])
+
+
+class TensorCache(Mapping[str, "Paged | Slot"]):
+    """The states of one layer for `num_seqs` sequences as plain tensors, starting from zero."""
+
+    def __init__(self, specs: Sequence[StateSpec], num_seqs: int, dtype: torch.dtype, device: str = "cpu") -> None:
+        self._refs: dict[str, TensorPaged | TensorSlot] = {}
+        for spec in specs:
+            if spec.kind == "paged":
+                empty = torch.zeros((0, *spec.shape), dtype=spec.dtype or dtype, device=device)
+                self._refs[spec.name] = TensorPaged([empty] * num_seqs)
+            elif spec.kind == "slot":
+                # States are at least as wide as the activations: fp64 law tests need fp64 states.
+                wide = torch.promote_types(spec.dtype or dtype, dtype)
+                self._refs[spec.name] = TensorSlot(torch.zeros((num_seqs, *spec.shape), dtype=wide, device=device))
+            else:
+                raise NotImplementedError(f"state kind {spec.kind!r} (state {spec.name!r})")
+
+    def __getitem__(self, name: str) -> TensorPaged | TensorSlot:
+        return self._refs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def commit(self, accepted: Accepted | None) -> None:
+        """Keep the accepted rows of the last call, drop the other provisional ones."""
+        for ref in self._refs.values():
+            ref.commit(accepted)
+
+    def snapshot(self) -> Self:
+        """An independent copy: running on with either leaves the other alone."""
+        copy = type(self)((), 0, torch.float32)
+        copy._refs = {
+            name: TensorPaged(ref.tensors) if isinstance(ref, TensorPaged) else TensorSlot(ref.states)
+            for name, ref in self._refs.items()
+        }
+        return copy
+
+    def tensors(self) -> list[Tensor]:
+        """Everything held, in a fixed order, for comparisons."""
+        found: list[Tensor] = []
+        for ref in self._refs.values():
+            found += ref.tensors if isinstance(ref, TensorPaged) else [ref.states]
+        return found

@@ -1,0 +1,311 @@
+"""`Engine`: continuous batching with drafts. `Engine.step` is the whole system in one function.
+
+    schedule -> propose -> pack -> forward -> judge -> commit -> observe -> advance
+
+An engine is an ordinary object: model, cache, drafter, judge, policies and clock are arguments, nothing is global, and
+several engines live in one process. It is not thread-safe; `AsyncLLM` owns one in a thread.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from stretto.cache.manager import CacheManager
+from stretto.cache.pools import Pools, size_pools
+from stretto.core.drafter import Ask, Draft, Drafter, Verdict
+from stretto.core.errors import UserError
+from stretto.core.judge import Judge, Noise
+from stretto.core.plan import StepPlan
+from stretto.core.policy import DraftPolicy, OrderPolicy
+from stretto.core.sampling import Sampling
+from stretto.core.seqs import MAX_TREE_ROWS, Seqs
+from stretto.engine.judges.coupled import Coupled
+from stretto.engine.judges.greedy import Greedy
+from stretto.engine.policies.fcfs import FCFS
+from stretto.engine.request import (
+    Event,
+    FinishReason,
+    Phase,
+    Request,
+    TextStream,
+    Timeline,
+    TokenLogprobs,
+    check_prompt,
+)
+from stretto.engine.scheduler import Placed, Scheduler
+from stretto.engine.verify import Asked, decide, emitted_logprobs
+from stretto.models.lm import LM
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Sizes. context: longest sequence; max_seqs: requests that run at once; max_rows: token budget of a step;
+    memory_bytes: for the cache; kv_dtype: of cached keys and values."""
+
+    context: int
+    max_seqs: int = 32
+    max_rows: int = 512
+    memory_bytes: int = 2 << 30
+    kv_dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """Counters since the engine started. accepted_at[d]: drafts whose node at depth d + 1 was accepted."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    accepted_at: list[int] = field(default_factory=list)
+
+    def add(self, draft: Draft, verdict: Verdict) -> None:
+        """Count one round of one request."""
+        self.rounds += bool(len(draft))
+        self.drafted += len(draft)
+        self.accepted += len(verdict.path)
+        self.emitted += len(verdict.emitted)
+        self.accepted_at += [0] * (len(verdict.path) - len(self.accepted_at))
+        for depth in range(len(verdict.path)):
+            self.accepted_at[depth] += 1
+
+
+class Engine:
+    """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled."""
+
+    def __init__(
+        self,
+        model: LM,
+        config: EngineConfig,
+        *,
+        drafter: Drafter | None = None,
+        draft_policy: DraftPolicy | None = None,
+        judge: Judge | None = None,
+        order: OrderPolicy | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+        vocab_size: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        assert (drafter is None) == (draft_policy is None), "a drafter comes with the policy that limits it"
+        self.model, self.config = model, config
+        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+        num_blocks, num_slots = size_pools(
+            model.state_specs,
+            config.kv_dtype,
+            model.dtype,
+            context=config.context + MAX_TREE_ROWS,
+            max_seqs=config.max_seqs,
+            memory_bytes=config.memory_bytes,
+        )
+        self.cache = CacheManager(
+            Pools(
+                model.state_specs,
+                num_blocks=num_blocks,
+                num_slots=num_slots,
+                kv_dtype=config.kv_dtype,
+                state_dtype=model.dtype,
+            )
+        )
+        self.scheduler = Scheduler(
+            self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max(config.max_rows, config.max_seqs + 1)
+        )
+        self.drafter, self.draft_policy = drafter, draft_policy
+        self.greedy, self.judge = Greedy(), judge or Coupled()
+        self.eos_ids, self.clock = eos_ids, clock
+        self.stats = DraftStats()
+        self._requests: dict[int, Request] = {}
+        self._drafting: set[int] = set()  # requests that the drafter knows
+        self._next_rid = 0
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def add(
+        self, prompt: Sequence[int], sampling: Sampling, text: TextStream | None = None, *, child: int = 0
+    ) -> Request:
+        """Queue a prompt. `sampling` must be resolved. Raises UserError for anything that cannot be run."""
+        check_prompt(prompt, self.vocab_size, self.config.context)
+        if sampling.stops and text is None:
+            raise UserError("stop strings need a tokenizer", why="this engine was given none", try_="stop_token_ids")
+        for token in (*sampling.logit_bias, *sampling.stop_token_ids):
+            if token >= self.vocab_size:
+                raise UserError(f"token id {token} does not exist", why=f"the vocabulary has {self.vocab_size} tokens")
+        room = self.config.context - len(prompt)
+        seed = random.SystemRandom().getrandbits(63) if sampling.seed is None else sampling.seed
+        stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.eos_ids)
+        request = Request(
+            rid=self._next_rid,
+            prompt=tuple(prompt),
+            sampling=sampling,
+            noise=Noise(seed, child),
+            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+            stop_ids=stop_ids,
+            timeline=Timeline(arrived=self.clock()),
+            text=text,
+        )
+        self._next_rid += 1
+        self._requests[request.rid] = request
+        self.scheduler.add(request)
+        return request
+
+    def cancel(self, rid: int) -> Event | None:
+        """End a request now and free what it holds. None if it has already ended."""
+        request = self._requests.get(rid)
+        return None if request is None else self._finish(request, Event(rid, (), ""), "cancelled")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is queued or running."""
+        return not self._requests
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Advance every scheduled request; returns what happened. Empty if there is nothing to do."""
+        started = self.clock()
+        batch = self._schedule()
+        if not batch:
+            return []
+        drafts = self._propose(batch)
+        plan, seqs = self._pack(batch, drafts)
+        asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
+        logits = self.model(plan)[:, : self.vocab_size]
+        verdicts = decide(logits, asked, self._judge_for) if asked else []
+        logprobs = emitted_logprobs(logits, asked, verdicts)
+        self._commit(batch, seqs, asked, verdicts)
+        self._observe(batch, asked, verdicts, self.clock() - started)
+        return [self._advance(*one) for one in zip(asked, verdicts, logprobs, strict=True)]
+
+    def _schedule(self) -> list[Placed]:
+        batch = self.scheduler.schedule()
+        now = self.clock()
+        for placed in batch:
+            if placed.request.timeline.started is None:
+                placed.request.timeline.started = now
+        if self.drafter is not None:
+            for victim in self.scheduler.preempted:
+                if victim.rid in self._drafting:
+                    self.drafter.release(victim.rid)
+                    self._drafting.discard(victim.rid)
+            for request in (placed.request for placed in batch):
+                if request.rid not in self._drafting:
+                    self.drafter.admit(request.rid, request.tokens)
+                    self._drafting.add(request.rid)
+        return batch
+
+    def _propose(self, batch: Sequence[Placed]) -> list[Draft]:
+        """A draft per scheduled request (empty where none is wanted), within the rows and pages that are left."""
+        drafts = [Draft() for _ in batch]
+        decodes = [i for i, placed in enumerate(batch) if placed.is_decode]
+        if self.drafter is None or self.draft_policy is None or not decodes:
+            return drafts
+        spare = (self.scheduler.max_rows - sum(p.num_rows for p in batch)) // len(decodes)
+        nodes = min(self.draft_policy.num_nodes(len(decodes)), spare, MAX_TREE_ROWS - 1)
+        asks, indices = [], []
+        for i in decodes:
+            request = batch[i].request
+            limit = min(nodes, request.remaining - 1)
+            if limit > 0:
+                asks.append(Ask(request.rid, limit))
+                indices.append(i)
+        for i, draft in zip(indices, self.drafter.propose(asks) if asks else (), strict=True):
+            assert len(draft) <= nodes
+            if len(draft) and self.cache.reserve(batch[i].request.rid, 1 + len(draft)):
+                drafts[i] = draft
+        return drafts
+
+    def _pack(self, batch: Sequence[Placed], drafts: Sequence[Draft]) -> tuple[StepPlan, Seqs]:
+        """Tokens, positions, pages and slots of the step, as the arguments of one forward pass."""
+        tokens: list[int] = []
+        out_rows: list[int] = []
+        contexts = [self.cache.length(p.request.rid) for p in batch]
+        for placed, draft, context in zip(batch, drafts, contexts, strict=True):
+            tokens += [*placed.request.tokens[context : context + placed.num_rows], *draft.tokens]
+            if placed.is_last:
+                out_rows += range(len(tokens) - len(draft) - 1, len(tokens))
+        seqs = Seqs.of(
+            [p.num_rows + len(d) for p, d in zip(batch, drafts, strict=True)],
+            contexts,
+            num_draft=[len(d) for d in drafts],
+            parents=[None if d.parents is None else (-1, *(parent + 1 for parent in d.parents)) for d in drafts],
+            num_step=sum(p.is_decode for p in batch),
+        )
+        caches = self.cache.pack([p.request.rid for p in batch], seqs)
+        return StepPlan(torch.tensor(tokens), seqs, torch.tensor(out_rows, dtype=torch.int64), caches), seqs
+
+    def _judge_for(self, request: Request) -> Judge:
+        return self.greedy if request.sampling.temperature == 0 else self.judge
+
+    def _commit(self, batch: Sequence[Placed], seqs: Seqs, asked: Sequence[Asked], verdicts: Sequence[Verdict]) -> None:
+        """Keep definite rows and accepted paths. Row 0 of a decoding sequence is the pending token, row i + 1 node i."""
+        accepted = {a.request.rid: v.path for a, v in zip(asked, verdicts, strict=True)}
+        rids = [p.request.rid for p in batch]
+        self.cache.commit(rids, seqs, [[node + 1 for node in accepted.get(rid, ())] for rid in rids])
+
+    def _observe(
+        self, batch: Sequence[Placed], asked: Sequence[Asked], verdicts: Sequence[Verdict], seconds: float
+    ) -> None:
+        if self.drafter is None or self.draft_policy is None:
+            return
+        for one, verdict in zip(asked, verdicts, strict=True):
+            self.drafter.observe(one.request.rid, one.draft, verdict)
+            self.stats.add(one.draft, verdict)
+        if all(placed.is_decode for placed in batch):
+            self.draft_policy.learn(
+                drafted=sum(len(one.draft) for one in asked),
+                emitted=sum(len(verdict.emitted) for verdict in verdicts),
+                num_running=len(batch),
+                seconds=seconds,
+            )
+
+    def _advance(self, asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs]) -> Event:
+        """Append the emitted tokens until the text ends; release the request if it does."""
+        request, draft = asked.request, asked.draft
+        timeline = request.timeline
+        timeline.first_token = timeline.first_token or self.clock()
+        timeline.steps += 1
+        timeline.drafted += len(draft)
+        text, kept, reason = "", 0, None
+        for token in verdict.emitted:
+            request.append(token)
+            kept += 1
+            piece, reason = self._read(request, token)
+            text += piece
+            if reason is not None:
+                break
+        accepted = min(kept, len(verdict.path))
+        timeline.accepted += accepted
+        chosen = verdict.emitted[:kept]
+        event = Event(
+            rid=request.rid,
+            token_ids=chosen,
+            text=text,
+            logprobs=tuple(logprobs[:kept]),
+            drafted=len(draft),
+            accepted=accepted,
+            rejected_ids=tuple(t for n, t in enumerate(draft.tokens) if n not in verdict.path),
+        )
+        return event if reason is None else self._finish(request, event, reason)
+
+    def _read(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
+        """The text that `token` makes certain, and whether it ends the request."""
+        if token in request.stop_ids:
+            return "", "stop"
+        piece, stopped = request.text.push(token) if request.text is not None else ("", False)
+        if stopped:
+            return piece, "stop"
+        return piece, "length" if request.remaining <= 0 else None
+
+    def _finish(self, request: Request, event: Event, reason: FinishReason) -> Event:
+        self.scheduler.remove(request)
+        if self.drafter is not None and request.rid in self._drafting:
+            self.drafter.release(request.rid)
+            self._drafting.discard(request.rid)
+        request.move(Phase.FINISHED)
+        request.timeline.finished = self.clock()
+        del self._requests[request.rid]
+        rest = request.text.finish() if request.text is not None else ""
+        return replace(event, text=event.text + rest, finish_reason=reason)

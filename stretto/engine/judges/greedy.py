@@ -1,0 +1,32 @@
+"""Greedy: keep the drafts that are the argmax of the row before them.
+
+The head's picks are argmaxes (the lowest id on a tie, fp32 logits), so the emitted tokens are plain greedy
+decoding's, token for token, for any chain or tree.
+"""
+
+from torch import Tensor
+
+from stretto.core.card import Can, Card, Exactness
+from stretto.core.drafter import Draft, Verdict
+from stretto.core.judge import Head, Judge, Noise
+from stretto.engine.judges._walk import walk_picks
+
+
+class Greedy(Judge):
+    """Temperature 0 only: its card lacks Can.SAMPLED."""
+
+    head: Head = "picks"
+
+    def judge(self, draft: Draft, rows: Tensor, position: int, noise: Noise) -> Verdict:
+        return walk_picks(draft, rows.tolist())
+
+
+CARD = Card(
+    name="greedy",
+    make=Greedy,
+    idea="keep the drafts that are the argmax",
+    paper="1811.03115",
+    can=Can.CHAIN | Can.TREE,
+    cost="O(N)",
+    exactness=Exactness.EXACT,
+)

@@ -1,0 +1,135 @@
+"""A request from admission to its last event."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from stretto.core.errors import UserError
+from stretto.core.judge import Noise
+from stretto.core.sampling import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Phase(enum.Enum):
+    """Where a request stands. PREEMPTED is WAITING with a past."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+_LEGAL = {
+    Phase.WAITING: {Phase.RUNNING, Phase.FINISHED},
+    Phase.RUNNING: {Phase.WAITING, Phase.FINISHED},
+    Phase.FINISHED: set[Phase](),
+}
+
+
+class TextStream(Protocol):
+    """Turns tokens into text; holds back what may still change (half a character, half a stop string)."""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """Text that is now certain, and whether a stop string was completed (the text ends before it)."""
+
+    def finish(self) -> str:
+        """The rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of an emitted token and of the likeliest alternatives, before temperature and filters."""
+
+    logprob: float
+    top: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one step did for one request. finish_reason is set exactly once, on the last event.
+
+    accepted: how many of the tokens were drafted; drafted: how many nodes this step verified.
+    """
+
+    rid: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
+    rejected_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Clock readings in seconds, and what was done in between."""
+
+    arrived: float
+    started: float | None = None  # first scheduled
+    first_token: float | None = None
+    finished: float | None = None
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One text being continued. Only the engine changes it."""
+
+    rid: int
+    prompt: tuple[int, ...]
+    sampling: Sampling  # resolved
+    noise: Noise
+    max_tokens: int
+    stop_ids: frozenset[int]  # these tokens end the text
+    timeline: Timeline
+    text: TextStream | None = None
+    output: list[int] = field(default_factory=list)
+    phase: Phase = Phase.WAITING
+    num_preemptions: int = 0
+    _tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._tokens = list(self.prompt)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Prompt and output. The last one is pending: nothing of it is in the cache yet while the request decodes."""
+        return self._tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be emitted."""
+        return self.max_tokens - len(self.output)
+
+    def append(self, token: int) -> None:
+        """One more output token."""
+        self.output.append(token)
+        self._tokens.append(token)
+
+    def move(self, phase: Phase) -> None:
+        """Change the phase; an illegal transition is our bug."""
+        assert phase in _LEGAL[self.phase], f"request {self.rid}: {self.phase} -> {phase}"
+        self.phase = phase
+
+    def banned(self, num_output: int) -> tuple[int, ...]:
+        """Tokens that may not be chosen as output number `num_output` (end of text before `min_tokens`)."""
+        return tuple(sorted(self.stop_ids)) if num_output < self.sampling.min_tokens else ()
+
+
+def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
+    """Refuse what cannot be run, before anything is allocated."""
+    if not prompt:
+        raise UserError("the prompt is empty", why="a model continues at least one token", try_="a non-empty prompt")
+    bad = next((t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < vocab_size), None)
+    if bad is not None:
+        raise UserError(f"token id {bad!r} does not exist", why=f"the vocabulary has {vocab_size} tokens")
+    if len(prompt) >= context:
+        raise UserError(
+            f"the prompt has {len(prompt):,} tokens; the context is {context:,}",
+            why="at least one token must be left for the answer",
+            try_="a shorter prompt, or a larger --ctx if the model was made for it",
+        )

@@ -1,0 +1,81 @@
+"""From hidden states to verdicts: sampling parameters of every row, the head, the judges."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from stretto.core.drafter import Draft, Verdict
+from stretto.core.judge import Judge
+from stretto.engine.request import Request, TokenLogprobs
+from stretto.kernels.sampling import RowSampling, logprobs, picks, probs
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request whose next token this step decides, with the draft that was verified."""
+
+    request: Request
+    draft: Draft
+
+
+def row_samplings(asked: Asked) -> list[RowSampling]:
+    """How the token after the pending row and after every node of the draft is chosen."""
+    request, draft = asked.request, asked.draft
+    paths: list[tuple[int, ...]] = [()]
+    for node, token in enumerate(draft.tokens):
+        parent = node - 1 if draft.parents is None else draft.parents[node]
+        paths.append((*paths[parent + 1], token))
+    return [
+        RowSampling(
+            sampling=request.sampling,
+            noise=request.noise,
+            position=len(request.tokens) + len(path),
+            prompt=request.prompt,
+            output=request.output,
+            path=path,
+            banned=request.banned(len(request.output) + len(path)),
+        )
+        for path in paths
+    ]
+
+
+def decide(logits: Tensor, batch: Sequence[Asked], judge_for: Callable[[Request], Judge]) -> list[Verdict]:
+    """One verdict per request. logits: [R, W], for each request the pending row and then its nodes, in order."""
+    rows = [row_samplings(asked) for asked in batch]
+    judges = [judge_for(asked.request) for asked in batch]
+    starts = [0]
+    for r in rows:
+        starts.append(starts[-1] + len(r))
+    spans = [range(first, last) for first, last in pairwise(starts)]
+    verdicts: dict[int, Verdict] = {}
+    for head, kernel in (("picks", picks), ("probs", probs)):
+        which = [i for i, judge in enumerate(judges) if judge.head == head]
+        if not which:
+            continue
+        index = [row for i in which for row in spans[i]]
+        chosen = logits if len(index) == len(logits) else logits[torch.tensor(index)]
+        results = kernel(chosen, [sampling for i in which for sampling in rows[i]])
+        for i, part in zip(which, torch.split(results, [len(rows[i]) for i in which]), strict=True):
+            request, draft = batch[i].request, batch[i].draft
+            verdicts[i] = judges[i].judge(draft, part, len(request.tokens), request.noise)
+    return [verdicts[i] for i in range(len(batch))]
+
+
+def emitted_logprobs(logits: Tensor, batch: Sequence[Asked], verdicts: Sequence[Verdict]) -> list[list[TokenLogprobs]]:
+    """Per request, log-probabilities of every emitted token (empty where they were not asked for)."""
+    found: list[list[TokenLogprobs]] = []
+    first = 0
+    for asked, verdict in zip(batch, verdicts, strict=True):
+        k = asked.request.sampling.logprobs
+        own: list[TokenLogprobs] = []
+        if k is not None:
+            rows = torch.tensor([first, *(first + 1 + node for node in verdict.path)])
+            result = logprobs(logits[rows], torch.tensor(verdict.emitted), k)
+            for chosen, ids, values in zip(*(t.tolist() for t in result), strict=True):
+                own.append(TokenLogprobs(chosen, dict(zip(ids, values, strict=True))))
+        found.append(own)
+        first += 1 + len(asked.draft)
+    return found

@@ -1,0 +1,64 @@
+"""The matrix product of every layer: `Linear`, a list of named row segments behind one call.
+
+A layer that reads its input once multiplies it once: queries, keys and values (or gate and up) are segments of one
+matrix. Each segment remembers the `Packed` tensor it was loaded from, so kernels that read quantized weights in place
+can derive their layout from the file's own numbers; the torch backend multiplies a dense copy in the compute dtype.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stretto.core.packed import Packed
+from stretto.core.seqs import Seqs
+from stretto.kernels.linear.torch_ import matmul
+
+__all__ = ["Linear", "matmul"]
+
+_DECODE_BYTES = 8 << 20  # dense fp32 values held while loading: bounds the peak memory of a load
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b), with W [d_out, d_in] made of named row segments.
+
+    segments: name -> rows, in order. `forward` returns [T, sum of rows]; `split` cuts it into the segments.
+    """
+
+    def __init__(self, d_in: int, segments: Mapping[str, int], bias: bool = False) -> None:
+        super().__init__()
+        self.d_in, self.segments = d_in, dict(segments)
+        self.d_out = sum(self.segments.values())
+        self.weight = nn.Parameter(torch.empty(self.d_out, d_in))
+        self.bias = nn.Parameter(torch.zeros(self.d_out)) if bias else None
+        self.packed: dict[str, Packed] = {}
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x_TD: Tensor, seqs: Seqs | None = None) -> Tensor:
+        """[T, d_in] -> [T, d_out]. The step rows of `seqs` get bits that do not depend on the other rows."""
+        return matmul(x_TD, self.weight, self.bias, num_step_rows=seqs.num_step_rows if seqs is not None else 0)
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        """[T, d_out] -> one view per segment, in order."""
+        return y.split_with_sizes(list(self.segments.values()), dim=-1)
+
+    def rows(self, segment: str) -> slice:
+        """Where a segment lies in `weight` and `bias`."""
+        first = 0
+        for name, count in self.segments.items():
+            if name == segment:
+                return slice(first, first + count)
+            first += count
+        raise KeyError(segment)
+
+    @torch.no_grad()
+    def load(self, segment: str, packed: Packed) -> None:
+        """Fill a segment from a stored tensor of its shape, a few rows at a time."""
+        target = self.weight[self.rows(segment)]
+        assert packed.shape == tuple(target.shape), f"{segment}: {packed.shape} is not {tuple(target.shape)}"
+        step = max(1, _DECODE_BYTES // (4 * self.d_in))
+        for first in range(0, len(target), step):
+            part = packed.rows(first, min(first + step, len(target)))
+            target[first : first + step] = part.decode(target.dtype)
+        self.packed[segment] = packed

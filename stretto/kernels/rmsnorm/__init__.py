@@ -1,0 +1,36 @@
+"""Root-mean-square normalisation, plain, per group, and gated.
+
+    n = x / sqrt(mean(x^2) + eps)        the mean over each of `groups` equal parts of the last dimension
+    plain                y = n * weight
+    gated                y = norm(x * silu(gate)) * weight                                              (Mamba-2)
+    gated, norm first    y = norm(x) * weight * silu(gate)                                              (Gated DeltaNet)
+
+Statistics and gates are fp32 or wider; the normalised value is rounded to x.dtype *before* the weight multiplies it,
+as Llama does: checkpoints of zero-centred weights pass 1 + w. Source: RMSNorm, arXiv 1910.07467.
+"""
+
+from torch import Tensor
+
+from stretto.kernels.pick import Impl, pick
+
+__all__ = ["rms_norm"]
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float,
+    groups: int = 1,
+    gate: Tensor | None = None,
+    norm_before_gate: bool = False,
+    impl: Impl = "auto",
+) -> Tensor:
+    """[..., D] in x.dtype; a row's bits do not depend on the other rows.
+
+    x: [..., D]; weight: [D]; gate: the shape of x. Bound: bytes of x (and gate) read and y written.
+    """
+    assert x.shape[-1] % groups == 0 and (gate is None or gate.shape == x.shape)
+    run = pick("rmsnorm", ("torch", "reference"), impl, x)
+    y: Tensor = run(x, weight, eps=eps, groups=groups, gate=gate, norm_before_gate=norm_before_gate)
+    return y

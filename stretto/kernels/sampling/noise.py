@@ -1,0 +1,57 @@
+"""Counter-based noise: a function of (seed, child), absolute position, purpose and token, and of nothing else.
+
+Batch-mates, preemption and the number of draws before never shift a stream; any part of it can be computed alone.
+"""
+
+import enum
+
+import torch
+from torch import Tensor
+
+from stretto.core.judge import Noise
+from stretto.kernels.sampling import reference, torch_
+
+_FEW = 6  # up to here Python integers are faster than arrays
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. Different purposes are independent streams; the numbers are part of the format."""
+
+    TOKEN = 0  # the token that plain sampling draws at a position
+    ACCEPT = 1  # whether a draft token is accepted
+    RESIDUAL = 2  # the token that replaces a rejected one
+    DRAFT = 3  # what a drafter draws
+    EXPLORE = 4  # decisions of policies
+
+
+def draw(noise: Noise, position: int, purpose: Purpose) -> float:
+    """One u in (0, 1): the draw of token 0."""
+    return reference.uniform(noise, position, purpose, 0)
+
+
+def uniform(noise: Noise, position: int, purpose: Purpose, tokens: range | Tensor) -> Tensor:
+    """[n] float64 in (0, 1) (exclusive; float32 would round to 1) for consecutive tokens or chosen ids [n] int64."""
+    if len(tokens) <= _FEW:
+        return torch.tensor(
+            [reference.uniform(noise, position, purpose, t) for t in _list(tokens)], dtype=torch.float64
+        )
+    return torch_.uniform(torch_.words(noise, position, purpose, tokens))
+
+
+def gumbel(noise: Noise, position: int, purpose: Purpose, tokens: range | Tensor) -> Tensor:
+    """[n] float32 standard Gumbel noise, -log(-log(u)), for consecutive tokens or chosen ids [n] int64."""
+    if len(tokens) <= _FEW:
+        return torch.tensor([reference.gumbel(noise, position, purpose, t) for t in _list(tokens)], dtype=torch.float32)
+    return torch_.gumbel(torch_.words(noise, position, purpose, tokens))
+
+
+def gumbel_of_rows(noises: list[Noise], positions: list[int], purpose: Purpose, ids: list[Tensor]) -> list[Tensor]:
+    """`gumbel` for several rows with few tokens each, in one call."""
+    if len(ids) == 1:
+        return [gumbel(noises[0], positions[0], purpose, ids[0])]
+    flat = torch_.gumbel(torch_.words_of_rows(noises, positions, purpose, ids))
+    return list(flat.split([len(i) for i in ids]))
+
+
+def _list(tokens: range | Tensor) -> list[int]:
+    return tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)

@@ -1,0 +1,139 @@
+"""Mamba-2: a linear recurrence with one input-dependent decay per head (state-space duality).
+
+    z, xBC, dt = x W_in                          xBC <- silu(short_conv(xBC))            xBC = [x, B, C]
+    D_t = clamp(softplus(dt + dt_bias), limit)   g_t = -D_t exp(A_log)
+    S_t = e^{g_t} S_{t-1} + B_t (D_t x_t)^T      S: (S, V) per head, kept in fp32 or wider
+    y_t = S_t^T C_t + D x_t                      out = norm(y * silu(z)) W_out           norm per group of heads
+
+So q = C, k = B, v = D_t x in the words of `glr`; heads of a group share B and C. Paper: arXiv 2405.21060. The norm is
+taken per d_inner / num_groups channels (the layout of published checkpoints), and can be absent (Falcon-H1) or come
+before the gate.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stretto.core.card import Can, Card
+from stretto.core.errors import UserError
+from stretto.core.mixer import Mixer
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.kernels.glr import glr
+from stretto.kernels.linear import Linear
+from stretto.kernels.pointwise import silu, softplus
+from stretto.kernels.rmsnorm import rms_norm
+from stretto.kernels.short_conv import short_conv
+
+
+class Mamba2(Mixer):
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        d_model: int
+        num_heads: int
+        head_dim: int = 64
+        num_groups: int = 1
+        d_state: int = 128
+        conv_width: int = 4
+        conv_bias: bool = True
+        bias: bool = False  # of the two projections
+        norm: bool = True
+        norm_before_gate: bool = False
+        eps: float = 1e-5
+        time_step_limit: tuple[float, float] = (0.0, math.inf)
+
+        def __post_init__(self) -> None:
+            if self.num_heads % self.num_groups:
+                raise UserError(
+                    f"mamba2: {self.num_heads} heads in {self.num_groups} groups",
+                    why="the heads of a group share their keys, so groups must be equal",
+                    try_="num_groups that divides num_heads",
+                )
+
+        @property
+        def d_inner(self) -> int:
+            return self.num_heads * self.head_dim
+
+        @property
+        def d_conv(self) -> int:
+            """Channels that pass the convolution: x, B, C."""
+            return self.d_inner + 2 * self.num_groups * self.d_state
+
+        def build(self) -> "Mamba2":
+            return Mamba2(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.d_model = c.d_model
+        self.in_proj = Linear(c.d_model, {"z": c.d_inner, "xBC": c.d_conv, "dt": c.num_heads}, bias=c.bias)
+        bound = c.conv_width**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(c.d_conv, c.conv_width).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.zeros(c.d_conv)) if c.conv_bias else None
+        self.A_log = nn.Parameter(torch.empty(c.num_heads).uniform_(1.0, 16.0).log())
+        self.D = nn.Parameter(torch.ones(c.num_heads))
+        dt = torch.empty(c.num_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.norm_weight = nn.Parameter(torch.ones(c.d_inner)) if c.norm else None
+        self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
+
+    @property
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        c = self.config
+        return (
+            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot", rollback="replay"),
+            StateSpec(
+                name="ssm",
+                shape=(c.num_heads, c.d_state, c.head_dim),
+                dtype=torch.float32,
+                kind="slot",
+                rollback="replay",
+            ),
+        )
+
+    def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
+        c = self.config
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        z, xBC, dt = self.in_proj.split(self.in_proj(x_TD, seqs))
+        conv_state = None if cache is None else slot(cache, "conv")
+        xBC = short_conv(xBC, self.conv_weight, self.conv_bias, seqs=seqs, state=conv_state, activation="silu")
+        x, B, C = xBC.split_with_sizes([c.d_inner, c.num_groups * c.d_state, c.num_groups * c.d_state], -1)
+        x_THV = x.view(len(x), c.num_heads, c.head_dim).to(wide)
+        B_TGS, C_TGS = (part.view(len(x), c.num_groups, c.d_state) for part in (B, C))
+        dt_TH = softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*c.time_step_limit)
+        y_THV = glr(
+            C_TGS,
+            B_TGS,
+            dt_TH.unsqueeze(-1) * x_THV,
+            g=-dt_TH * self.A_log.to(wide).exp(),
+            seqs=seqs,
+            state=None if cache is None else slot(cache, "ssm"),
+        )
+        y = (y_THV + self.D.to(wide).unsqueeze(-1) * x_THV).flatten(1)
+        if c.norm:
+            y = rms_norm(
+                y,
+                self.norm_weight,
+                eps=c.eps,
+                groups=c.num_groups,
+                gate=z.to(wide),
+                norm_before_gate=c.norm_before_gate,
+            )
+        else:
+            y = y * silu(z.to(wide))
+        out: Tensor = self.out_proj(y.to(x_TD.dtype), seqs)
+        return out
+
+
+CARD = Card(
+    name="mamba2",
+    make=Mamba2.Config,
+    idea="state-space layer whose every head decays its matrix state by an input-dependent scalar",
+    paper="2405.21060",
+    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    tiny={"d_model": 16, "num_heads": 4, "head_dim": 4, "num_groups": 2, "d_state": 6},
+    state="H*S*V fp32 + (conv_width-1)*(H*V + 2*groups*S)",
+    cost="O(T H S V)",
+)

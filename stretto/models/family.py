@@ -1,0 +1,132 @@
+"""`Family`: how one foreign architecture is read and written. One small file per family defines one.
+
+A family translates a config key by key (an unknown value that changes the result is refused by name) and says where
+each of our tensors lies in a file. `Stored` covers every difference seen in practice: another name, part of a fused
+tensor, another row order, another shape, another parametrisation of the same number.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor
+
+from stretto.core.errors import ModelFileError
+from stretto.models.lm import LMConfig
+
+Config = Mapping[str, Any]
+MAX_LAYERS = 100_000  # a damaged number must not fill the memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """Where one of our tensors lies in a file.
+
+    rows: (first, count) if it is a row range of a larger tensor there.
+    order: our row i is row order[i] of the (part of the) tensor in the file; whole rows move, exact in every codec.
+    shape: its shape in the file, where that is not ours; dimensions of size 1 may be missing or added.
+    load, save: elementwise maps from the file's numbers to ours and back (fp32), for another parametrisation.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    order: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+    load: Callable[[Tensor], Tensor] | None = None
+    save: Callable[[Tensor], Tensor] | None = None
+
+
+Names = Mapping[str, Stored]
+"""Our tensor name (see `LM.targets`) -> where it is stored. May name more than the model has (optional biases)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """One architecture family. hf, gguf: the names by which files announce it; ignore: endings of names not needed.
+
+    GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
+    tensor list whether there are biases or a head of its own. Frequency divisors arrive as `stretto.rope_divisors`.
+    gguf_extra: tensors that a GGUF file holds in place of config keys.
+    """
+
+    name: str
+    hf: tuple[str, ...]
+    gguf: tuple[str, ...]
+    from_hf: Callable[[Config], LMConfig]
+    to_hf: Callable[[LMConfig], dict[str, Any]]
+    hf_names: Callable[[LMConfig], Names]
+    from_gguf: Callable[[Config], LMConfig]
+    to_gguf: Callable[[LMConfig], dict[str, Any]]
+    gguf_names: Callable[[LMConfig], Names]
+    gguf_extra: Callable[[LMConfig], dict[str, Tensor]] = lambda config: {}
+    ignore: tuple[str, ...] = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads a foreign config and refuses what would change the result without being supported.
+
+    prefix: stands before every key (`llama.`). single: numbers are stored as fp32, and are read as the shortest
+    decimal that rounds to them (1e-05, not 9.99999974737875e-06).
+    """
+
+    config: Config
+    where: str
+    prefix: str = ""
+    single: bool = False
+
+    def get(self, key: str, default: Any) -> Any:
+        """The value, or `default` where the key is absent or null."""
+        value = self.config.get(self.prefix + key)
+        return default if value is None else value
+
+    def need(self, key: str) -> Any:
+        """The value of a key that must be there."""
+        value = self.get(key, None)
+        if value is None:
+            raise ModelFileError(
+                f"{self.where} has no {self.prefix + key!r}", why="the architecture cannot be built without it"
+            )
+        return value
+
+    def count(self, key: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
+        """A positive integer up to `most`; without default it must be there."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            self.refuse(key, value, f"it must be a positive integer up to {most}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number; without default it must be there."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            self.refuse(key, value, "it must be a finite number")
+        return float(str(np.float32(value))) if self.single else float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, value, "it must be true or false")
+        return bool(value)
+
+    def expect(self, key: str, *allowed: Any) -> None:
+        """The key must be absent, null or one of `allowed`; anything else is refused by name."""
+        value = self.get(key, None)
+        if value is not None and value not in allowed:
+            names = ", ".join(map(repr, allowed)) or "only files without it"
+            self.refuse(key, value, f"it changes the result; supported: {names}")
+
+    def divide(self, total: int, key: str, parts: int) -> int:
+        """total / parts, which must leave nothing; `key` is what gave `parts`."""
+        if total % parts:
+            self.refuse(key, parts, f"it must divide {total}")
+        return total // parts
+
+    def refuse(self, key: str, value: Any, why: str) -> NoReturn:
+        """Raise ModelFileError over one key."""
+        shown = repr(value)
+        shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
+        raise ModelFileError(f"{self.where}: {self.prefix + key} = {shown} is not supported", why=why)

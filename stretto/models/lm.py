@@ -1,0 +1,169 @@
+"""`LM`: the one model class. A language model is a list of declared layers, any mixer with any channel.
+
+    h = embed(tokens) * embedding_multiplier
+    h = h + residual_multiplier * mixer(norm(h))       per layer
+    h = h + residual_multiplier * channel(norm(h))     if the layer has a channel
+    logits = head(norm(h)) / logits_divider
+
+Families (one small file each, beside this one) translate foreign configs into `LMConfig` and name the tensors.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.core.channel import Channel
+from stretto.core.mixer import Mixer
+from stretto.core.plan import StepPlan
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, StateSpec, TensorCache
+from stretto.kernels.linear import Linear, matmul
+from stretto.kernels.rmsnorm import rms_norm
+
+
+class MixerConfig(Protocol):
+    """Config of any mixer."""
+
+    def build(self) -> Mixer: ...
+
+
+class ChannelConfig(Protocol):
+    """Config of any channel."""
+
+    def build(self) -> Channel: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One layer: a mixer, and a channel unless the mixer is the whole layer (Mamba)."""
+
+    mixer: MixerConfig
+    channel: ChannelConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LMConfig:
+    """A whole model. family: the file in models/ that made it. context: longest sequence it was made for."""
+
+    family: str
+    d_model: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    norm_eps: float
+    context: int
+    tie_embeddings: bool
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divider: float = 1.0
+
+    def build(self) -> "LM":
+        """Randomly initialised, fp32."""
+        return LM(self)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(d_model)), eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return rms_norm(x_TD, self.weight, eps=self.eps)
+
+
+class Block(nn.Module):
+    """One layer with its norms and residual branches."""
+
+    def __init__(self, layer: Layer, config: LMConfig) -> None:
+        super().__init__()
+        self.multiplier = config.residual_multiplier
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = layer.mixer.build()
+        self.channel = layer.channel.build() if layer.channel is not None else None
+        if self.channel is not None:
+            self.channel_norm = RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(self, h_TD: Tensor, seqs: Seqs, cache: LayerCache | None) -> Tensor:
+        """[T, D] -> [T, D]."""
+        h_TD = torch.add(h_TD, self.mixer(self.mixer_norm(h_TD), seqs, cache), alpha=self.multiplier)
+        if self.channel is not None:
+            h_TD = torch.add(h_TD, self.channel(self.channel_norm(h_TD), seqs), alpha=self.multiplier)
+        return h_TD
+
+
+class LM(nn.Module):
+    """See the module docstring. Built in fp32; `cast` chooses the compute dtype."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Linear(config.d_model, {"embed": config.vocab_size})
+        self.blocks = nn.ModuleList(Block(layer, config) for layer in config.layers)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else Linear(config.d_model, {"head": config.vocab_size})
+
+    def cast(self, dtype: torch.dtype) -> "LM":
+        """Parameters in `dtype`, except those a mixer keeps wide (decays, time steps)."""
+        for module in self.modules():
+            wide = module.wide_params if isinstance(module, Mixer) else ()
+            for name, parameter in module.named_parameters(recurse=False):
+                if name not in wide or dtype == torch.float64:
+                    setattr(module, name, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self.embed.weight.dtype
+
+    @property
+    def state_specs(self) -> list[tuple[StateSpec, ...]]:
+        """What one sequence carries, per layer."""
+        return [block.mixer.state_specs for block in self.blocks]  # type: ignore[union-attr, misc]
+
+    def tensor_caches(self, num_seqs: int, dtype: torch.dtype | None = None) -> list[TensorCache]:
+        """Fresh functional caches, one per layer: tests, scoring, training with a carried state."""
+        return [TensorCache(specs, num_seqs, dtype or self.dtype) for specs in self.state_specs]
+
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """[R, D]: the normalised hidden states of `plan.out_rows`."""
+        h_TD = F.embedding(plan.tokens, self.embed.weight)
+        if self.config.embedding_multiplier != 1.0:
+            h_TD = h_TD * self.config.embedding_multiplier
+        for block, cache in zip(self.blocks, plan.caches if plan.caches is not None else repeat(None)):  # noqa: B905
+            h_TD = block(h_TD, plan.seqs, cache)
+        return self.norm(h_TD.index_select(0, plan.out_rows))  # type: ignore[no-any-return]
+
+    def logits(self, h_RD: Tensor) -> Tensor:
+        """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number."""
+        head = self.head or self.embed
+        logits = matmul(h_RD, head.weight, num_step_rows=len(h_RD))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits / self.config.logits_divider if self.config.logits_divider != 1.0 else logits
+
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Logits [R, W] of `plan.out_rows`."""
+        return self.logits(self.hidden(plan))
+
+    def targets(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Every tensor a checkpoint must fill: (canonical name, module, segment or parameter name).
+
+        Segments of a `Linear` are named `<module>.<segment>` (`blocks.0.mixer.qkv.q`), their biases with `.bias`
+        appended; other parameters by their path.
+        """
+        for path, module in self.named_modules():
+            if isinstance(module, Linear):
+                for segment in module.segments:
+                    yield f"{path}.{segment}", module, segment
+                    if module.bias is not None:
+                        yield f"{path}.{segment}.bias", module, segment
+            else:
+                for name, _ in module.named_parameters(recurse=False):
+                    yield f"{path}.{name}", module, name

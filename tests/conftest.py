@@ -1,0 +1,22 @@
+"""Shared by all tests: one torch thread (the suite runs beside other work), fixed seeds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stretto.convert import hub
+from stretto.core.env import read_env
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The embedded model's GGUF file, fetched into the cache once."""
+    return hub.resolve("smollm2", env=read_env(), progress=False)

@@ -1,0 +1,187 @@
+"""Laws of the `Drafter` socket that need no engine: bookkeeping of requests, size of proposals, n-gram matching."""
+
+import gc
+import sys
+
+import pytest
+import torch
+from drafters import Oracle, Saboteur, TreeOracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.core.card import DRAFTERS, Can
+from stretto.core.drafter import Ask, Draft, Verdict
+from stretto.core.errors import UserError
+from stretto.core.judge import Noise, children
+from stretto.drafters.ngram import NGram
+from stretto.engine.judges.greedy import Greedy
+
+VOCAB = 5
+_text = st.lists(st.integers(0, VOCAB - 1), max_size=40)
+every_drafter = pytest.mark.parametrize("card", DRAFTERS.cards(), ids=lambda c: c.name)
+
+
+def verify(draft, truth):
+    """The greedy verdict if the model continues with `truth` on the right path (and with token 0 elsewhere)."""
+    depths, right = [0], [True]
+    for node, token in enumerate(draft.tokens):
+        parent = (node - 1 if draft.parents is None else draft.parents[node]) + 1
+        right.append(right[parent] and token == truth[depths[parent]])
+        depths.append(depths[parent] + 1)
+    picks = [truth[d] if ok else 0 for d, ok in zip(depths, right, strict=True)]
+    return Greedy().judge(draft, torch.tensor(picks), 0, Noise(0))
+
+
+def check_shape(draft, max_nodes, card=None):
+    assert len(draft) <= max_nodes
+    assert all(isinstance(t, int) and t >= 0 for t in draft.tokens)
+    if draft.parents is not None:
+        assert len(draft.parents) == len(draft) and all(-1 <= p < i for i, p in enumerate(draft.parents))
+        assert card is None or Can.TREE in card.can
+    assert draft.probs is None or len(draft.probs) == len(draft)
+
+
+@every_drafter
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_order_of_calls_keeps_requests_apart(card, data):
+    """A request proposes as if it were alone, whatever the others do, and re-admission continues where it stood."""
+    together, alone, texts, next_rid = card.make(**card.tiny), {}, {}, 0
+    for _ in range(data.draw(st.integers(0, 25))):
+        action = data.draw(st.sampled_from(["admit", "step", "plain", "again", "release"]))
+        if action == "admit" or not texts:
+            tokens = data.draw(_text)
+            texts[next_rid], alone[next_rid] = list(tokens), card.make(**card.tiny)
+            together.admit(next_rid, tokens)
+            alone[next_rid].admit(next_rid, tokens)
+            next_rid += 1
+            continue
+        rid = data.draw(st.sampled_from(sorted(texts)))
+        if action == "step":
+            asks = [Ask(r, data.draw(st.integers(0, 9))) for r in sorted(texts)]
+            drafts = together.propose(asks)
+            assert len(drafts) == len(asks)
+            for ask, draft in zip(asks, drafts, strict=True):
+                check_shape(draft, ask.max_nodes, card)
+                assert draft.tokens == alone[ask.rid].propose([ask])[0].tokens
+                verdict = verify(draft, data.draw(st.lists(st.integers(0, 4), min_size=10, max_size=10)))
+                together.observe(ask.rid, draft, verdict)
+                alone[ask.rid].observe(ask.rid, draft, verdict)
+                texts[ask.rid] += verdict.emitted
+        elif action == "plain":  # a step without a proposal, perhaps of a cut run
+            verdict = Verdict((), tuple(data.draw(_text)[:3]))
+            together.observe(rid, Draft(), verdict)
+            alone[rid].observe(rid, Draft(), verdict)
+            texts[rid] += verdict.emitted
+        else:
+            together.release(rid)
+            alone[rid].release(rid)
+            if action == "again":  # preempted and resumed
+                together.admit(rid, texts[rid])
+                alone[rid].admit(rid, texts[rid])
+            else:
+                del texts[rid], alone[rid]
+    assert together.propose([]) == []
+
+
+def _size(thing):
+    """Bytes reachable from an object, without modules and classes."""
+    seen, queue, total = set(), [thing], 0
+    while queue:
+        item = queue.pop()
+        if id(item) in seen or isinstance(item, type | type(sys)):
+            continue
+        seen.add(id(item))
+        total += sys.getsizeof(item)
+        queue += gc.get_referents(item)
+    return total
+
+
+@every_drafter
+def test_released_requests_leave_nothing(card):
+    drafter, sizes = card.make(**card.tiny), []
+    for _ in range(3):
+        for rid in range(5):
+            drafter.admit(rid, [7, 8, 9] * 200)
+            (draft,) = drafter.propose([Ask(rid, 4)])
+            drafter.observe(rid, draft, Verdict((), (7,)))
+        sizes.append(_size(drafter))
+        for rid in range(5):
+            drafter.release(rid)
+        sizes.append(_size(drafter))
+    assert sizes[1] == sizes[3] == sizes[5] < sizes[0] / 20  # an emptied dictionary keeps its few slots
+
+
+# -- ngram -----------------------------------------------------------------------------------------------------------
+
+
+def lookup(text, max_n, min_n, num_nodes):
+    """What n-gram lookup means: longest n, most recent occurrence that is not the end itself."""
+    for n in range(max_n, min_n - 1, -1):
+        for end in range(len(text) - 1, n - 1, -1):
+            if n <= len(text) and text[end - n : end] == text[len(text) - n :]:
+                return tuple(text[end : end + num_nodes])
+    return ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(_text, st.lists(_text, max_size=5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 8))
+def test_ngram_equals_a_search_of_the_whole_text(prompt, pieces, low, more, max_nodes):
+    drafter, text = NGram(max_n=low + more - 1, min_n=low), list(prompt)
+    drafter.admit(3, prompt)
+    for piece in [[], *pieces]:
+        drafter.observe(3, Draft(), Verdict((), tuple(piece)))
+        text += piece
+        want = lookup(text, low + more - 1, low, max_nodes)
+        assert drafter.propose([Ask(3, max_nodes)]) == [Draft(want)]
+
+
+def test_ngram_prefers_long_then_recent_and_stops_at_the_end():
+    drafter = NGram(max_n=2, min_n=1)
+    drafter.admit(0, [1, 2, 7, 5, 2, 8, 1, 2])
+    assert drafter.propose([Ask(0, 3)])[0].tokens == (7, 5, 2)  # "1 2" is older than "2" but longer
+    drafter.admit(0, [2, 7, 2, 8, 2])
+    assert drafter.propose([Ask(0, 9)])[0].tokens == (8, 2)
+    drafter.admit(0, [1, 2, 3])
+    assert drafter.propose([Ask(0, 9)]) == [Draft()]
+
+
+@pytest.mark.parametrize("fields", [{"max_n": 0}, {"min_n": 0}, {"max_n": 2, "min_n": 3}], ids=str)
+def test_ngram_refuses_settings_out_of_range(fields):
+    with pytest.raises(UserError, match="ngram"):
+        NGram(**fields)
+
+
+# -- the controls ----------------------------------------------------------------------------------------------------
+
+OUTPUT = tuple(int(c) for c in "31415926535897932384626433832795028841971693993751")
+
+
+@pytest.mark.parametrize(
+    ("control", "rate"),
+    [
+        (Oracle({(1, 2): OUTPUT}), (1, 1)),
+        (TreeOracle({(1, 2): OUTPUT}, 10), (0.2, 0.8)),
+        (Saboteur({(1, 2): OUTPUT}, 10), (0, 0)),
+        (Saboteur({(1, 2): OUTPUT}, 10, tree=True), (0, 0)),
+    ],
+    ids=["oracle", "tree-oracle", "saboteur", "saboteur-tree"],
+)
+def test_controls_are_right_or_wrong_as_they_claim(control, rate):
+    branched, emitted = False, ()
+    control.admit(0, (1, 2))
+    while len(emitted) < len(OUTPUT):
+        (draft,) = control.propose([Ask(0, min(8, len(OUTPUT) - len(emitted) - 1))])
+        check_shape(draft, 8)
+        branched |= any(len(kids) > 1 for kids in children(draft))
+        verdict = verify(draft, (*OUTPUT[len(emitted) :], *[0] * 9))
+        control.observe(0, draft, verdict)
+        emitted += verdict.emitted
+        if len(emitted) == 20:
+            control.release(0)
+            control.admit(0, (1, 2, *emitted))
+    assert emitted == OUTPUT
+    assert branched == ("Tree" in type(control).__name__ or getattr(control, "_tree", False))
+    assert rate[0] <= control.accepted / control.proposed <= rate[1]
+    control.release(0)
+    assert control.held == {}

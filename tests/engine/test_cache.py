@@ -1,0 +1,529 @@
+"""The cache against plain Python lists: any history of requests leaves exactly the committed tokens, and nothing else.
+
+The fake model stores token ids as its keys and a rolling hash as its fixed-size state, so a wrong page, a wrong slot,
+a row too many or a state of somebody else changes a number. All values are integers, exact in fp64.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from torch import Tensor
+
+from stretto.cache.blocks import BlockPool, SlotPool
+from stretto.cache.manager import CacheManager
+from stretto.cache.pools import LayerSpecs, Pools, size_pools
+from stretto.cache.tables import PAGE_SIZE, Table
+from stretto.core.errors import FitError, UserError
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
+
+KEYS = StateSpec(name="k", shape=(2,), kind="paged", rollback="truncate")
+VALUES = StateSpec(name="v", shape=(), kind="paged", rollback="truncate")
+HASH = StateSpec(name="h", shape=(2,), kind="slot", rollback="replay")
+MODELS = {
+    "attention": ((KEYS, VALUES), (KEYS, VALUES)),
+    "recurrent": ((HASH,), (HASH,)),
+    "hybrid": ((HASH,), (KEYS, VALUES), (KEYS, HASH)),
+}
+NUM_BLOCKS, NUM_SLOTS = 13, 4  # small, so that random histories run out of both
+
+
+def make(specs: LayerSpecs, num_blocks: int = NUM_BLOCKS, num_slots: int = NUM_SLOTS) -> CacheManager:
+    wide = torch.float64
+    return CacheManager(
+        Pools(specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=wide, state_dtype=wide, device="cpu")
+    )
+
+
+def rolling(tokens: Sequence[int], layer: int) -> list[float]:
+    """The state after `tokens`: the specification of the fake recurrent layer."""
+    value = 0
+    for token in tokens:
+        value = (value * 31 + token + layer + 1) % 1_000_003
+    return [float(value), float(len(tokens))]
+
+
+def replay(states: Slot, seqs: Seqs, rows: Mapping[str, Tensor]) -> None:
+    """Advance the rolling hash over chains of recorded rows."""
+    ends = states.read().clone()
+    for b, (start, n) in enumerate(zip(seqs.starts, seqs.lens, strict=False)):
+        for token in rows["token"][start : start + n]:
+            ends[b, 0] = (ends[b, 0] * 31 + token + 1) % 1_000_003
+            ends[b, 1] += 1
+    states.write(ends)
+
+
+def forward(specs: LayerSpecs, caches: Sequence[LayerCache], tokens: Sequence[Sequence[float]], seqs: Seqs) -> None:
+    """One call of the fake model: write what the rows say, as a kernel would."""
+    packed = torch.tensor([t for row in tokens for t in row], dtype=torch.float64)
+    for layer, (layer_specs, cache) in enumerate(zip(specs, caches, strict=True)):
+        for spec in layer_specs:
+            if spec.kind == "paged":
+                # Every layer and state stores other numbers, so that mixing them up shows.
+                rows = (packed + 10_000 * layer + (5_000 if spec is VALUES else 0)).view(-1, *[1] * len(spec.shape))
+                paged(cache, spec.name).append(rows.expand(-1, *spec.shape), seqs)
+                continue
+            state = slot(cache, spec.name)
+            starts = zip(seqs.starts, seqs.definite, strict=False)
+            definite = torch.cat([torch.arange(first, first + n) for first, n in starts] or [torch.arange(0)])
+            keep = Seqs.of(seqs.definite, seqs.contexts)
+            replay(state, keep, {"token": packed[definite] + layer})
+            if seqs.has_drafts:
+                state.record(replay, {"token": packed + layer})
+
+
+def expect(specs: LayerSpecs, caches: Sequence[LayerCache], seqs: Seqs, committed: Sequence[Sequence[int]]) -> None:
+    """What the caches hold for the context of every sequence is what was committed."""
+    for layer, (layer_specs, cache) in enumerate(zip(specs, caches, strict=True)):
+        for spec in layer_specs:
+            for b, tokens in enumerate(committed):
+                if spec.kind == "paged":
+                    found = paged(cache, spec.name).read(b, seqs)[: len(tokens)]
+                    shift = 10_000 * layer + (5_000 if spec is VALUES else 0)
+                    want = torch.tensor([float(t + shift) for t in tokens], dtype=torch.float64)
+                    assert torch.equal(found, want.view(-1, *[1] * len(spec.shape)).expand_as(found))
+                else:
+                    assert slot(cache, spec.name).read()[b].tolist() == rolling(tokens, layer)
+
+
+def read_back(specs: LayerSpecs, manager: CacheManager, committed: Mapping[int, Sequence[int]]) -> None:
+    """Check all requests through a call without rows."""
+    rids = list(committed)
+    assert [manager.length(rid) for rid in rids] == [len(tokens) for tokens in committed.values()]
+    seqs = Seqs.of([0] * len(rids), [len(committed[rid]) for rid in rids])
+    expect(specs, manager.pack(rids, seqs), seqs, [committed[rid] for rid in rids])
+    manager.commit(rids, seqs, [()] * len(rids))
+
+
+@st.composite
+def sequence_rows(draw: st.DrawFn) -> tuple[int, int, list[int] | None, list[int]]:
+    """(definite rows, provisional rows, parent table or None for a chain, an accepted path)."""
+    definite, drafts = draw(st.integers(1, 3) | st.integers(1, 40)), draw(st.integers(0, 8))
+    if draw(st.booleans()) and definite + drafts <= 64:
+        parents = list(range(-1, definite - 1))
+        parents += [draw(st.integers(definite - 1, definite + node - 1)) for node in range(drafts)]
+        table: list[int] | None = parents
+    else:
+        parents, table = list(range(-1, definite + drafts - 1)), None
+    path: list[int] = []
+    last = definite - 1
+    while following := [row for row in range(definite, definite + drafts) if parents[row] == last]:
+        if draw(st.integers(0, 3)) == 0:
+            break
+        last = draw(st.sampled_from(following))
+        path.append(last)
+    return definite, drafts, table, path
+
+
+class History(RuleBasedStateMachine):
+    """Random requests, steps, draft trees, cancels, preemptions and failed steps, over a pool that is too small."""
+
+    specs: LayerSpecs = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manager = make(self.specs)
+        self.committed: dict[int, list[int]] = {}
+        self.pages: dict[int, int] = {}  # pages each request must own, by arithmetic
+        self.with_slot: set[int] = set()
+        self.next_rid, self.next_token = 0, 0
+
+    def token(self) -> int:
+        self.next_token += 1
+        return self.next_token % 4_999
+
+    @precondition(lambda self: len(self.committed) < 6)
+    @rule()
+    def admit(self) -> None:
+        self.manager.admit(self.next_rid)
+        self.committed[self.next_rid], self.pages[self.next_rid] = [], 0
+        self.next_rid += 1
+
+    def reserve(self, rid: int, rows: int) -> bool:
+        """Reserve, and compare the outcome with what the numbers say."""
+        pools = self.manager.pools
+        pages = max(self.pages[rid], -(-(len(self.committed[rid]) + rows) // PAGE_SIZE)) if pools.has_pages else 0
+        fits = sum(self.pages.values()) - self.pages[rid] + pages <= NUM_BLOCKS - 1
+        if pools.has_slots:
+            fits = fits and len(self.with_slot | {rid}) <= NUM_SLOTS - 1
+        assert self.manager.reserve(rid, rows) == fits
+        if fits:
+            self.pages[rid] = pages
+            if pools.has_slots:
+                self.with_slot.add(rid)
+        return fits
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), fails=st.integers(0, 9).map(lambda n: n == 0), spare=st.integers(0, 20))
+    def step(self, data: st.DataObject, fails: bool, spare: int) -> None:
+        wanted = data.draw(st.lists(st.sampled_from(sorted(self.committed)), min_size=1, max_size=4, unique=True))
+        plans = {rid: data.draw(sequence_rows()) for rid in wanted}
+        # `spare`: the drafter may propose less than was reserved for it.
+        rids = [rid for rid in wanted if self.reserve(rid, sum(plans[rid][:2]) + spare)]
+        rows = [plans[rid] for rid in rids]
+        seqs = Seqs.of(
+            [definite + drafts for definite, drafts, _, _ in rows],
+            [len(self.committed[rid]) for rid in rids],
+            num_draft=[drafts for _, drafts, _, _ in rows],
+            parents=[table for _, _, table, _ in rows],
+            num_step=len(rids),
+        )
+        tokens = [[self.token() for _ in range(n)] for n in seqs.lens]
+        caches = self.manager.pack(rids, seqs)
+        expect(self.specs, caches, seqs, [self.committed[rid] for rid in rids])
+        forward(self.specs, caches, tokens, seqs)
+        if fails:
+            for rid in rids:
+                self.release(rid)
+            return
+        paths = [path for _, _, _, path in rows]
+        self.manager.commit(rids, seqs, paths)
+        for rid, own, definite, path in zip(rids, tokens, seqs.definite, paths, strict=True):
+            self.committed[rid] += own[:definite] + [own[row] for row in path]
+            if self.manager.pools.has_pages:
+                self.pages[rid] = -(-len(self.committed[rid]) // PAGE_SIZE)
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), preempt=st.booleans())
+    def leave(self, data: st.DataObject, preempt: bool) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.committed)))
+        self.release(rid)
+        if preempt:  # admitted again, it starts from nothing
+            self.manager.admit(rid)
+            self.committed[rid], self.pages[rid] = [], 0
+
+    def release(self, rid: int) -> None:
+        self.manager.release(rid)
+        del self.committed[rid], self.pages[rid]
+        self.with_slot.discard(rid)
+
+    @invariant()
+    def nothing_else(self) -> None:
+        self.manager.check()
+        assert self.manager.free_blocks == NUM_BLOCKS - 1 - sum(self.pages.values())
+        assert self.manager.free_slots == NUM_SLOTS - 1 - len(self.with_slot)
+        read_back(self.specs, self.manager, {rid: tokens for rid, tokens in self.committed.items() if tokens})
+
+    def teardown(self) -> None:
+        for rid in list(self.committed):
+            self.manager.release(rid)
+        self.manager.check()
+        assert (self.manager.free_blocks, self.manager.free_slots) == (NUM_BLOCKS - 1, NUM_SLOTS - 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_any_history_leaves_exactly_what_was_committed(model: str) -> None:
+    machine = type(f"{model.title()}History", (History,), {"specs": MODELS[model]})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=50, stateful_step_count=40, deadline=None, database=None)
+    )
+
+
+def test_block_pool_counts_tables_and_refuses_without_change() -> None:
+    pool = BlockPool(6)
+    first, second = pool.alloc(3), pool.alloc(2)
+    assert first is not None and second is not None
+    assert sorted(first + second) == [1, 2, 3, 4, 5]  # never the null page
+    assert pool.alloc(1) is None and pool.num_free == 0 and pool.alloc(0) == []
+    pool.incref(first[:2])  # a second table shares two full pages
+    pool.check([first, second, first[:2]])
+    pool.release(first)
+    assert [pool.ref(page) for page in first] == [1, 1, 0]
+    pool.check([second, first[:2]])
+    with pytest.raises(AssertionError, match="ref count"):
+        pool.check([second, first[:2], first[:2]])
+    with pytest.raises(AssertionError, match="leaked"):
+        pool.check([second])
+    pool.release(first[:2])
+    assert pool.alloc(1) == [first[0]]  # used last, handed out first
+    with pytest.raises(AssertionError, match="released twice"):
+        pool.release([first[1]])
+    with pytest.raises(AssertionError, match="not in use"):
+        pool.incref([first[1]])
+
+
+def test_slot_pool_hands_out_each_slot_once_and_never_the_zero_state() -> None:
+    pool = SlotPool(3)
+    assert {pool.alloc(), pool.alloc()} == {1, 2} and pool.alloc() is None
+    pool.check([1, 2])
+    pool.release(1)
+    with pytest.raises(AssertionError, match="released twice"):
+        pool.release(1)
+    for owned, message in (([2, 2], "two owners"), ([1, 2], "leaked"), ([], "leaked")):
+        with pytest.raises(AssertionError, match=message):
+            pool.check(owned)
+
+
+def test_table_grows_by_whole_pages_and_gives_back_what_it_cuts() -> None:
+    pool, table = BlockPool(5), Table()
+    assert table.reserve(pool, 0) and table.blocks == []
+    assert table.reserve(pool, PAGE_SIZE) and len(table.blocks) == 1
+    other = Table()
+    assert other.reserve(pool, 1)
+    assert table.reserve(pool, PAGE_SIZE + 1) and len(table.blocks) == 2
+    assert not table.reserve(pool, 4 * PAGE_SIZE) and len(table.blocks) == 2 and pool.num_free == 1
+    first, second = table.blocks
+    assert table.slot_mapping(PAGE_SIZE - 1, 2) == [first * PAGE_SIZE + PAGE_SIZE - 1, second * PAGE_SIZE]
+    with pytest.raises(AssertionError, match="without a page"):
+        table.slot_mapping(2 * PAGE_SIZE, 1)
+    table.length = PAGE_SIZE + 1
+    table.truncate(pool, PAGE_SIZE)
+    assert (table.blocks, table.length, pool.num_free) == ([first], PAGE_SIZE, 2)
+    pool.check([table.blocks, other.blocks])
+
+
+def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> None:
+    wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged", rollback="truncate")
+    specs = ((KEYS, HASH), (KEYS,), (wide, HASH))
+    pools = Pools(specs, num_blocks=3, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
+    index = torch.zeros((1, 1), dtype=torch.int64)
+    layers = pools.refs(index, index[0], index[0], index[0])
+    names = [(0, "k"), (0, "h"), (1, "k"), (2, "k"), (2, "h")]
+    views = [ref.pages if isinstance(ref := layers[n][name], PageRef) else ref.states for n, name in names]
+    assert [(v.dtype, tuple(v.shape)) for v in views] == [
+        (torch.bfloat16, (3, PAGE_SIZE, 2)),
+        (torch.float32, (2, 2)),
+        (torch.bfloat16, (3, PAGE_SIZE, 2)),
+        (torch.float32, (3, PAGE_SIZE, 2)),
+        (torch.float32, (2, 2)),
+    ]
+    storages = [v.untyped_storage().data_ptr() for v in views]
+    assert storages[0] == storages[2] != storages[3] and storages[1] == storages[4]
+    for number, view in enumerate(views):
+        assert not view.any()
+        view.fill_(number + 1)
+    assert all((view == number + 1).all() for number, view in enumerate(views))
+    assert pools.bytes_per_token == 2 * 2 * 2 + 2 * 4 and pools.bytes_per_sequence == 2 * 2 * 4
+    assert pools.nbytes == sum(v.numel() * v.element_size() for v in views)
+
+
+def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
+    narrow = StateSpec(name="S", shape=(1,), dtype=torch.float32, kind="slot", rollback="replay")
+    for activations, stored in ((torch.bfloat16, 4), (torch.float32, 4), (torch.float64, 8)):
+        pools = Pools([[narrow]], num_blocks=1, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=activations)
+        assert pools.bytes_per_sequence == stored
+
+
+def test_move_reads_everything_before_it_writes() -> None:
+    pools = make(MODELS["attention"]).pools
+    index = torch.zeros(1, dtype=torch.int64)
+    refs = [ref for layer in pools.refs(index.view(1, 1), index, index, index) for ref in layer.values()]
+    views, want = [ref.pages for ref in refs if isinstance(ref, PageRef)], []
+    assert len(views) == 4
+    for view in views:
+        view.copy_(torch.randint(1000, view.shape))
+        rows = view.flatten(0, 1).clone()
+        rows[[16, 17, 40]] = rows[[17, 18, 16]]
+        want.append(rows.view(view.shape))
+    pools.move(torch.tensor([17, 18, 16]), torch.tensor([16, 17, 40]))
+    assert all(torch.equal(view, expected) for view, expected in zip(views, want, strict=True))
+
+
+def test_copy_slot_copies_every_layer_and_never_onto_the_zero_state() -> None:
+    pools = make(MODELS["hybrid"]).pools
+    index = torch.tensor([1])
+    layers = pools.refs(index.view(1, 1), index, index, index)
+    refs = [ref for layer in layers for ref in layer.values() if isinstance(ref, SlotRef)]
+    assert len(refs) == 2
+    for number, ref in enumerate(refs):
+        ref.write(torch.full((1, 2), number + 1.0))
+    pools.copy_slot(1, 3)
+    for number, ref in enumerate(refs):
+        assert ref.states[:, 0].tolist() == [0, number + 1, 0, number + 1]
+    with pytest.raises(AssertionError, match="zero state"):
+        pools.copy_slot(1, 0)
+
+
+def test_what_a_request_leaves_behind_never_reaches_the_next_one() -> None:
+    """NaN of a released request must not come back through padding: 0 * NaN is NaN."""
+    specs = MODELS["hybrid"]
+    manager = make(specs, num_blocks=5, num_slots=3)
+    manager.admit(0)
+    seqs = Seqs.of([4 * PAGE_SIZE])
+    assert manager.reserve(0, 4 * PAGE_SIZE)
+    forward(specs, manager.pack([0], seqs), [[torch.nan] * seqs.num_rows], seqs)
+    manager.commit([0], seqs, [()])
+    manager.release(0)
+    seqs = Seqs.of([1, PAGE_SIZE + 1])
+    tokens = [[7], list(range(PAGE_SIZE + 1))]
+    for rid, rows in zip((1, 2), seqs.lens, strict=True):
+        manager.admit(rid)
+        assert manager.reserve(rid, rows)
+    caches = manager.pack([1, 2], seqs)
+    expect(specs, caches, seqs, [[], []])  # zero entry states
+    forward(specs, caches, tokens, seqs)
+    for cache, name in ((caches[1], "k"), (caches[1], "v"), (caches[2], "k")):
+        assert paged(cache, name).read_padded(seqs).isfinite().all()
+    manager.commit([1, 2], seqs, [(), ()])
+    read_back(specs, manager, {1: tokens[0], 2: tokens[1]})
+    manager.check()
+
+
+def test_a_step_that_was_not_committed_cannot_be_built_upon() -> None:
+    manager = make(MODELS["hybrid"])
+    seqs = Seqs.of([2, 3], num_draft=[0, 1])
+    for rid in (0, 1):
+        manager.admit(rid)
+        assert manager.reserve(rid, 3)
+    manager.pack([0, 1], seqs)
+    with pytest.raises(AssertionError, match="was not committed"):
+        manager.pack([0], Seqs.of([2]))
+    with pytest.raises(AssertionError, match="only the packed step"):
+        manager.commit([0], Seqs.of([2]), [()])
+    with pytest.raises(AssertionError, match="accepted path"):
+        manager.commit([0, 1], seqs, [(), (1,)])  # row 1 is definite
+    manager.release(1)
+    manager.admit(1)
+    with pytest.raises(AssertionError, match="admitted again"):
+        manager.commit([0, 1], seqs, [(), ()])
+    manager.release(0)
+    manager.check()
+    assert manager.length(1) == 0
+
+
+def test_pack_refuses_what_was_not_reserved_and_wrong_contexts() -> None:
+    manager = make(MODELS["hybrid"])
+    manager.admit(0)
+    with pytest.raises(AssertionError, match="admitted twice"):
+        manager.admit(0)
+    with pytest.raises(AssertionError, match="without a page"):
+        manager.pack([0], Seqs.of([1]))
+    assert manager.reserve(0, PAGE_SIZE)
+    with pytest.raises(AssertionError, match="without a page"):
+        manager.pack([0], Seqs.of([PAGE_SIZE + 1]))
+    with pytest.raises(AssertionError, match="contexts differ"):
+        manager.pack([0], Seqs.of([1], [1]))
+    recurrent = make(MODELS["recurrent"])
+    recurrent.admit(0)
+    with pytest.raises(AssertionError, match="reserve before pack"):
+        recurrent.pack([0], Seqs.of([1]))
+
+
+def test_a_page_in_two_tables_is_never_written() -> None:
+    manager = make(MODELS["attention"])
+    manager.admit(0)
+    assert manager.reserve(0, 1)
+    (page,) = manager._requests[0].table.blocks
+    manager._blocks.incref([page])  # as a second table would
+    with pytest.raises(AssertionError, match="shared page"):
+        manager.pack([0], Seqs.of([1]))
+
+
+def test_check_sees_a_written_zero_state() -> None:
+    manager = make(MODELS["hybrid"])
+    index = torch.zeros(1, dtype=torch.int64)
+    refs = manager.pools.refs(index.view(1, 1), index, index, index)
+    slot(refs[0], "h").write(torch.ones(1, 2))
+    with pytest.raises(AssertionError, match="zero state was written"):
+        manager.check()
+
+
+def test_models_take_only_the_memory_that_they_declare() -> None:
+    recurrent = make(MODELS["recurrent"], num_blocks=1)
+    recurrent.admit(0)
+    assert recurrent.reserve(0, 10_000) and recurrent.free_slots == NUM_SLOTS - 2
+    attention = make(MODELS["attention"], num_slots=1)
+    attention.admit(0)
+    assert attention.reserve(0, 10) and attention.free_blocks == NUM_BLOCKS - 2
+
+
+KV = StateSpec(name="k", shape=(4, 64), kind="paged", rollback="truncate")  # 512 bytes per token in bf16
+STATE = StateSpec(name="S", shape=(64, 16), dtype=torch.float32, kind="slot", rollback="replay")  # 4 KiB
+
+
+@pytest.mark.parametrize("specs", [((KV,), (KV,)), ((STATE,), (STATE,)), ((STATE,), (KV,), (STATE,))])
+@pytest.mark.parametrize("context", [1, 16, 17, 1000])
+@pytest.mark.parametrize("max_seqs", [1, 3, 64])
+def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, max_seqs: int) -> None:
+    pages = -(-context // PAGE_SIZE)
+    for memory in (1 << 14, 1 << 17, 1 << 20, 3_000_001, 1 << 32):
+        try:
+            num_blocks, num_slots = size_pools(
+                specs, torch.bfloat16, torch.bfloat16, context=context, max_seqs=max_seqs, memory_bytes=memory
+            )
+        except FitError:
+            # One sequence, the null page and the zero state really are more than there is.
+            paged_layers, slot_layers = (sum(kind in layer for layer in specs) for kind in (KV, STATE))
+            assert memory < (pages + 1) * PAGE_SIZE * 512 * paged_layers + 2 * 4096 * slot_layers
+            continue
+        pools = Pools(
+            specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=torch.bfloat16, state_dtype=torch.bfloat16
+        )
+        assert pools.nbytes <= memory
+        manager = CacheManager(pools)
+        manager.admit(0)
+        assert manager.reserve(0, context)
+        assert num_blocks <= max_seqs * pages + 1 and num_slots <= max_seqs + 1
+        if memory == 1 << 32:
+            assert num_blocks == (max_seqs * pages + 1 if pools.has_pages else 1)
+            assert num_slots == (max_seqs + 1 if pools.has_slots else 1)
+
+
+def test_too_little_memory_is_refused_with_numbers() -> None:
+    with pytest.raises(FitError) as caught:
+        size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=8192, max_seqs=4, memory_bytes=3 << 20)
+    assert caught.value.exit_code == 4
+    text = str(caught.value)
+    # 513 pages of 8 KiB against 384: one of these is the null page.
+    assert "8,192 tokens" in text and "4.01 MiB" in text and "3.00 MiB" in text and "512 bytes per token" in text
+    assert "at most 6,128 tokens" in text
+    assert size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=6128, max_seqs=4, memory_bytes=3 << 20) == (
+        384,
+        1,
+    )
+
+
+@pytest.mark.parametrize("kind", ["window", "levels"])
+def test_states_without_a_pool_are_refused_by_name(kind: str) -> None:
+    spec = StateSpec(name="odd", shape=(1,), kind=kind, rollback="truncate")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"'odd' of layer 0 is of kind '{kind}'"):
+        Pools([[spec]], num_blocks=1, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32)
+    with pytest.raises(UserError, match="two states of one name"):
+        size_pools([[KV, KV]], torch.float32, torch.float32, context=1, max_seqs=1, memory_bytes=1 << 30)
+
+
+RESIDENT = """
+import mmap
+from pathlib import Path
+import torch
+from stretto.cache.manager import CacheManager
+from stretto.cache.pools import Pools
+from stretto.core.seqs import Seqs
+from stretto.core.state import StateSpec
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+torch.set_num_threads(1)
+specs = [[StateSpec(name=n, shape=(3, 64), kind="paged", rollback="truncate") for n in "kv"]] * 30
+specs += [[StateSpec(name="S", shape=(64, 64), kind="slot", rollback="replay")]] * 4
+before = resident()
+pools = Pools(specs, num_blocks=2200, num_slots=4096, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
+manager = CacheManager(pools)
+manager.admit(0)
+print(pools.nbytes, resident() - before)
+assert manager.reserve(0, 64)
+for cache in manager.pack([0], Seqs.of([64])):
+    for name, ref in cache.items():
+        if name == "S":
+            ref.write(ref.read() + 1)
+        else:
+            ref.append(torch.ones(64, 3, 64), Seqs.of([64]))
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm (Linux)")
+def test_memory_is_taken_when_it_is_used() -> None:
+    ran = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True, timeout=120)
+    nominal, untouched, touched = (int(word) for word in ran.stdout.split())
+    assert nominal > 1 << 30
+    assert untouched < 8 << 20
+    assert touched < 50 << 20  # 64 tokens of 22.5 KiB, one state of 64 KiB, and what torch loads at first use

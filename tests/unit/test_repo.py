@@ -1,0 +1,169 @@
+"""Rules of the repository that no type checker knows: what may be imported, read and written where."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.core.card import REGISTRIES, Card
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "stretto").rglob("*.py"))
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+BINARIES = {".so", ".dylib", ".dll", ".pyd", ".o", ".a", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".whl"}
+# Written in two parts, so that this file does not contain what it forbids.
+MACHINE_PATHS = re.compile(r"(?<![\w.:/-])/" + r"(?:work|root|opt/wheels|opt/pypi|tmp/probe|tmp/models|home/\w+)\b")
+
+
+def tracked() -> list[Path]:
+    """Files that git has or would take, as in a clone."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [path for path in (ROOT / name for name in names) if path.is_file()]
+
+
+# -- what the package may do -------------------------------------------------------------------------------------------
+
+
+def violations(source: str) -> Iterator[str]:
+    """What a module does that no module of the package may do: load code from data, or run text."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        else:
+            modules = []
+        yield from (f"line {node.lineno}: import {m}" for m in modules if m.split(".")[0] in FORBIDDEN_MODULES)
+        if isinstance(node, ast.Call):
+            name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if name in {"eval", "exec", "compile", "__import__", "os.system", "yaml.load", "yaml.unsafe_load"}:
+                yield f"line {node.lineno}: {name}(...)"
+            if name == "torch.load" and keywords.get("weights_only") != "True":
+                yield f"line {node.lineno}: torch.load without weights_only=True"
+            if keywords.get("shell") == "True" or keywords.get("allow_pickle") == "True":
+                yield f"line {node.lineno}: {name} with shell or allow_pickle"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_data_never_becomes_code(path: Path) -> None:
+    assert not list(violations(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from dill import loads",
+        "import torch.x, marshal as m",
+        "eval('1')",
+        "exec(text)",
+        "yaml.load(f)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "subprocess.run('ls', shell=True)",
+        "np.load(f, allow_pickle=True)",
+    ],
+)
+def test_the_rule_sees_what_it_forbids(line: str) -> None:
+    assert list(violations(line))
+
+
+def test_the_rule_lets_harmless_code_pass() -> None:
+    assert not list(violations("import re\nre.compile('x')\nmodel.eval()\ntorch.load(f, weights_only=True)"))
+
+
+def reads_environment(source: str) -> list[int]:
+    """Line numbers where a module touches the environment of the process."""
+    found: list[int] = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) and node.module == "os" else []
+        is_attribute = isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.putenv"}
+        if is_attribute or {"environ", "getenv", "putenv"} & set(names):
+            found.append(node.lineno)  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    "source", ["import os\nos.environ['X']", "import os\nos.getenv('X')", "from os import environ"]
+)
+def test_reading_the_environment_is_seen(source: str) -> None:
+    assert reads_environment(source)
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    places = {path.relative_to(ROOT).as_posix() for path in SOURCES if reads_environment(path.read_text())}
+    assert places == {"stretto/core/env.py"}
+
+
+# -- what the repository may contain -----------------------------------------------------------------------------------
+
+
+def test_no_file_names_a_place_on_one_machine() -> None:
+    found = []
+    for path in tracked():
+        if path.suffix not in BINARIES:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found += [f"{path.relative_to(ROOT)}: {hit[0]}" for hit in MACHINE_PATHS.finditer(text)]
+    assert not found
+
+
+@pytest.mark.parametrize("part", ["work/main", "root/.cache", "tmp/probe/bin", "home/someone"])
+def test_places_on_a_machine_are_seen(part: str) -> None:
+    assert MACHINE_PATHS.search(f"see /{part}")
+    assert not MACHINE_PATHS.search(f"https://example.org/{part}")
+
+
+def test_no_compiled_or_downloaded_files() -> None:
+    """The wheel is what lies under stretto/, so this holds for the wheel too."""
+    assert not [path.relative_to(ROOT).as_posix() for path in tracked() if path.suffix in BINARIES]
+
+
+# -- importing ---------------------------------------------------------------------------------------------------------
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_help_imports_neither_torch_nor_numpy() -> None:
+    done = python("-X", "importtime", "-m", "stretto", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "stretto.cli" in imported
+    assert not {name for name in imported if name.split(".")[0] in {"torch", "numpy"}}
+
+
+def test_every_module_imports_without_triton() -> None:
+    done = python(
+        "-c",
+        "import importlib, pkgutil, sys\n"
+        "sys.modules['triton'] = None\n"  # import triton -> ModuleNotFoundError
+        "import stretto\n"
+        "names = [m.name for m in pkgutil.walk_packages(stretto.__path__, 'stretto.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names))",
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= len(SOURCES) - 1  # all but stretto/__init__.py
+
+
+# -- cards -------------------------------------------------------------------------------------------------------------
+
+CARDS = [(registry.socket, name, registry.card(name)) for registry in REGISTRIES for name in registry.names()]
+
+
+@pytest.mark.parametrize(("socket", "name", "card"), CARDS, ids=[f"{socket}-{name}" for socket, name, _ in CARDS])
+def test_a_card_introduces_its_file(socket: str, name: str, card: Card) -> None:
+    assert card.name == name, "the name of a filler is the name of its file"
+    assert card.idea and "\n" not in card.idea and not card.idea.endswith(".")
+    assert card.paper, "an arXiv id, or the name of a format"
+    assert not set(card.presets) & {other for kind, other, _ in CARDS if kind == socket}, "a preset hides a file"
