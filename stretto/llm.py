@@ -1,10 +1,10 @@
 """The Python API: `LLM` for scripts, `AsyncLLM` for event loops.
 
-    llm = LLM("smollm2", draft="ngram")
-    llm.generate(["Once upon a time"], Sampling(temperature=0, max_tokens=64))[0].text
-    for chunk in llm.stream("Once upon a time"):
-        print(chunk.text, end="")
-    llm.chat([{"role": "user", "content": "Why is the sky blue?"}]).text
+llm = LLM("smollm2", draft="ngram")
+llm.generate(["Once upon a time"], Sampling(temperature=0, max_tokens=64))[0].text
+for chunk in llm.stream("Once upon a time"):
+    print(chunk.text, end="")
+llm.chat([{"role": "user", "content": "Why is the sky blue?"}]).text
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 
-from stretto.convert.chat import ChatTemplate, Message, chat_ids
+from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.hub import resolve
 from stretto.convert.load import ModelFile, Progress, load_model, open_model
 from stretto.convert.show import generation_hints
@@ -36,6 +36,8 @@ from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
 from stretto.engine.text import Text
 
 Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+"""One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -194,7 +196,9 @@ class LLM:
         sampling: one for all, or one per prompt. progress: called with (finished, total) after every step.
         """
         many = _as_prompts(prompts)
-        settings = [sampling or Sampling()] * len(many) if sampling is None or isinstance(sampling, Sampling) else sampling
+        settings = (
+            [sampling or Sampling()] * len(many) if sampling is None or isinstance(sampling, Sampling) else sampling
+        )
         if len(settings) != len(many):
             raise UserError(f"{len(many)} prompts but {len(settings)} sampling settings", try_="one per prompt, or one")
         streams: list[_Stream] = []
@@ -333,9 +337,7 @@ class AsyncLLM:
         self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any
     ) -> AsyncIterator[Chunk]:
         """As `LLM.chat_stream`."""
-        async for chunk in self._iterate(
-            lambda: self._llm.encode_chat(messages, **options), sampling, continues=False
-        ):
+        async for chunk in self._iterate(lambda: self._llm.encode_chat(messages, **options), sampling, continues=False):
             yield chunk
 
     async def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
@@ -406,7 +408,7 @@ class AsyncLLM:
                 pass
             try:
                 self._dispatch(self._llm.engine.step())
-            except Exception as problem:  # noqa: BLE001  the thread outlives a failed step; its requests do not
+            except Exception as problem:  # noqa: the thread outlives a failed step; its requests do not
                 for rid, (_, deliver) in list(self._live.items()):
                     self._drop(rid)
                     deliver(problem)

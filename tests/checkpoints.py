@@ -78,6 +78,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "mistral": BASE | {"model_type": "mistral", "sliding_window": 5},
     "mistral-full": BASE | {"model_type": "mistral", "sliding_window": None},
     "qwen2": BASE | {"model_type": "qwen2", "sliding_window": 4},
+    "qwen2-llama3": BASE | {"model_type": "qwen2"} | rope("llama3", **LLAMA3),
     "qwen3": BASE | {"model_type": "qwen3", "head_dim": 8},
     "granite": BASE | SCALED | {"model_type": "granite"},
     "mamba2": MAMBA,

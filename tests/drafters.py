@@ -102,6 +102,25 @@ class TreeOracle(_Known):
         return Draft(tuple(tokens), tuple(parents))
 
 
+class Noise(Drafter):
+    """Random tokens: almost always wrong, and needs no known answer."""
+
+    def __init__(self, vocab: int, seed: int = 0) -> None:
+        self._vocab, self._random = vocab, random.Random(seed)
+
+    def admit(self, rid: int, tokens: Sequence[int]) -> None:
+        pass
+
+    def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        return [Draft(tuple(self._random.randrange(self._vocab) for _ in range(ask.max_nodes))) for ask in asks]
+
+    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
+        pass
+
+    def release(self, rid: int) -> None:
+        pass
+
+
 def _other(rng: random.Random, vocab: int, wrong_if: Sequence[int]) -> int:
     """A random token that is none of `wrong_if`."""
     while True:

@@ -42,9 +42,7 @@ def plain_decode(lm: LM, prompt: Sequence[int], n: int, sampling: Sampling | Non
     sampling = (sampling or Sampling(temperature=0)).resolve()
     tokens = list(prompt)
     for _ in range(n):
-        row = RowSampling(
-            sampling, Noise(sampling.seed or 0), len(tokens), tuple(prompt), tuple(tokens[len(prompt) :])
-        )
+        row = RowSampling(sampling, Noise(sampling.seed or 0), len(tokens), tuple(prompt), tuple(tokens[len(prompt) :]))
         tokens.append(int(picks(lm(StepPlan.of([tokens]))[-1:], [row])))
     return tokens[len(prompt) :]
 

@@ -64,7 +64,7 @@ _COLUMNS: dict[str, Callable[[Card], str]] = {
     "name": lambda card: f"`{card.name}`",
     "idea": lambda card: card.idea,
     "source": lambda card: source_link(card.paper),
-    "state per sequence and layer": lambda card: "" if card.state == "none" else card.state,
+    "state": lambda card: "" if card.state == "none" else card.state,
     "cost": lambda card: card.cost,
     "can": lambda card: ", ".join(f.name.lower() for f in Can if f in card.can and f.name),
     "output": lambda card: card.exactness.value,

@@ -15,6 +15,7 @@ from stretto.core.card import Can, Card
 from stretto.core.channel import Channel
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
+from stretto.kernels.pointwise import silu_rows
 
 
 class Dense(Channel):
@@ -41,8 +42,11 @@ class Dense(Channel):
     def forward(self, x_TD: Tensor, seqs: Seqs) -> Tensor:
         """[T, D] -> [T, D]."""
         gate_TF, up_TF = self.gate_up.split(self.gate_up(x_TD, seqs))
-        act = F.silu(gate_TF) if self.config.activation == "silu" else F.gelu(gate_TF, approximate="tanh")
-        return self.down(act.mul_(up_TF) if not act.requires_grad else act * up_TF, seqs)  # type: ignore[no-any-return]
+        if self.config.activation == "silu":
+            act_TF = silu_rows(gate_TF, seqs.num_step_rows)
+        else:
+            act_TF = F.gelu(gate_TF, approximate="tanh")
+        return self.down(act_TF * up_TF, seqs)  # type: ignore[no-any-return]
 
 
 CARD = Card(

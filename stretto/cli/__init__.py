@@ -125,7 +125,8 @@ def _verb(name: str) -> Verb:
     if name not in VERBS:
         kind = "flag" if name.startswith("-") else "verb"
         raise UserError(f"unknown {kind} {name!r}", try_=_flags.near(name, list(VERBS)))
-    return cast(Verb, importlib.import_module(f"stretto.cli.{name}"))
+    module = "list_" if name == "list" else name  # a submodule `list` would hide the builtin in this file
+    return cast(Verb, importlib.import_module(f"stretto.cli.{module}"))
 
 
 # -- how things end ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from stretto.cli._terminal import has_colour, harmless, is_terminal, paint
+from stretto.cli._terminal import harmless, has_colour, is_terminal, paint
 
 if TYPE_CHECKING:
     from stretto.convert.tokenizer import Tokenizer

@@ -45,7 +45,7 @@ def chat(llm: "LLM", options: "Options", sampling: "Sampling") -> int:
             messages = list(opening)
         elif line == "/help":
             note(_HELP)
-        elif line.startswith("/") and line.isidentifier() is False and " " not in line and "/" not in line[1:]:
+        elif line.startswith("/") and line[1:].isalpha():
             note(f"unknown command {line}: {near(line, _COMMANDS)}")
         elif line:
             messages.append({"role": "user", "content": line})

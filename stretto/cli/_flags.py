@@ -4,8 +4,8 @@
         model: str = argument("alias, .gguf file or checkpoint directory")
         seed: int | None = option("the same seed gives the same text", default=None)
 
-Types: str, int, float, bool (a switch), Path, `T | None`, `tuple[T, ...]` (the flag may be repeated; numbers may also be
-separated by commas). Flags and arguments may be mixed in any order, `--` ends the flags, and a flag is never
+Types: str, int, float, bool (a switch), Path, `T | None`, `tuple[T, ...]` (the flag may be repeated; numbers may be
+separated by commas too). Flags and arguments may be mixed in any order, `--` ends the flags, and a flag is never
 abbreviated, so that adding one breaks no script. Help pages are the same on every Python version and terminal.
 """
 
@@ -68,9 +68,10 @@ class Flag:
         """The right column."""
         if self.required and not self.positional:
             return f"{self.help} (required)"
-        quiet = self.required or self.default in (None, False, ()) or self.kind is bool
-        shown = ",".join(map(str, self.default)) if self.repeats and not quiet else self.default
-        return self.help if quiet else f"{self.help} (default: {shown})"
+        if self.required or self.default in (None, False, ()):
+            return self.help
+        shown: Any = self.default
+        return f"{self.help} (default: {','.join(map(str, shown)) if self.repeats else shown})"
 
     def read(self, texts: Sequence[str]) -> Any:
         """The value of the field from what was written on the command line, in order; the last one counts."""

@@ -1,4 +1,4 @@
-"""The text that `stretto bench` continues: real words, because zeros and noise cost a model (and a drafter) other time."""
+"""What `stretto bench` continues: real words, because zeros or noise cost a model and a drafter other time."""
 
 PARAGRAPH = """\
 In a fugue the voices do not wait for each other. The first one states the subject alone; while it goes on with

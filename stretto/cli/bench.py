@@ -1,17 +1,12 @@
 """`stretto bench`: prefill and decode speed of one model, as medians and as shares of what this machine allows."""
 
-import datetime
 import json
-import shlex
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stretto.cli._flags import argument, option
+from stretto.cli._flags import argument, flags, option
+from stretto.cli._record import as_record
 from stretto.cli._terminal import note, print_json, progress, table
 from stretto.cli._text import PARAGRAPH
 from stretto.core.card import DRAFTERS
@@ -38,7 +33,7 @@ class Options:
     repeat: int = option("runs of every measurement; the median counts", default=3)
     draft: str = option("as for `stretto run`", default="none", metavar="SPEC")
     dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
-    record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)
+    record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)  # noqa: RUF009  a field
     json: bool = option("print the record in place of the table", default=False)
 
 
@@ -58,7 +53,8 @@ def run(options: Options) -> int:
     samples = measure(llm, options)
     machine = measure_machine(dtype)  # afterwards: on a shared machine the neighbours of the runs just measured
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
-    record = as_record(options, samples, bounds, machine)
+    name = f"bench {Path(options.model).name} {options.dtype} draft {options.draft}"
+    record = as_record(name, _words(options), samples, bounds, machine)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         note(f"wrote {options.record}")
@@ -127,44 +123,11 @@ def _bounds(options: Options, machine: Machine, decode: ModelCost, prefill: Mode
     return bounds
 
 
-def as_record(
-    options: Options, samples: dict[str, list[float]], bounds: dict[str, float], machine: Machine
-) -> dict[str, Any]:
-    """The record format of bench/records/."""
-    from stretto.engine.measure import describe_machine
-
-    def result(quantity: str, runs: Sequence[float]) -> dict[str, Any]:
-        return {
-            "quantity": quantity,
-            "value": median(runs),
-            "unit": "tokens/s",
-            "median_of": len(runs),
-            "spread": [min(runs), max(runs)],
-            "bound": bounds[quantity],
-        }
-
-    words = sys.argv[1:] if sys.argv[1:2] == ["bench"] else ["bench", options.model]
-    return {
-        "name": f"bench {options.model} {options.dtype} draft {options.draft}",
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "machine": {**describe_machine(), **asdict(machine)},
-        "command": shlex.join(["stretto", *words]),
-        "results": [result(quantity, runs) for quantity, runs in samples.items()],
-        "samples": samples,
-    }
-
-
-def _commit() -> str:
-    """The commit of the checkout this package runs from, or its version."""
-    import stretto
-
-    folder = Path(stretto.__file__).parent.parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return f"version {stretto.__version__}"
-    return done.stdout.strip()
+def _words(options: Options) -> list[str]:
+    """The command line that measures the same again."""
+    found = ["bench", options.model]
+    for flag in flags(Options):
+        value = getattr(options, flag.field)
+        if not flag.positional and flag.field not in ("record", "json") and value != flag.default:
+            found += [flag.names[-1], ",".join(map(str, value)) if flag.repeats else str(value)]
+    return found

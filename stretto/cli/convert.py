@@ -24,7 +24,7 @@ class Options:
     """Options of `stretto convert`."""
 
     src: str = argument("an alias, a .gguf file or a checkpoint directory")
-    dst: Path = argument("the file or directory to write")
+    dst: Path = argument("the file or directory to write")  # noqa: RUF009  a field
     to: str = option("a checkpoint directory, or a GGUF file", choices=("hf", "gguf"))
     dtype: str | None = option(
         "number format of the matrices: f32, f16, bf16; q8_0, q4_0, q4_1 in GGUF (default: as they are)",

@@ -3,12 +3,15 @@
 import importlib.metadata
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stretto.cli._flags import argument, option
 from stretto.cli._terminal import has_colour, note, paint, print_json
 from stretto.core.costs import Machine, decode_bound, prefill_bound
 from stretto.core.env import Env, read_env
+
+if TYPE_CHECKING:
+    from stretto.convert.load import ModelFile
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
 PACKAGES = ("stretto", "torch", "numpy", "tokenizers", "jinja2", "rich", "triton", "huggingface_hub")
@@ -34,9 +37,11 @@ def run(options: Options) -> int:
         path = resolve(options.model, env=env)
     import torch
 
+    from stretto.convert.load import open_model
     from stretto.engine.measure import describe_machine, gemm_rate, read_bandwidth
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
+    file = None if path is None else open_model(path)  # first: a bad file needs no measuring
     note("measuring ...")
     bandwidth = read_bandwidth()
     rates = {name: gemm_rate(kind) for name, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}
@@ -51,8 +56,8 @@ def run(options: Options) -> int:
             **{f"{name} GFLOP/s": _figures(rate.samples, rate.median) for name, rate in rates.items()},
         },
     }
-    if path is not None:
-        report["bounds"] = bounds(str(path), machine, dtype)
+    if file is not None:
+        report["bounds"] = bounds(file, machine, dtype)
     if options.json:
         print_json(report)
     else:
@@ -89,6 +94,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "glr": (heads, heads, heads),
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
         "rmsnorm": (rows,),
+        "fftconv": (rows, torch.zeros(32, 8, dtype=dtype)),
     }
     found = {}
     for op, args in arguments.items():
@@ -99,21 +105,17 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
     return found
 
 
-def bounds(path: str, machine: Machine, dtype: Any) -> dict[str, float]:
+def bounds(file: "ModelFile", machine: Machine, dtype: Any) -> dict[str, float]:
     """What one stream cannot exceed on this machine, from measured rates and the bytes a step streams."""
-    from pathlib import Path
-
     import torch
 
-    from stretto.convert.load import open_model
     from stretto.engine.measure import model_cost, prefill_cost
     from stretto.models.lm import LM
 
-    file = open_model(Path(path))
     with torch.device("meta"):
         lm = LM(file.config).cast(dtype)
     cost = model_cost(lm, dtype)
-    stored = sum(file.tensors.packed(name).nbytes for name in file.tensors.names())
+    stored = sum(file.held(name).nbytes for name in file.tensors.names())
     return {
         "bytes per token": cost.weight_bytes,
         "bytes as stored": stored,

@@ -1,6 +1,5 @@
 """`stretto run`: one answer, or a chat in the terminal. Settings are checked before torch is imported."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -8,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._flags import argument, option
-from stretto.cli._terminal import is_terminal, note, print_json, progress
+from stretto.cli._input import check_utf8, read_prompt, read_template
+from stretto.cli._terminal import note, print_json, progress
 from stretto.core.card import DRAFTERS, JUDGES
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 
 if TYPE_CHECKING:
-    from stretto.llm import LLM, Chunk, Result
+    from stretto.llm import LLM, Result
 
 EXAMPLES = (
     'stretto run smollm2 "Why is the sky blue?" --stats',
@@ -32,7 +32,7 @@ class Options:
     prompt: str | None = argument(
         "what to answer (- for standard input); without it, a chat in a terminal, else standard input", default=None
     )
-    max_tokens: int | None = option("at most this many tokens (default: what the context holds)", short="-n", default=None)
+    max_tokens: int | None = option("at most this many tokens (default: what fits)", short="-n", default=None)
     temp: float | None = option("temperature; 0 takes the likeliest token (default: the model's hint)", default=None)
     top_p: float | None = option("keep the likeliest tokens that make up this mass", default=None)
     top_k: int | None = option("keep this many of the likeliest tokens", default=None)
@@ -41,7 +41,7 @@ class Options:
     stop: tuple[str, ...] = option("the text ends before this string; may be repeated", default=())
     system: str | None = option("system message of the conversation", default=None)
     raw: bool = option("continue the prompt as it is, without a chat template", default=False)
-    chat_template: Path | None = option("a Jinja chat template in place of the model's", default=None)
+    chat_template: Path | None = option("a Jinja chat template in place of the model's", default=None)  # noqa: RUF009  a field
     draft: str = option(
         "none, auto (n-grams while they are measured to help), ngram, or with settings: ngram:max_n=3,nodes=8",
         default="auto",
@@ -58,8 +58,8 @@ class Options:
 def run(options: Options) -> int:
     """Answer or chat."""
     sampling = check(options)
-    template = _read_template(options.chat_template)
-    prompt = _prompt(options)
+    template = read_template(options.chat_template)
+    prompt = read_prompt(options.prompt, alone="--json" if options.json else "--raw" if options.raw else None)
     from stretto.convert.hub import resolve
 
     path = resolve(options.model, env=read_env())
@@ -114,11 +114,13 @@ def check(options: Options) -> Sampling:
         raise UserError(f"--ctx is {options.ctx}", why="a context holds at least a prompt token and an answer token")
     for flag, value in (("--system", options.system), ("--chat-template", options.chat_template)):
         if options.raw and value is not None:
-            raise UserError(f"--raw and {flag} exclude each other", why="--raw sends the prompt without a chat template")
+            raise UserError(
+                f"--raw and {flag} exclude each other", why="--raw sends the prompt without a chat template"
+            )
     if options.json and options.show_draft:
         raise UserError("--json and --show-draft exclude each other", why="drafts are marked in text")
     for text in (options.prompt, options.system, *options.stop):
-        _check_utf8(text or "", "the command line")
+        check_utf8(text or "", "the command line")
     return sampling
 
 
@@ -140,60 +142,18 @@ def as_json(result: "Result", options: Options) -> dict[str, Any]:
     }
 
 
-def stream(llm: "LLM", options: Options, sampling: Sampling, prompt: str) -> "Iterator[Chunk]":
-    """The chunks of one answer."""
-    if options.raw:
-        return llm.stream(prompt, sampling)
-    system = [{"role": "system", "content": options.system}] if options.system is not None else []
-    return llm.chat_stream([*system, {"role": "user", "content": prompt}], sampling)
-
-
 def _answer(llm: "LLM", options: Options, sampling: Sampling, prompt: str) -> "Result":
     from stretto.cli._answer import Printer
 
-    printer = Printer(llm.tokenizer, options.show_draft, quiet=options.json)
-    with closing(printer), closing(stream(llm, options, sampling, prompt)) as chunks:  # type: ignore[type-var]
+    system = [{"role": "system", "content": options.system}] if options.system is not None else []
+    messages = [*system, {"role": "user", "content": prompt}]
+    chunks = llm.stream(prompt, sampling) if options.raw else llm.chat_stream(messages, sampling)
+    with closing(Printer(llm.tokenizer, options.show_draft, quiet=options.json)) as printer:
         for chunk in chunks:
             printer.add(chunk)
             if chunk.result is not None:
                 return chunk.result
     raise AssertionError("the last chunk carries the result")
-
-
-def _prompt(options: Options) -> str | None:
-    """The prompt; None means chat. One line end at the end of standard input is not part of it."""
-    if options.prompt is not None and options.prompt != "-":
-        text = options.prompt
-    elif options.prompt is None and is_terminal(sys.stdin):
-        if options.json or options.raw:
-            raise UserError(f"{'--json' if options.json else '--raw'} needs a prompt", try_="a PROMPT, or a pipe")
-        return None
-    else:
-        try:
-            text = sys.stdin.read() if sys.stdin is not None else ""
-        except UnicodeDecodeError as problem:
-            raise UserError("standard input is not UTF-8 text", why=str(problem)) from None
-        _check_utf8(text, "standard input")
-        text = text.removesuffix("\n").removesuffix("\r")
-    if not text:
-        raise UserError("the prompt is empty", why="a model continues at least one token", try_="a non-empty prompt")
-    return text
-
-
-def _check_utf8(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as problem:
-        raise UserError(f"{where} is not UTF-8 text", why=f"byte {problem.start} cannot be read") from None
-
-
-def _read_template(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"--chat-template {path} cannot be read", why=str(problem)) from None
 
 
 @contextmanager

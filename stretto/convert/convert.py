@@ -195,7 +195,7 @@ def _fits(model: ModelFile, parts: list[_Part], codec: str) -> bool:
         ours = stored if part.source.load is None else part.source.load(stored.double()).float()
         back = _codec(codec).encode(ours).decode(torch.float32)
         if part.source.save is not None:
-            back = part.source.save(back)
+            back = part.source.save(back.double()).float()
         if not torch.equal(back, stored):
             return False
     return True

@@ -3,7 +3,7 @@
 A template is code from a model file. Jinja's immutable sandbox keeps it away from Python; the meter keeps it from
 running for ever or filling memory. It works without a second process:
 
-- every loop, macro and block body starts with a tick, which looks at the clock;
+- every turn of a loop and every call (macros and blocks among them) ticks, which looks at the clock;
 - everything that makes a new value (operators, concatenation, literals, slices, calls, filters, output) is charged for
   its memory, before it is made where that can be many times the operands', and no value may weigh more than
   `MAX_WEIGHT`. Weight counts nested values as often as they occur, so a list of itself twice, forty times over, is
@@ -61,12 +61,10 @@ class _Instrument(NodeTransformer):
     def _tick(self, at: nodes.Node, size: int) -> nodes.Node:
         return nodes.ExprStmt(self._call("meter_tick", nodes.Const(size))).set_lineno(at.lineno)
 
-    def _body(self, node: Any) -> nodes.Node:
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.body.insert(0, self._tick(node, 0))
-        return node  # type: ignore[no-any-return]
-
-    visit_For = visit_Macro = visit_CallBlock = visit_Block = _body
+        return node
 
     def visit_Output(self, node: nodes.Output) -> Any:
         self.generic_visit(node)

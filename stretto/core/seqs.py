@@ -1,7 +1,7 @@
 """`Seqs`: which rows of a packed call belong to which sequence, and where they stand in it.
 
 Activations are packed rows `x_TD`: sequence after sequence, no padding. A serving step orders its sequences decode
-and verify first (`num_step` of them, run in step form), then prefill (run in chunked form). Training data are packed
+and verify first (`num_step` of them, in step form), then prefill (chunked form). Training data are packed
 sequences with `num_step = 0` and no context.
 
 A sequence's rows are definite (prompt tokens, the pending token) followed by `num_draft` provisional rows: nodes of a
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,14 +21,6 @@ from torch import Tensor
 _V = TypeVar("_V")
 Parents = tuple[int, ...] | None
 MAX_TREE_ROWS = 64  # the pending row + 63 nodes: ancestors are the bits of an int64
-
-
-class Level(NamedTuple):
-    """The rows of one tree depth, over all sequences: they can be computed together once their parents are."""
-
-    rows: Tensor  # [n] int64, packed row numbers
-    parents: Tensor  # [n] int64, packed row of the parent; -1 = the entry state of the sequence
-    seqs: Tensor  # [n] int64, sequence numbers
 
 
 @dataclass(frozen=True)
@@ -68,8 +60,9 @@ class Seqs:
     def __post_init__(self) -> None:
         n = len(self.lens)
         assert len(self.contexts) == len(self.num_draft) == len(self.parents) == n and 0 <= self.num_step <= n
-        for rows, drafts, parents in zip(self.lens, self.num_draft, self.parents, strict=True):
+        for b, (rows, drafts, parents) in enumerate(zip(self.lens, self.num_draft, self.parents, strict=True)):
             assert 0 <= drafts <= rows
+            assert not drafts or b < self.num_step, "drafts run in step form"
             if parents is not None:
                 assert len(parents) == rows <= MAX_TREE_ROWS
                 assert all(-1 <= p < r for r, p in enumerate(parents)), "parents come before children"
@@ -188,21 +181,6 @@ class Seqs:
                 own.append((own[parent] if parent >= 0 else 0) | (1 << row))
             bits += own or [0] * n
         return self._tensor([v - (1 << 64) if v >= 1 << 63 else v for v in bits])
-
-    @cached_property
-    def levels(self) -> tuple[Level, ...]:
-        """The rows grouped by depth: the order of a step-form recurrence over chains and trees alike."""
-        found: list[tuple[list[int], list[int], list[int]]] = []
-        for b in range(self.num_seqs):
-            start = self.starts[b]
-            for row, (depth, parent) in enumerate(zip(self.depths(b), self.row_parents(b), strict=True)):
-                while len(found) <= depth:
-                    found.append(([], [], []))
-                rows, parents, seqs = found[depth]
-                rows.append(start + row)
-                parents.append(start + parent if parent >= 0 else -1)
-                seqs.append(b)
-        return tuple(Level(self._tensor(r), self._tensor(p), self._tensor(s)) for r, p, s in found)
 
     def taps(self, width: int) -> Tensor:
         """[T, width] int64: where a causal filter of `width` taps reads, oldest first, the row itself last.

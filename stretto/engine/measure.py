@@ -113,7 +113,9 @@ def describe_machine() -> dict[str, Any]:
     """CPU, cores, threads, memory, versions: the `machine` of a benchmark record, and the doctor's first lines."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     fields = dict(
-        (key.strip(), value.strip()) for key, colon, value in (line.partition(":") for line in info.splitlines()) if colon
+        (key.strip(), value.strip())
+        for key, colon, value in (line.partition(":") for line in info.splitlines())
+        if colon
     )
     known = set(fields.get("flags", "").split())
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -32,7 +32,9 @@ def make_drafting(spec: str) -> tuple[Drafter, DraftPolicy] | None:
     known = [p for p in inspect.signature(card.make).parameters]
     for key in options:
         if key not in known:
-            raise UserError(f"--draft {spec}: {card.name} has no setting {key!r}", try_=f"one of nodes, {', '.join(known)}")
+            raise UserError(
+                f"--draft {spec}: {card.name} has no setting {key!r}", try_=f"one of nodes, {', '.join(known)}"
+            )
     drafter: Drafter = card.make(**options)
     return drafter, DraftGain(nodes) if automatic else Always(nodes)
 

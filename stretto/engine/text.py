@@ -9,7 +9,9 @@ from stretto.convert.tokenizer import Tokenizer
 class Text:
     """The `TextStream` of one request: incremental detokenization, then stop strings."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, skip_special: bool = True, continues: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], *, skip_special: bool = True, continues: bool
+    ) -> None:
         """continues: the text goes on from a raw prompt, so its first space belongs to it."""
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special, continues=continues)
         self._matcher = StopMatcher(stops)

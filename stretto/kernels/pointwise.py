@@ -10,6 +10,7 @@ callers widen first.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FAR = 80.0  # exp(80) is finite in fp32, and silu(-80) and sigmoid(-80) are below 1e-32
@@ -25,6 +26,14 @@ def silu(x: Tensor) -> Tensor:
     """x / (1 + exp(-x)), same shape and dtype."""
     x = x.clamp(min=-_FAR)
     return x / (1.0 + (-x).exp())
+
+
+def silu_rows(x_TF: Tensor, num_step_rows: int) -> Tensor:
+    """silu of [T, F], widened to fp32 inside: reproducible for the leading step rows, torch's fused one for the rest."""
+    if num_step_rows == 0:
+        return F.silu(x_TF)
+    step = silu(x_TF[:num_step_rows].to(torch.promote_types(x_TF.dtype, torch.float32))).to(x_TF.dtype)
+    return step if num_step_rows == len(x_TF) else torch.cat([step, F.silu(x_TF[num_step_rows:])])
 
 
 def softplus(x: Tensor) -> Tensor:

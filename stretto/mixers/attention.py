@@ -64,7 +64,7 @@ class Attention(Mixer):
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
         c = self.config
-        heads_TNK = self.qkv(x_TD, seqs).view(len(x_TD), -1, c.head_dim)  # N = H + G + G: queries, keys, values
+        heads_TNK = self.qkv(x_TD, seqs).unflatten(1, (c.num_heads + 2 * c.num_kv_heads, c.head_dim))  # N = H + G + G
         qk_TNK, v_TGK = heads_TNK.split_with_sizes([c.num_heads + c.num_kv_heads, c.num_kv_heads], 1)
         if c.qk_norm is not None:
             q_THK, k_TGK = qk_TNK.split_with_sizes([c.num_heads, c.num_kv_heads], 1)

@@ -32,6 +32,8 @@ _UNIT_EPS = 1e-6  # under the root: without it beta |k|^2 can pass 2 and the sta
 
 
 class GatedDelta(Mixer):
+    wide_params = ("A_log", "dt_bias")
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         d_model: int

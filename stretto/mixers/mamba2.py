@@ -29,6 +29,8 @@ from stretto.kernels.short_conv import short_conv
 
 
 class Mamba2(Mixer):
+    wide_params = ("A_log", "D", "dt_bias")
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         d_model: int

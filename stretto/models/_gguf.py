@@ -20,7 +20,7 @@ from stretto.models._common import (
     outer_names,
     refuse_to_write,
 )
-from stretto.models._rope import gguf_rope, rope_to_gguf
+from stretto.models._rope import gguf_rope, rope_extra, rope_to_gguf
 from stretto.models.family import MAX_LAYERS, Config, Reader, Stored
 from stretto.models.lm import Layer, LMConfig
 
@@ -162,6 +162,12 @@ def dense_to_gguf(config: LMConfig, arch: str) -> dict[str, Any]:
     mixer, channel = only_layer(config)
     keys = model_to_gguf(config) | attention_to_gguf(mixer) | {"feed_forward_length": channel.d_hidden}
     return prefixed(arch, keys)
+
+
+def extra(config: LMConfig) -> dict[str, Tensor]:
+    """Stretched frequencies that no key can say (llama3), as their tensor."""
+    ropes = (layer.mixer.rope for layer in config.layers if isinstance(layer.mixer, Attention.Config))
+    return rope_extra(next(ropes, None))
 
 
 def prefixed(arch: str, keys: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Family:
     to_gguf: Callable[[LMConfig], dict[str, Any]]
     gguf_names: Callable[[LMConfig], Names]
     gguf_extra: Callable[[LMConfig], dict[str, Tensor]] = lambda config: {}
-    ignore: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
 
 @dataclass(frozen=True, slots=True)

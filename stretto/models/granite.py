@@ -71,4 +71,5 @@ FAMILY = Family(
     from_gguf=from_gguf,
     to_gguf=to_gguf,
     gguf_names=gguf_names,
+    gguf_extra=_gguf.extra,
 )

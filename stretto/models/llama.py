@@ -7,11 +7,8 @@ tensor.
 
 from typing import Any
 
-from torch import Tensor
-
 from stretto.models import _gguf, _hf
 from stretto.models._common import only_layer, refuse_to_write
-from stretto.models._rope import rope_extra
 from stretto.models.family import Config, Family, Names
 from stretto.models.lm import Layer, LMConfig
 
@@ -70,11 +67,6 @@ def gguf_names(config: LMConfig) -> Names:
     return _gguf.names(config, permuted=True)
 
 
-def gguf_extra(config: LMConfig) -> dict[str, Tensor]:
-    """Llama 3's frequency divisors."""
-    return rope_extra(only_layer(config)[0].rope)
-
-
 FAMILY = Family(
     name="llama",
     hf=("LlamaForCausalLM", "MistralForCausalLM"),
@@ -85,6 +77,5 @@ FAMILY = Family(
     from_gguf=from_gguf,
     to_gguf=to_gguf,
     gguf_names=gguf_names,
-    gguf_extra=gguf_extra,
-    ignore=("rotary_emb.inv_freq", "rope_freqs.weight"),
+    gguf_extra=_gguf.extra,
 )

@@ -232,6 +232,8 @@ BOMBS = {
     "nested dict()": DOUBLE % ("[1]", "dict(a=ns.x, b=ns.x)"),
     "nested by product": DOUBLE % ("[1]", "[ns.x] * 2"),
     "nested by map": DOUBLE % ("[1]", "[ns.x, ns.x] | map('list') | list"),
+    "nested, compared": "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+    "{% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}",
     "namespaces": "{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set ns.x = namespace(a=ns.x, b=ns.x) %}"
     "{% endfor %}{{ ns }}",
     "set block": DOUBLE.replace(
@@ -333,8 +335,6 @@ ESCAPES = [
     "{{ 'a'.encode() }}",
     "{{ (1).to_bytes(9, 'big') }}",
     "{{ loop }}{{ meter }}{{ environment }}{{ context }}{{ caller }}",
-    "{% set ns = namespace() %}{% set ns._Namespace__attrs = 1 %}",
-    "{% set ns = namespace(__class__=1) %}",
     "{% include 'x' %}",
     "{% import 'os' as os %}",
     "{% extends 'x' %}",
@@ -351,6 +351,19 @@ def test_templates_cannot_reach_python(source: str) -> None:
     except UserError:
         return
     assert found == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set ns = namespace() %}{% set ns._Namespace__attrs = 1 %}",
+        "{% set ns = namespace(__class__=1) %}",
+        "{% set ns = namespace({'__html__': 1}) %}",
+    ],
+)
+def test_namespaces_hold_no_private_names(source: str) -> None:
+    with pytest.raises(UserError, match="a namespace cannot hold"):
+        render(source)
 
 
 def test_templates_do_not_change_messages() -> None:

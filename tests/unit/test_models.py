@@ -107,9 +107,7 @@ def test_a_written_config_is_read_back_equal(saved: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_transformers_reads_a_written_config(
-    name: str, saved: Checkpoints, tmp_path: Path
-) -> None:
+def test_transformers_reads_a_written_config(name: str, saved: Checkpoints, tmp_path: Path) -> None:
     path, want = saved(name)
     model = open_model(path)
     with_config(path, tmp_path, {})

@@ -107,18 +107,13 @@ _settings = st.fixed_dictionaries(
     }
 )
 _ids = st.lists(st.integers(0, 11), max_size=6)
+_banned = st.sets(st.integers(0, 11), max_size=11)
+# Quarters make ties common and are exact in fp64, so both sides see the same ties.
+_quarters = st.lists(st.integers(-12, 12), min_size=12, max_size=12)
 
 
 @settings(max_examples=300, deadline=None)
-# Quarters make ties common and are exact in fp64, so both sides see the same ties.
-@given(
-    st.lists(st.integers(-12, 12), min_size=12, max_size=12),
-    _settings,
-    _ids,
-    _ids,
-    _ids,
-    st.sets(st.integers(0, 11), max_size=11),
-)
+@given(_quarters, _settings, _ids, _ids, _ids, _banned)
 def test_laws_equal_plain_python(quarters, fields, prompt, output, path, banned):
     logits = torch.tensor(quarters, dtype=torch.float64) / 4
     r = row(prompt=prompt, output=output, path=path, banned=tuple(banned), **fields)

@@ -9,7 +9,7 @@ from torch import Tensor
 from stretto.core.card import Can, Card, Exactness
 from stretto.core.drafter import Draft, Verdict
 from stretto.core.judge import Head, Judge, Noise
-from stretto.engine.judges._walk import walk_picks
+from stretto.engine.judges._shared import walk_picks
 
 
 class Greedy(Judge):

@@ -132,6 +132,10 @@ def _chunk(
         return _dense(q, keys, values, scale, (ago >= 0) & (ago < window))
     if context == 0:
         return _dense(q, keys, values, scale, causal=True)
+    if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
+        # The fused kernel gives lse no gradient, and the weights of a merge are functions of lse: one masked softmax.
+        ago = torch.arange(context, context + len(q))[:, None] - torch.arange(context + len(q))[None, :]
+        return _dense(q, keys, values, scale, ago >= 0)
     past = _dense(q, keys[:context], values[:context], scale)
     own = _dense(q, keys[context:], values[context:], scale, causal=True)
     # imported late: the public module imports this one through `pick`

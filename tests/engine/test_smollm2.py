@@ -1,0 +1,158 @@
+"""The real model: SmolLM2-135M from its GGUF file against transformers on the dequantized weights.
+
+smollm2_greedy.json holds ten prompts, raw and chat-formatted, with the oracle's 64 greedy ids and its top-2 gaps
+(made by tests/golden/make_greedy.py). In fp32 every id must agree. In bf16 a divergence counts as numeric only where
+the oracle's gap is below the noise of bf16, and such places are counted and printed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drafters import Noise, Oracle, Saboteur, TreeOracle
+from stretto import LLM, Sampling
+from stretto.drafters.ngram import NGram
+from stretto.engine.engine import Engine, EngineConfig
+from toy import Nodes, finish
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_greedy.json"
+CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text())
+FEW = CASES[6:8]  # one prompt, raw and chat-formatted
+# bf16 keeps 8 bits: logits near 20 are rounded to 1/16, and thirty layers of such rounding move them by a few of these
+BF16_NOISE = 0.5
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_path: Path) -> LLM:
+    return LLM(smollm2_path, draft="none", dtype="float32", context=512)
+
+
+def test_prompts_are_tokenized_as_by_the_oracle(llm: LLM) -> None:
+    for case in CASES:
+        if case["chat"]:
+            ids = llm.encode_chat([{"role": "user", "content": case["prompt"]}])
+        else:
+            ids = llm.encode(case["prompt"])
+        assert ids == case["prompt_ids"]
+
+
+def outputs(llm: LLM, cases: list[dict[str, Any]], num_tokens: int, **options: Any) -> list[list[int]]:
+    """Greedy ids through an engine of its own over the model of `llm`; end-of-text tokens do not stop it."""
+    sizes = {"context": 512, "kv_dtype": llm.engine.config.kv_dtype}
+    sizes |= {key: options.pop(key) for key in ("max_rows", "max_seqs", "memory_bytes") if key in options}
+    engine = Engine(llm.engine.model, EngineConfig(**sizes), **options)
+    sampling = Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True).resolve()
+    requests = [engine.add(case["prompt_ids"], sampling) for case in cases]
+    found = finish(engine)
+    return [found[request.rid] for request in requests]
+
+
+def variants(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Everything that must not change a greedy answer."""
+    known = {tuple(case["prompt_ids"]): case["output_ids"] for case in cases}
+    return {
+        "alone": {"max_seqs": 1},
+        "together": {},
+        "split prefill": {"max_rows": 7, "max_seqs": 3},
+        "ngram": {"drafter": NGram(), "draft_policy": Nodes(8)},
+        "oracle": {"drafter": Oracle(known), "draft_policy": Nodes(8, 0, 3)},
+        "saboteur": {"drafter": Saboteur(known, 49152), "draft_policy": Nodes(8)},
+        "trees": {"drafter": TreeOracle(known, 49152), "draft_policy": Nodes(12)},
+    }
+
+
+@pytest.mark.parametrize("name", variants(FEW))
+def test_greedy_in_fp32_equals_transformers(llm: LLM, name: str) -> None:
+    num_tokens = 24
+    got = outputs(llm, FEW, num_tokens, **variants(FEW)[name])
+    assert got == [case["output_ids"][:num_tokens] for case in FEW]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", variants(CASES))
+def test_all_prompts_in_fp32_equal_transformers(llm: LLM, name: str) -> None:
+    got = outputs(llm, CASES, 64, **variants(CASES)[name])
+    assert got == [case["output_ids"] for case in CASES]
+
+
+def divergences(got: list[list[int]], cases: list[dict[str, Any]]) -> list[float]:
+    """The oracle's gap at the first place where each answer differs."""
+    gaps = []
+    for output, case in zip(got, cases, strict=True):
+        differs = [i for i, (a, b) in enumerate(zip(output, case["output_ids"], strict=False)) if a != b]
+        gaps += [case["gaps"][differs[0]]] if differs else []
+    return gaps
+
+
+@pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
+def test_bf16_differs_only_at_near_ties(smollm2_path: Path, cases: list[dict[str, Any]]) -> None:
+    llm = LLM(smollm2_path, draft="none", context=512)
+    num_tokens = 24 if cases is FEW else 64
+    plain = outputs(llm, cases, num_tokens)
+    modes = {
+        "together": {},
+        "alone": {"max_seqs": 1},
+        "split prefill": {"max_rows": 7, "max_seqs": 3},
+        "ngram": {"drafter": NGram(), "draft_policy": Nodes(8)},
+        "noise": {"drafter": Noise(49152), "draft_policy": Nodes(8)},
+    }
+    for name, options in modes.items():
+        got = plain if name == "together" else outputs(llm, cases, num_tokens, **options)
+        gaps = divergences(got, cases)
+        print(f"\n{name}: {len(gaps)} of {len(cases)} answers leave the fp32 oracle, at gaps {sorted(gaps)}")
+        assert all(gap < BF16_NOISE for gap in gaps)
+
+
+def test_the_same_seed_gives_the_same_text_with_and_without_drafts(llm: LLM) -> None:
+    case = FEW[1]
+    sampling = Sampling(temperature=0.8, seed=7, max_tokens=24, ignore_eos=True).resolve()
+    found = []
+    for options in ({}, {"drafter": NGram(), "draft_policy": Nodes(8)}):
+        engine = Engine(llm.engine.model, EngineConfig(context=512, kv_dtype=llm.engine.config.kv_dtype), **options)
+        engine.add(case["prompt_ids"], sampling)
+        found.append(finish(engine))
+    assert found[0] == found[1]
+    greedy = case["output_ids"][:24]
+    assert found[0][0] != greedy
+
+
+def test_the_python_api(llm: LLM) -> None:
+    """Strings and ids, one result per prompt, streams, chat, stop strings, logprobs."""
+    case = FEW[0]
+    sampling = Sampling(temperature=0, max_tokens=12)
+    by_text, by_ids = llm.generate([case["prompt"], case["prompt_ids"]], sampling)
+    assert by_text.token_ids == by_ids.token_ids == tuple(case["output_ids"][:12])
+    assert by_text.text == llm.tokenizer.decode(by_text.token_ids) and by_text.finish_reason == "length"
+    assert by_text.usage.total_tokens == len(case["prompt_ids"]) + 12
+    chunks = list(llm.stream(case["prompt"], sampling))
+    assert "".join(chunk.text for chunk in chunks) == by_text.text
+    assert chunks[-1].result is not None and chunks[-1].result.token_ids == by_text.token_ids
+    word = by_text.text.split()[3]
+    cut = llm.generate(case["prompt"], Sampling(temperature=0, max_tokens=12, stop=word))[0]
+    assert cut.text == by_text.text[: by_text.text.index(word)] and cut.finish_reason == "stop"
+    answer = llm.chat([{"role": "user", "content": "What is the capital of France?"}], Sampling(temperature=0))
+    assert answer.text == "The capital of France is Paris." and answer.finish_reason == "stop"
+    assert llm.engine.is_idle
+
+
+async def _gather(llm: LLM) -> list[str]:
+    from stretto import AsyncLLM
+
+    async with AsyncLLM(llm) as several:
+        results = await several.generate(["The capital of France is", "In 1969, humans first"], Sampling(temperature=0, max_tokens=8))
+        stream = several.stream("Once upon a time")
+        await anext(stream)
+        await stream.aclose()  # an abandoned stream is cancelled
+        return [result.text for result in results]
+
+
+def test_the_asynchronous_api_gives_the_same_texts(llm: LLM) -> None:
+    import asyncio
+
+    want = llm.generate(["The capital of France is", "In 1969, humans first"], Sampling(temperature=0, max_tokens=8))
+    assert asyncio.run(_gather(llm)) == [result.text for result in want]
+    assert llm.engine.is_idle
