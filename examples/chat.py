@@ -5,12 +5,12 @@ python examples/chat.py
 
 from stretto import LLM, Sampling
 
-QUESTIONS = ["What is a fugue, in one sentence?", "And what does stretto mean in it?"]
+QUESTIONS = ["Name three instruments of an orchestra.", "Which of them is the loudest?"]
 
 
 def main() -> None:
     llm = LLM("smollm2")
-    sampling = Sampling(temperature=0.7, seed=7, max_tokens=48)  # the seed makes the draw repeatable
+    sampling = Sampling(temperature=0.7, seed=7, max_tokens=32)  # the seed makes the draw repeatable
     messages: list[dict[str, str]] = []
     for question in QUESTIONS:
         print(f"> {question}")

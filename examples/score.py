@@ -19,7 +19,7 @@ def main() -> None:
         logits_RW = model(StepPlan.of([ids]))
     logprobs = logits_RW[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     for token, logprob in zip(ids[1:], logprobs.tolist(), strict=True):
-        print(f"{logprob:8.3f}  {llm.tokenizer.token_text(token)!r}")
+        print(f"{logprob:8.3f}  {llm.tokenizer.decode([token])!r}")
     print(f"perplexity {(-logprobs.mean()).exp():.2f} over {len(logprobs)} tokens")
 
 

@@ -1,4 +1,4 @@
-"""A small random language model of any layer kinds in fp64, and plain decoding without cache or engine as its oracle."""
+"""A small random language model of any layer kinds in fp64, and plain decoding without a cache as its oracle."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from stretto.kernels.sampling import RowSampling, picks
 from stretto.models.lm import LM, Layer, LMConfig
 
 VOCAB, WIDTH = 23, 16
-HYBRID = ("attention", "gated_delta", "mamba2")
+HYBRID = ("attention", "gated_delta", "mamba2", "long_conv")
 
 
 def toy_lm(mixers: Sequence[str] = HYBRID, seed: int = 0, context: int = 512) -> LM:

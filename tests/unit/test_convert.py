@@ -163,6 +163,17 @@ def test_there_and_back_is_bit_identical(name: str, dtype: torch.dtype, saved: C
     assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
+def test_small_tensors_are_not_rounded_to_the_codec_of_the_matrices(saved: Checkpoints, tmp_path: Path) -> None:
+    source, _ = saved("mamba2")
+    convert(source, tmp_path / "m.gguf", "gguf", "bf16")
+    convert(tmp_path / "m.gguf", tmp_path / "back", "hf")
+    theirs, back = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    for name in ("norm.weight", "mixer.norm.weight", "mixer.D", "mixer.dt_bias", "mixer.conv1d.bias"):
+        key = f"backbone.layers.0.{name}"
+        assert back[key].dtype == torch.float32 and torch.equal(back[key], theirs[key]), key
+    assert back["backbone.layers.0.mixer.in_proj.weight"].dtype == torch.bfloat16
+
+
 def test_llama3_of_the_published_context_comes_back(saved: Checkpoints, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(saved("llama")[0], source)
@@ -421,6 +432,8 @@ def test_transformers_runs_our_export_of_smollm2(smollm2_path: Path, smollm2_dir
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_dict=False
     )
     ours = load_model(open_model(smollm2_path))(StepPlan.of([ids]))
+    generation = json.loads((smollm2_dir / "generation_config.json").read_text())
+    assert {0, 2} <= set(generation["eos_token_id"]) and generation["bos_token_id"] == 1
     theirs = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
     with torch.no_grad():
         close(theirs(torch.tensor([ids])).logits[0], ours)

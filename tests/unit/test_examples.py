@@ -1,5 +1,6 @@
 """Every example runs as a user would run it, and prints something."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ def test_there_are_five_short_examples() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path: Path) -> None:
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=240, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in tests/conftest.py: the suite runs beside other work
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=240, check=False, env=env
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import IDS, LLAMA3, SPECS, Checkpoints, close, whole
-from transformers import AutoModelForCausalLM
+from checkpoints import BASE, IDS, LLAMA3, SPECS, Checkpoints, close, whole
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stretto.convert.load import ModelFile, load_model, open_model
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
+from stretto.mixers.attention import Attention
+from stretto.models import llama
+from stretto.models._rope import hf_rope, rope_to_hf
+from stretto.models.family import Reader
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +120,28 @@ def test_transformers_reads_a_written_config(name: str, saved: Checkpoints, tmp_
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         close(theirs(torch.tensor([IDS]), use_cache=False).logits[0], want)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 512},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.1},
+    ],
+    ids=str,
+)
+def test_frequencies_of_wide_heads_equal_transformers(values: dict[str, Any]) -> None:
+    spec = BASE | {"head_dim": 64, "max_position_embeddings": 2048, "rope_parameters": values | {"rope_theta": 5e4}}
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**spec))
+    mixer = llama.from_hf(spec).layers[0].mixer
+    assert isinstance(mixer, Attention.Config) and mixer.rope is not None
+    torch.testing.assert_close(mixer.rope.frequencies(), theirs.inv_freq, rtol=1e-6, atol=0)
+    assert mixer.rope.magnitude == pytest.approx(theirs.attention_scaling)
+    assert hf_rope(Reader(rope_to_hf(mixer.rope), "here"), 64) == mixer.rope
 
 
 # Refusals ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def accepts(u: float, target_prob: float, draft_prob: float) -> bool:
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     """[W] weights of the token that replaces a rejected one, not normalised."""
-    weights = (target_probs - 0.99 * draft_probs).clamp_min(0)
+    weights = (target_probs - draft_probs).clamp_min(0)
     return weights if float(weights.sum()) >= _RESIDUAL_FLOOR else target_probs
 
 

@@ -22,7 +22,7 @@ from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
 from stretto.kernels.sampling.noise import Purpose, gumbel, gumbel_of_rows
 
-_FIRST_LOOK = (256, 4096)  # top_p sorts this many of the likeliest tokens before it sorts all
+_FIRST_LOOK = (256, 4096, 16384)  # top_p sorts so many of the likeliest tokens before it sorts all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +122,10 @@ def picks(logits: Tensor, rows: Sequence[RowSampling]) -> Tensor:
             _check_best([top])
             continue
         law = process(x[r], row)
-        if law.ids is None:
-            noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(len(law.logits)))
-            chosen[r] = (law.logits + noise.to(x.device)).argmax()
+        if law.ids is None or 4 * len(law.ids) > x.shape[1]:  # a block of noise serves four tokens
+            noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(x.shape[1])).to(x.device)
+            at = (law.logits + (noise if law.ids is None else noise[law.ids])).argmax()
+            chosen[r] = at if law.ids is None else law.ids[at]
         elif len(law.ids) == 1:
             chosen[r] = law.ids[0]
         else:
@@ -234,4 +235,6 @@ def _nucleus(x: Tensor, top_p: float) -> Tensor:
         through = mass.cumsum(0)
         if through[-1] >= top_p or size >= len(x):
             break
-    return ids[order[through - mass < top_p]].sort().values
+    kept = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    kept[ids[order[through - mass < top_p]]] = True
+    return kept.nonzero().squeeze(1)
