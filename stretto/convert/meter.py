@@ -91,9 +91,11 @@ class Meter:
 
     def repeated(self, left: Any, right: Any, times: tuple[int, int], make: Callable[[], Any]) -> Any:
         """`make()`, which puts `times` copies of `left` and `right` together."""
-        weight = self.weigh(left) * times[0] + self.weigh(right) * times[1]
+        operands = (left, times[0]), (right, times[1])
+        # Copies of a text become one text: only its characters repeat.
+        weight = sum(count * (len(value) if isinstance(value, str) else self.weigh(value)) for value, count in operands)
         self.allow(weight)
-        self.charge(size_of(left) * times[0] + size_of(right) * times[1])
+        self.charge(_ITEM + sum(count * (size_of(value) - _ITEM) for value, count in operands))
         value = make()
         if isinstance(value, list | tuple):
             self._known[id(value)] = (value, weight)

@@ -56,7 +56,7 @@ class SafetensorsFile:
         data, self._bytes = map_file(self.path)
         size = len(data)
         length = int.from_bytes(data[:8], "little")
-        if size < 8 or length > size - 8:
+        if length > size - 8:  # also for files shorter than 8 bytes
             raise damaged(self.path, f"is cut off: the header is {length} bytes, the file {size}")
         if length > MAX_HEADER:
             raise damaged(self.path, f"has a header of {length} bytes; at most {MAX_HEADER} are allowed")

@@ -368,7 +368,7 @@ def test_what_a_request_leaves_behind_never_reaches_the_next_one() -> None:
 
 def test_a_step_that_was_not_committed_cannot_be_built_upon() -> None:
     manager = make(MODELS["hybrid"])
-    seqs = Seqs.of([2, 3], num_draft=[0, 1])
+    seqs = Seqs.of([2, 3], num_draft=[0, 1], num_step=2)
     for rid in (0, 1):
         manager.admit(rid)
         assert manager.reserve(rid, 3)

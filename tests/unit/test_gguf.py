@@ -229,6 +229,10 @@ BAD = {
     "one byte short": (build([line(dims=(128,))])[:-1], "'w' ends behind"),
     "overlap": (build([line("a", (64,)), line("b", (8,), offset=128), line("c", (8,), offset=224)]), "'a' and 'b'"),
     "inside": (build([line("a", (64,)), line("b", (1,), offset=64)]), "'a' and 'b'"),
+    "one byte": (
+        build([line("a", (1,)), line("b", (1,), offset=3)], [pair("general.alignment", 4, struct.pack("<I", 1))]),
+        "'a' and 'b' overlap",
+    ),
     "same place": (build([line("a"), line("b")]), "overlap"),
 } | {
     f"{what} {n}": (raw, "m.gguf")
