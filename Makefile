@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
-PROMPT := Why is the sky blue? Answer in three sentences.
+PROMPT := Write a short story about two singers.
 
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test test-full lint docs clean
@@ -36,7 +36,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 
 demo: $(RUN_STAMP)
 	@$(BIN)/stretto pull smollm2
-	@$(BIN)/stretto run smollm2 "$(PROMPT)" -n 200 --stats
+	@$(BIN)/stretto run smollm2 "$(PROMPT)" -n 120 --temp 0 --stats
 	@echo
 	@echo "Try next:"
 	@echo "  $(BIN)/stretto run smollm2                      chat in the terminal"

@@ -271,9 +271,11 @@ BOMBS = {
 
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_are_stopped(source: str) -> None:
+    """By what they would make, before they make it: the clock and the machine's memory are not the first to notice."""
     with pytest.raises(UserError) as e:
         render(source)
-    assert e.value.why and e.value.exit_code == 2 and "MemoryError" not in e.value.why
+    assert e.value.why and e.value.exit_code == 2
+    assert "MemoryError" not in e.value.why and "longer than" not in e.value.why
 
 
 def test_slices_are_charged() -> None:

@@ -282,6 +282,13 @@ def test_signals_end_a_running_answer(tiny: Path, number: int, expected: int) ->
     assert out == "" and err == ("interrupted\n" if number == signal.SIGINT else "terminated\n")
 
 
+@pytest.fixture
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is buffered, so what cannot be written is noticed late, at the flush."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.mark.usefixtures("buffered")
 def test_a_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -291,6 +298,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(write)
 
 
+@pytest.mark.usefixtures("buffered")
 def test_a_full_disk_is_said() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

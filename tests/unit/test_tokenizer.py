@@ -191,7 +191,11 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     assert len(found.encode("a")) == 1
 
 
-@given(text=st.text(alphabet=st.sampled_from("aeTh '\n1290é你👩.,don") | st.characters(exclude_categories=["Cs"]), max_size=40))
+@given(
+    text=st.text(
+        alphabet=st.sampled_from("aeTh '\n1290é你👩.,don") | st.characters(exclude_categories=["Cs"]), max_size=40
+    )
+)
 @settings(max_examples=60)
 def test_conversion_to_gguf_keeps_the_ids(small_pair: tuple[Tokenizer, Tokenizer], text: str) -> None:
     source, converted = small_pair
