@@ -90,6 +90,8 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
 
     heads, rows = torch.zeros(4, 2, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
     arguments = {
+        "linear": (rows, rows),
+        "rope": (heads,),
         "attention": (heads, heads, heads),
         "glr": (heads, heads, heads),
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),

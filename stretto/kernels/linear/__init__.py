@@ -12,11 +12,25 @@ from torch import Tensor, nn
 
 from stretto.core.packed import Packed
 from stretto.core.seqs import Seqs
-from stretto.kernels.linear.torch_ import matmul
+from stretto.kernels.pick import Impl, pick
 
 __all__ = ["Linear", "matmul"]
 
 _DECODE_BYTES = 8 << 20  # dense fp32 values held while loading: bounds the peak memory of a load
+
+
+def matmul(
+    x_TD: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_step_rows: int = 0, impl: Impl = "auto"
+) -> Tensor:
+    """x [T, D] times weight [O, D] transposed, plus bias [O], in x.dtype with fp32 (or wider) sums.
+
+    The bits of the first `num_step_rows` rows (decode, verification) depend neither on their number nor on other rows.
+    Bound: the bytes of `weight` for few rows, 2 T D O FLOP for many.
+    """
+    y: Tensor = pick("linear", ("torch", "reference"), impl, x_TD, weight)(
+        x_TD, weight, bias, num_step_rows=num_step_rows
+    )
+    return y
 
 
 class Linear(nn.Module):

@@ -11,7 +11,12 @@ from torch import Tensor, cat
 STEP_ROWS = 16
 
 
-def matmul(x_TD: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_step_rows: int = 0) -> Tensor:
+def why_not(x: Tensor, weight: Tensor) -> str | None:
+    """It always can."""
+    return None
+
+
+def linear(x_TD: Tensor, weight: Tensor, bias: Tensor | None, *, num_step_rows: int) -> Tensor:
     """x [T, D] times weight [O, D] transposed, plus bias [O]; the first `num_step_rows` rows are step rows."""
     if num_step_rows == 0:
         return F.linear(x_TD, weight, bias)

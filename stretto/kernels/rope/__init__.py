@@ -12,6 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stretto.kernels.pick import Impl, pick
+
+__all__ = ["Rope", "apply_rope", "rope_tables"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rope:
@@ -76,10 +80,7 @@ def rope_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
 
 
-def apply_rope(x_THK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x_THK: Tensor, tables: tuple[Tensor, Tensor], *, impl: Impl = "auto") -> Tensor:
     """x [T, H, K] with the first 2 * tables width entries of every head rotated; arithmetic in fp32 or wider."""
-    cos, sin = (t.unsqueeze(1) for t in tables)
-    half = cos.shape[-1]
-    x1, x2, rest = x_THK.split_with_sizes([half, half, x_THK.shape[-1] - 2 * half], -1)
-    turned = [(x1 * cos - x2 * sin).to(x_THK.dtype), (x2 * cos + x1 * sin).to(x_THK.dtype)]
-    return torch.cat([*turned, rest] if rest.shape[-1] else turned, -1)
+    turned: Tensor = pick("rope", ("torch", "reference"), impl, x_THK)(x_THK, *tables)
+    return turned

@@ -1,0 +1,18 @@
+"""The rotation as four products and two sums over whole tensors."""
+
+import torch
+from torch import Tensor
+
+
+def why_not(x: Tensor) -> str | None:
+    """It always can."""
+    return None
+
+
+def rope(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `stretto.kernels.rope.apply_rope`. cos, sin: [T, dim / 2] fp32."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    half = cos.shape[-1]
+    x1, x2, rest = x_THK.split_with_sizes([half, half, x_THK.shape[-1] - 2 * half], -1)
+    turned = [(x1 * cos - x2 * sin).to(x_THK.dtype), (x2 * cos + x1 * sin).to(x_THK.dtype)]
+    return torch.cat([*turned, rest] if rest.shape[-1] else turned, -1)
