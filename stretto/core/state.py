@@ -58,8 +58,11 @@ class Paged(ABC):
         """[context + rows, *shape]: what sequence b holds, in storage order (call after `append`)."""
 
     @abstractmethod
-    def read_padded(self, seqs: Seqs) -> Tensor:
-        """[B, max(context + rows), *shape] for the leading `seqs.num_seqs` sequences; the padding is finite."""
+    def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
+        """[B, L, *shape] for the leading `seqs.num_seqs` sequences, L = max(context + rows) rounded up to `multiple`.
+
+        The padding is finite.
+        """
 
 
 class Slot(ABC):
@@ -111,6 +114,12 @@ def slot(cache: LayerCache, name: str) -> Slot:
     return ref
 
 
+def padded_length(seqs: Seqs, multiple: int) -> int:
+    """Tokens of the longest sequence after this call, rounded up to `multiple`."""
+    longest = max(c + n for c, n in zip(seqs.contexts, seqs.lens, strict=True))
+    return -(-longest // multiple) * multiple
+
+
 class PageRef(Paged):
     """Paged state in a pool: `pages` [P, page_size, *shape] of one layer.
 
@@ -129,12 +138,16 @@ class PageRef(Paged):
         blocks = -(-length // self.pages.shape[1])
         return self.pages.index_select(0, self.block_table[b, :blocks]).flatten(0, 1)[:length]
 
-    def read_padded(self, seqs: Seqs) -> Tensor:
-        longest = max(c + n for c, n in zip(seqs.contexts, seqs.lens, strict=True))
-        blocks = -(-longest // self.pages.shape[1])
-        table = self.block_table[: seqs.num_seqs, :blocks]
-        found = self.pages.index_select(0, table.reshape(-1))
-        return found.view(seqs.num_seqs, blocks * self.pages.shape[1], *self.pages.shape[2:])[:, :longest]
+    def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
+        page, length = self.pages.shape[1], padded_length(seqs, multiple)
+        blocks = -(-length // page)
+
+        def pages_of_all() -> Tensor:
+            table = self.block_table[: seqs.num_seqs, :blocks]
+            return torch.nn.functional.pad(table, (0, blocks - table.shape[1])).reshape(-1)  # page 0 is zeros
+
+        found = self.pages.index_select(0, seqs.memo(("padded pages", blocks), pages_of_all))
+        return found.view(seqs.num_seqs, blocks * page, *self.pages.shape[2:])[:, :length]
 
 
 class SlotRef(Slot):
@@ -177,8 +190,10 @@ class TensorPaged(Paged):
     def read(self, b: int, seqs: Seqs) -> Tensor:
         return self.tensors[b]
 
-    def read_padded(self, seqs: Seqs) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(self.tensors[: seqs.num_seqs], batch_first=True)
+    def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
+        held = torch.nn.utils.rnn.pad_sequence(self.tensors[: seqs.num_seqs], batch_first=True)
+        missing = padded_length(seqs, multiple) - held.shape[1]
+        return torch.cat([held, held.new_zeros((len(held), missing, *held.shape[2:]))], 1) if missing else held
 
     def commit(self, accepted: Accepted | None) -> None:
         """Keep the definite rows and the accepted path."""

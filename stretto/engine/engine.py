@@ -240,7 +240,7 @@ class Engine:
         return self.greedy if request.sampling.temperature == 0 else self.judge
 
     def _commit(self, batch: Sequence[Placed], seqs: Seqs, asked: Sequence[Asked], verdicts: Sequence[Verdict]) -> None:
-        """Keep definite rows and accepted paths. Row 0 of a decoding sequence is the pending token, row i + 1 node i."""
+        """Keep definite rows and accepted paths: row 0 of a decode is the pending token, row i + 1 node i."""
         accepted = {a.request.rid: v.path for a, v in zip(asked, verdicts, strict=True)}
         rids = [p.request.rid for p in batch]
         self.cache.commit(rids, seqs, [[node + 1 for node in accepted.get(rid, ())] for rid in rids])

@@ -29,7 +29,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def silu_rows(x_TF: Tensor, num_step_rows: int) -> Tensor:
-    """silu of [T, F], widened to fp32 inside: reproducible for the leading step rows, torch's fused one for the rest."""
+    """silu of [T, F], computed in fp32 or wider: reproducible for the leading step rows, torch's for the others."""
     if num_step_rows == 0:
         return F.silu(x_TF)
     step = silu(x_TF[:num_step_rows].to(torch.promote_types(x_TF.dtype, torch.float32))).to(x_TF.dtype)

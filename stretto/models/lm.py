@@ -25,6 +25,8 @@ from stretto.core.state import LayerCache, StateSpec, TensorCache
 from stretto.kernels.linear import Linear, matmul
 from stretto.kernels.rmsnorm import rms_norm
 
+_REFINED = 8  # likeliest tokens whose bf16 logits are computed again in fp32
+
 
 class MixerConfig(Protocol):
     """Config of any mixer."""
@@ -142,10 +144,17 @@ class LM(nn.Module):
         return self.norm(h_TD.index_select(0, plan.out_rows))  # type: ignore[no-any-return]
 
     def logits(self, h_RD: Tensor) -> Tensor:
-        """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number."""
-        head = self.head or self.embed
-        logits = matmul(h_RD, head.weight, num_step_rows=len(h_RD))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number.
+
+        A product in bf16 is rounded to 8 bits, which makes ties of the likeliest tokens common; the first few of
+        every row are therefore multiplied once more, in fp32.
+        """
+        weight = (self.head or self.embed).weight
+        logits = matmul(h_RD, weight, num_step_rows=len(h_RD))
+        if logits.dtype == torch.bfloat16:
+            ids_RN = logits.topk(min(_REFINED, logits.shape[1])).indices
+            first_RN = (weight[ids_RN].float() * h_RD.float().unsqueeze(1)).sum(-1)
+            logits = logits.float().scatter(1, ids_RN, first_RN)
         return logits / self.config.logits_divider if self.config.logits_divider != 1.0 else logits
 
     def forward(self, plan: StepPlan) -> Tensor:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from drafters import Noise, Oracle, Saboteur, TreeOracle
+from toy import Nodes, finish
+
 from stretto import LLM, Sampling
 from stretto.core.plan import StepPlan
 from stretto.drafters.ngram import NGram
 from stretto.engine.engine import Engine, EngineConfig
-from toy import Nodes, finish
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_greedy.json"
 CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text())
@@ -112,7 +112,9 @@ def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: lis
     for name, options in modes.items():
         got = plain if name == "together" else outputs(llm, cases, num_tokens, **options)
         gaps = divergences(got, cases)
-        print(f"\n{name}: {len(gaps)} of {len(cases)} answers leave the fp32 oracle, at gaps {sorted(gaps)} (noise {noise:.3f})")
+        print(
+            f"\n{name}: {len(gaps)} of {len(cases)} answers leave the fp32 oracle, at gaps {sorted(gaps)} (noise {noise:.3f})"
+        )
         assert all(gap < noise for gap in gaps)
 
 
@@ -152,7 +154,9 @@ async def _gather(llm: LLM) -> list[str]:
     from stretto import AsyncLLM
 
     async with AsyncLLM(llm) as several:
-        results = await several.generate(["The capital of France is", "In 1969, humans first"], Sampling(temperature=0, max_tokens=8))
+        results = await several.generate(
+            ["The capital of France is", "In 1969, humans first"], Sampling(temperature=0, max_tokens=8)
+        )
         stream = several.stream("Once upon a time")
         await anext(stream)
         await stream.aclose()  # an abandoned stream is cancelled

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 PROMPTS = [
     "The capital of France is",
     "Once upon a time, in a small village by the sea,",
-    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
     "What is the difference between a virus and a bacterium?",
     "List three reasons why the sky is blue:\n1.",
-    "Translate to French: \"Good morning, how are you?\"",
+    'Translate to French: "Good morning, how are you?"',
     "In 1969, humans first",
     "Write a haiku about the ocean.",
     "2 + 2 = 4, 3 + 3 = 6, 4 + 4 =",

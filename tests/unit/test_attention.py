@@ -114,3 +114,30 @@ def test_gradients() -> None:
     loss = lambda impl: attention(q, k, v, seqs=Seqs.of([3, 2]), impl=impl)[0].pow(2).sum()  # noqa: E731
     for got, want in zip(*(torch.autograd.grad(loss(i), (q, k, v)) for i in ("torch", "reference")), strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # fp64 is for oracles, whose laws have tolerances
+@pytest.mark.parametrize("context", [0, 30, 63, 64, 200])
+def test_a_step_row_keeps_its_bits_alone_in_a_batch_and_in_a_draft_chain(context: int, dtype: torch.dtype) -> None:
+    specs = [StateSpec(name=n, shape=(G, K), kind="paged", rollback="truncate") for n in "kv"]
+    past = [torch.randn(context, G, K, dtype=dtype) for _ in range(2)]
+    q, k, v = _qkv(9, dtype)
+
+    def held(*contexts: int) -> TensorCache:
+        cache = TensorCache(specs, len(contexts), dtype)
+        for name, rows in zip("kv", past, strict=True):
+            paged(cache, name).append(torch.cat([rows[:c] for c in contexts]), Seqs.of(contexts))
+        return cache
+
+    def run(rows: slice, seqs: Seqs, cache: TensorCache) -> torch.Tensor:
+        return attention(q[rows], k[rows], v[rows], seqs=seqs, kv=(cache["k"], cache["v"]))[0]
+
+    cache = held(context)
+    alone = [run(slice(i, i + 1), Seqs.of([1], [context + i], num_step=1), cache)[0] for i in range(9)]
+    chain = run(slice(0, 9), Seqs.of([9], [context], num_draft=[8], num_step=1), held(context))
+    assert all(torch.equal(a, b) for a, b in zip(alone, chain, strict=True))
+    many = Seqs.of([1, 1, 4], [context, context // 2, context], num_draft=[0, 0, 3], num_step=3)
+    pick = torch.tensor([0, 5, 0, 1, 2, 3])
+    crowd = held(context, context // 2, context)
+    got = attention(q[pick], k[pick], v[pick], seqs=many, kv=(crowd["k"], crowd["v"]))[0]
+    assert torch.equal(got[0], alone[0]) and all(torch.equal(got[2 + i], alone[i]) for i in range(4))

@@ -36,7 +36,8 @@ def attention(
 
     q: [T, H, K]; k: [T, G, K]; v: [T, G, V], query head h reads key head h // (H / G). kv: the paged keys and values
     of this layer; this call's rows are appended to them. scale: default K ** -0.5. Scores and softmax are fp32 or
-    wider whatever the dtype; lse carries no gradient. Bound: bytes of keys and values read (decode), 4 T L H K FLOP / 2 (causal prefill).
+    wider whatever the dtype; lse carries no gradient. Bound: bytes of keys and values read (decode), 4 T L H K FLOP / 2
+    (causal prefill).
     """
     scale = q_THK.shape[-1] ** -0.5 if scale is None else scale
     run = pick("attention", ("torch", "reference"), impl, q_THK, k_TGK, v_TGV)

@@ -1,16 +1,19 @@
-"""Attention through torch's fused CPU kernel: one call for all decode rows, one or two per prefill sequence.
+"""Attention in torch: reproducible products for step rows, torch's fused CPU kernel for prefill.
 
-The query heads that share a key head are folded into rows, so keys and values are never repeated for decode. Step
-sequences are padded to a common length and masked; a prefill chunk attends to its context and to itself separately
-and merges the two, so no [rows, context] mask is ever built for it.
+Step rows (decode, verification) fold the query heads that share a key head into rows, and cut the keys into splits
+anchored at position 0. A prefill chunk attends to its context and to itself separately and merges the two, so no
+[rows, context] mask is ever built for it.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.core.seqs import MAX_TREE_ROWS, Seqs
 from stretto.core.state import Paged
 
+ROWS, SPLIT = 16, 64  # of every product of the step form
+_LOWEST = -1e30  # stands for the maximum of no keys, so that no difference is inf - inf
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -36,7 +39,7 @@ def attention(
         first_chunk = seqs.num_step
         step, rows = seqs.step_part, seqs.num_step_rows
         if rows:
-            keys, values = kv[0].read_padded(step), kv[1].read_padded(step)
+            keys, values = kv[0].read_padded(step, SPLIT), kv[1].read_padded(step, SPLIT)
             parts.append(_step(q[:rows], keys.to(q.dtype), values.to(q.dtype), step, scale, window))
     for b in range(first_chunk, seqs.num_seqs):
         rows_b = slice(seqs.starts[b], seqs.starts[b + 1])
@@ -58,21 +61,44 @@ def attention(
 def _step(
     q: Tensor, keys: Tensor, values: Tensor, seqs: Seqs, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """All step sequences at once. q: [T, H, K]; keys, values: [B, L, G, K], padded."""
+    """All step sequences at once. q: [T, H, K]; keys, values: [B, L, G, K], padded to whole splits.
+
+    Every product has the shape [ROWS, K] x [K, SPLIT] or [ROWS, SPLIT] x [SPLIT, K], one per split of the keys, and
+    the splits are added in order: the bits of a row depend neither on its companions nor on what is padded. (The keys
+    of a branching draft lie in node order, not in path order: there a row may differ in its last bit.)
+    """
     (T, H, K), (B, L, G, _) = q.shape, keys.shape
-    per_group, longest = H // G, max(seqs.lens)
-    ragged = any(n != longest for n in seqs.lens)
-    if ragged:
+    per_group, longest, splits = H // G, max(seqs.lens), L // SPLIT
+    if any(n != longest for n in seqs.lens):
         q = q.index_select(0, seqs.memo("padded rows", lambda: _padded_rows(seqs, longest)))
-    # [B, N, G, R, K] -> [B, G, R * N, K]: the heads of a group become rows
+    # The heads of a group become rows, R * N of them, in blocks of ROWS: [B, G, blocks, ROWS, K]
     folded = q.view(B, longest, G, per_group, K).permute(0, 2, 3, 1, 4).reshape(B, G, per_group * longest, K)
-    mask = seqs.memo(
-        ("step mask", L, window, per_group, q.dtype), lambda: _step_mask(seqs, longest, L, window, per_group, q.dtype)
+    missing = -(per_group * longest) % ROWS
+    rows = F.pad(folded, (0, 0, 0, missing)).view(B, G, 1, -1, ROWS, K)
+    # [B, G, splits, 1, SPLIT, K]
+    keys, values = (
+        t.view(B, splits, SPLIT, G, K).permute(0, 3, 1, 2, 4).contiguous()[:, :, :, None] for t in (keys, values)
     )
-    o, lse = _fused(folded, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, scale=scale)
-    o = o.view(B, G, per_group, longest, K).permute(0, 3, 1, 2, 4).reshape(B * longest, H, K)
-    lse = lse.view(B, G, per_group, longest).permute(0, 3, 1, 2).reshape(B * longest, H)
-    if ragged:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    mask = seqs.memo(
+        ("step mask", L, window, per_group, wide), lambda: _step_mask(seqs, longest, L, window, per_group, wide)
+    )
+    scores = torch.matmul(rows, keys.mT).to(wide).mul_(scale).add_(mask)  # [B, G, splits, blocks, ROWS, SPLIT]
+    top = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)
+    weights = scores.sub_(top).exp_()
+    sums = weights.sum(-1, keepdim=True)
+    o = torch.matmul(weights.to(q.dtype), values).to(wide)
+    if splits > 1:
+        highest = top.amax(2, keepdim=True)
+        share = (top - highest).exp_()
+        # torch adds in groups that are anchored at the first split: splits that a row cannot see add exact zeros
+        o, sums = (o.mul_(share)).sum(2, keepdim=True), sums.mul_(share).sum(2, keepdim=True)
+        top = highest
+    o, lse = (o / sums).to(q.dtype), (top + sums.log()).squeeze(-1)
+    seen = slice(0, per_group * longest)
+    o = o.view(B, G, -1, K)[:, :, seen].view(B, G, per_group, longest, K).permute(0, 3, 1, 2, 4).reshape(-1, H, K)
+    lse = lse.view(B, G, -1)[:, :, seen].view(B, G, per_group, longest).permute(0, 3, 1, 2).reshape(-1, H)
+    if len(o) != T:
         keep = seqs.memo("unpadded rows", lambda: _unpadded_rows(seqs, longest))
         o, lse = o.index_select(0, keep), lse.index_select(0, keep)
     return o, lse
@@ -90,21 +116,14 @@ def _unpadded_rows(seqs: Seqs, longest: int) -> Tensor:
     return torch.tensor(places, device=seqs.device)
 
 
-def _step_mask(
-    seqs: Seqs, longest: int, length: int, window: int | None, per_group: int, dtype: torch.dtype
-) -> Tensor | None:
-    """[B, 1, R * longest, length] additive mask, or None where every row sees every key."""
-    same = all(n == 1 and c + 1 == length for n, c in zip(seqs.lens, seqs.contexts, strict=True))
-    if same and (window is None or length <= window):
-        return None
+def _step_mask(seqs: Seqs, longest: int, length: int, window: int | None, per_group: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, splits, blocks, ROWS, SPLIT] additive mask."""
     assert longest <= MAX_TREE_ROWS, "step sequences have at most 64 rows"
     rows = _padded_rows(seqs, longest).view(seqs.num_seqs, longest)
-    real = torch.arange(longest)[None, :] < torch.tensor(seqs.lens)[:, None]
-    bits = torch.where(real, seqs.ancestors[rows], torch.ones((), dtype=torch.int64))
-    allowed = _visible(seqs.positions[rows], bits, seqs, length, window)
-    allowed |= ~real[..., None]  # a padding row may see anything, as long as its softmax is finite
-    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf)
-    return mask.repeat(1, per_group, 1).unsqueeze(1)
+    allowed = _visible(seqs.positions[rows], seqs.ancestors[rows], seqs, length, window)
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf).repeat(1, per_group, 1)
+    mask = F.pad(mask, (0, 0, 0, -mask.shape[1] % ROWS))
+    return mask.view(seqs.num_seqs, 1, -1, ROWS, length // SPLIT, SPLIT).permute(0, 1, 4, 2, 3, 5).contiguous()
 
 
 def _visible(positions: Tensor, bits: Tensor, seqs: Seqs, length: int, window: int | None) -> Tensor:
