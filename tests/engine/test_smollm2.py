@@ -112,9 +112,7 @@ def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: lis
     for name, options in modes.items():
         got = plain if name == "together" else outputs(llm, cases, num_tokens, **options)
         gaps = divergences(got, cases)
-        print(
-            f"\n{name}: {len(gaps)} of {len(cases)} answers leave the fp32 oracle, at gaps {sorted(gaps)} (noise {noise:.3f})"
-        )
+        print(f"\n{name}: {len(gaps)} of {len(cases)} answers leave fp32, at gaps {sorted(gaps)}, noise {noise:.3f}")
         assert all(gap < noise for gap in gaps)
 
 
