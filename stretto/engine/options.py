@@ -1,13 +1,16 @@
 """Names at the border become objects: `--draft ngram:n=3,nodes=8`, `--judge ratio`."""
 
 import inspect
+from typing import TYPE_CHECKING
 
 from stretto.core.card import DRAFTERS, JUDGES
 from stretto.core.drafter import Drafter
 from stretto.core.errors import UserError
-from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy
 from stretto.engine.policies.draft_gain import Always, DraftGain
+
+if TYPE_CHECKING:
+    from stretto.core.judge import Judge
 
 DEFAULT_NODES = 8
 
@@ -39,7 +42,7 @@ def make_drafting(spec: str) -> tuple[Drafter, DraftPolicy] | None:
     return drafter, DraftGain(nodes) if automatic else Always(nodes)
 
 
-def make_judge(name: str) -> Judge:
+def make_judge(name: str) -> "Judge":
     """A judge by its name."""
     judge: Judge = JUDGES.card(name).make()
     return judge
