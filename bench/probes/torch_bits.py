@@ -1,6 +1,6 @@
 """Which of torch's CPU kernels keep the bits of a row when its companions change. Prints one line per kernel and dtype.
 
-    python bench/probes/torch_bits.py
+python bench/probes/torch_bits.py
 """
 
 import torch

@@ -43,7 +43,9 @@ def test_gradients(card: Card) -> None:
     parameters = [value.detach().requires_grad_() for value in values]
 
     def call(x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.func.functional_call(channel, dict(zip(names, given, strict=True)), (x, Seqs.of([3])))
+        found: torch.Tensor = torch.func.functional_call(
+            channel, dict(zip(names, given, strict=True)), (x, Seqs.of([3]))
+        )
         return found
 
     assert torch.autograd.gradcheck(call, (x, *parameters))

@@ -1,21 +1,9 @@
-"""The Python API: `LLM` for scripts, `AsyncLLM` for event loops.
+"""`LLM`: one model, one engine, ordinary calls."""
 
-llm = LLM("smollm2", draft="ngram")
-llm.generate(["Once upon a time"], Sampling(temperature=0, max_tokens=64))[0].text
-for chunk in llm.stream("Once upon a time"):
-    print(chunk.text, end="")
-llm.chat([{"role": "user", "content": "Why is the sky blue?"}]).text
-"""
-
-import asyncio
-import queue
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -32,81 +20,14 @@ from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.options import make_drafting, make_judge
-from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
+from stretto.engine.request import Event, FinishReason
 from stretto.engine.text import Text
+from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts, in OpenAI's names."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds and rates of one request. prefill_s: from the first step to the first token; decode_s: from there on.
-
-    draft_n: draft nodes that were verified; draft_n_accepted: how many of them became output; steps: forward passes
-    that produced tokens, so tokens per step is completion_tokens / steps.
-    """
-
-    load_s: float
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-    prompt_per_second: float
-    predicted_per_second: float
-    steps: int
-    draft_n: int
-    draft_n_accepted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
-    seed: int
-    logprobs: tuple[TokenLogprobs, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one step added to a stream. result: everything, on the last chunk only.
-
-    accepted: how many of the new tokens had been drafted; rejected_ids: draft tokens that were wrong.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    accepted: int = 0
-    rejected_ids: tuple[int, ...] = ()
-    result: Result | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """A request of this API and what it has produced."""
-
-    request: Request
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 class LLM:
@@ -195,16 +116,16 @@ class LLM:
 
         sampling: one for all, or one per prompt. progress: called with (finished, total) after every step.
         """
-        many = _as_prompts(prompts)
+        many = as_prompts(prompts)
         settings = (
             [sampling or Sampling()] * len(many) if sampling is None or isinstance(sampling, Sampling) else sampling
         )
         if len(settings) != len(many):
             raise UserError(f"{len(many)} prompts but {len(settings)} sampling settings", try_="one per prompt, or one")
-        streams: list[_Stream] = []
+        streams: list[Stream] = []
         try:
             for prompt, setting in zip(many, settings, strict=True):
-                streams.append(self._add(self.encode(prompt), setting, continues=True))
+                streams.append(self.add(self.encode(prompt), setting, continues=True))
             return self._run(streams, progress)
         finally:
             self._cancel(streams)
@@ -215,7 +136,7 @@ class LLM:
 
     def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
         """Answer a conversation ([{"role": ..., "content": ...}, ...]); options go to the chat template."""
-        stream = self._add(self.encode_chat(messages, **options), sampling or Sampling(), continues=False)
+        stream = self.add(self.encode_chat(messages, **options), sampling or Sampling(), continues=False)
         try:
             return self._run([stream], None)[0]
         finally:
@@ -228,43 +149,48 @@ class LLM:
         return self._iterate(self.encode_chat(messages, **options), sampling or Sampling(), continues=False)
 
     def _iterate(self, ids: list[int], sampling: Sampling, *, continues: bool) -> Iterator[Chunk]:
-        stream = self._add(ids, sampling, continues=continues)
+        stream = self.add(ids, sampling, continues=continues)
         try:
             while stream.request.timeline.finished is None:
                 for event in self.engine.step():
                     if event.rid == stream.request.rid:
-                        yield self._chunk(stream, event)
+                        yield self.read(stream, event)
         finally:
             self._cancel([stream])
 
-    def _add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> _Stream:
-        text = Text(self.tokenizer, sampling.stops, continues=continues)
-        return _Stream(self.engine.add(ids, sampling.resolve(self.hints), text))
+    def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> Stream:
+        """Queue a request without running it (for loops of your own, over `engine.step`).
 
-    def _run(self, streams: Sequence[_Stream], progress: Callable[[int, int], None] | None) -> list[Result]:
+        continues: the text goes on from the prompt, so its first space belongs to it.
+        """
+        text = Text(self.tokenizer, sampling.stops, continues=continues)
+        return Stream(self.engine.add(ids, sampling.resolve(self.hints), text))
+
+    def _run(self, streams: Sequence[Stream], progress: Callable[[int, int], None] | None) -> list[Result]:
         by_rid = {stream.request.rid: stream for stream in streams}
         results: dict[int, Result] = {}
         while len(results) < len(streams):
             for event in self.engine.step():
                 if (stream := by_rid.get(event.rid)) is not None:
-                    chunk = self._chunk(stream, event)
+                    chunk = self.read(stream, event)
                     if chunk.result is not None:
                         results[event.rid] = chunk.result
             if progress is not None:
                 progress(len(results), len(streams))
         return [results[stream.request.rid] for stream in streams]
 
-    def _cancel(self, streams: Sequence[_Stream]) -> None:
+    def _cancel(self, streams: Sequence[Stream]) -> None:
         for stream in streams:
             self.engine.cancel(stream.request.rid)
 
-    def _chunk(self, stream: _Stream, event: Event) -> Chunk:
+    def read(self, stream: Stream, event: Event) -> Chunk:
+        """An event of `engine.step` as the next chunk of the stream it belongs to."""
         stream.pieces.append(event.text)
         stream.logprobs += event.logprobs
         result = None if event.finish_reason is None else self._result(stream, event.finish_reason)
         return Chunk(event.text, event.token_ids, event.accepted, event.rejected_ids, result)
 
-    def _result(self, stream: _Stream, reason: FinishReason) -> Result:
+    def _result(self, stream: Stream, reason: FinishReason) -> Result:
         request, line = stream.request, stream.request.timeline
         started = line.arrived if line.started is None else line.started
         first = line.first_token if line.first_token is not None else line.finished or started
@@ -305,141 +231,8 @@ def open_tokenizer(file: ModelFile) -> Tokenizer:
     return Tokenizer.from_gguf(file.metadata) if file.metadata else Tokenizer.from_dir(file.path)
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     items: list[Any] = list(prompts)
     return [items] if items and isinstance(items[0], int) else items
-
-
-class AsyncLLM:
-    """`LLM` for asyncio: one engine thread, one queue. Requests from any number of tasks are batched together.
-
-        async with AsyncLLM("smollm2") as llm:
-            async for chunk in llm.stream("Once upon a time"): ...
-
-    Closing a stream early cancels its request within one step.
-    """
-
-    def __init__(self, model: str | Path | LLM, **options: Any) -> None:
-        self._llm = model if isinstance(model, LLM) else LLM(model, **options)
-        self._inbox: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._live: dict[int, tuple[_Stream, Callable[[Chunk | BaseException], None]]] = {}
-        self._thread = threading.Thread(target=self._loop, name="stretto-engine", daemon=True)
-        self._thread.start()
-
-    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncIterator[Chunk]:
-        """As `LLM.stream`."""
-        async for chunk in self._iterate(lambda: self._llm.encode(prompt), sampling, continues=True):
-            yield chunk
-
-    async def chat_stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any
-    ) -> AsyncIterator[Chunk]:
-        """As `LLM.chat_stream`."""
-        async for chunk in self._iterate(lambda: self._llm.encode_chat(messages, **options), sampling, continues=False):
-            yield chunk
-
-    async def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
-        """As `LLM.generate`."""
-
-        async def one(prompt: Prompt) -> Result:
-            return await _last(self.stream(prompt, sampling))
-
-        return list(await asyncio.gather(*(one(prompt) for prompt in _as_prompts(prompts))))
-
-    async def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
-        """As `LLM.chat`."""
-        return await _last(self.chat_stream(messages, sampling, **options))
-
-    async def _iterate(
-        self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
-    ) -> AsyncIterator[Chunk]:
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
-
-        def deliver(item: Chunk | BaseException) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        added: Future[int] = Future()
-
-        def add() -> None:
-            try:
-                stream = self._llm._add(encode(), sampling or Sampling(), continues=continues)
-            except BaseException as problem:
-                added.set_exception(problem)
-            else:
-                self._live[stream.request.rid] = (stream, deliver)
-                added.set_result(stream.request.rid)
-
-        self._post(add)
-        rid = await asyncio.wrap_future(added)
-        try:
-            while True:
-                item = await arrived.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.result is not None:
-                    return
-        finally:
-            self._post(lambda: self._drop(rid))
-
-    def _post(self, command: Callable[[], None]) -> None:
-        if not self._thread.is_alive():
-            raise UserError("this AsyncLLM is closed", try_="make a new one")
-        self._inbox.put(command)
-
-    def _drop(self, rid: int) -> None:
-        if self._live.pop(rid, None) is not None:
-            self._llm.engine.cancel(rid)
-
-    def _loop(self) -> None:
-        """The engine thread: commands between steps, then a step; sleeps while there is nothing to do."""
-        while True:
-            wait = self._llm.engine.is_idle
-            try:
-                command = self._inbox.get(block=wait)
-                if command is None:
-                    return
-                command()
-                continue
-            except queue.Empty:
-                pass
-            try:
-                self._dispatch(self._llm.engine.step())
-            except Exception as problem:  # noqa: the thread outlives a failed step; its requests do not
-                for rid, (_, deliver) in list(self._live.items()):
-                    self._drop(rid)
-                    deliver(problem)
-
-    def _dispatch(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.rid in self._live:
-                stream, deliver = self._live[event.rid]
-                chunk = self._llm._chunk(stream, event)
-                if chunk.result is not None:
-                    del self._live[event.rid]
-                deliver(chunk)
-
-    def close(self) -> None:
-        """Stop the engine thread; streams that are still open get an error."""
-        self._inbox.put(None)
-        self._thread.join()
-        for rid, (_, deliver) in list(self._live.items()):
-            self._drop(rid)
-            deliver(UserError("the engine was closed"))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-
-async def _last(chunks: AsyncIterator[Chunk]) -> Result:
-    result = None
-    async for chunk in chunks:
-        result = chunk.result
-    assert result is not None, "the last chunk carries the result"
-    return result

@@ -1,0 +1,73 @@
+"""What the Python API returns."""
+
+from dataclasses import dataclass, field
+
+from stretto.engine.request import FinishReason, Request, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts, in OpenAI's names."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds and rates of one request. prefill_s: from the first step to the first token; decode_s: from there on.
+
+    draft_n: draft nodes that were verified; draft_n_accepted: how many of them became output; steps: forward passes
+    that produced tokens, so tokens per step is completion_tokens / steps.
+    """
+
+    load_s: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    prompt_per_second: float
+    predicted_per_second: float
+    steps: int
+    draft_n: int
+    draft_n_accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    seed: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added to a stream. result: everything, on the last chunk only.
+
+    accepted: how many of the new tokens had been drafted; rejected_ids: draft tokens that were wrong.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    accepted: int = 0
+    rejected_ids: tuple[int, ...] = ()
+    result: Result | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """A request of this API and what it has produced so far."""
+
+    request: Request
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
