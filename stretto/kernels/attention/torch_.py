@@ -83,16 +83,16 @@ def _step(
     mask = seqs.memo(
         ("step mask", L, window, per_group, wide), lambda: _step_mask(seqs, longest, L, window, per_group, wide)
     )
-    scores = torch.matmul(rows, keys.mT).to(wide).mul_(scale).add_(mask)  # [B, G, splits, blocks, ROWS, SPLIT]
-    top = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)
-    weights = scores.sub_(top).exp_()
+    scores = torch.matmul(rows, keys.mT).to(wide) * scale + mask  # [B, G, splits, blocks, ROWS, SPLIT]
+    top = scores.amax(-1, keepdim=True).clamp(min=_LOWEST)
+    weights = (scores - top).exp()
     sums = weights.sum(-1, keepdim=True)
     o = torch.matmul(weights.to(q.dtype), values).to(wide)
     if splits > 1:
         highest = top.amax(2, keepdim=True)
-        share = (top - highest).exp_()
+        share = (top - highest).exp()
         # torch adds in groups that are anchored at the first split: splits that a row cannot see add exact zeros
-        o, sums = (o.mul_(share)).sum(2, keepdim=True), sums.mul_(share).sum(2, keepdim=True)
+        o, sums = (o * share).sum(2, keepdim=True), (sums * share).sum(2, keepdim=True)
         top = highest
     o, lse = (o / sums).to(q.dtype), (top + sums.log()).squeeze(-1)
     seen = slice(0, per_group * longest)
