@@ -54,8 +54,8 @@ def make_venv(folder: str) -> str:
 
 
 def pip_install(python: str) -> list[str]:
-    """The quiet command. Modules are compiled when they are first imported: few of the many ever are."""
-    return [python, "-m", "pip", "install", "--quiet", "--no-compile"]
+    """The quiet command. It compiles modules too: where Python may not write bytecode, every start would do it again."""
+    return [python, "-m", "pip", "install", "--quiet"]
 
 
 def install_torch(python: str, requirement: str, index: str) -> bool:

@@ -239,7 +239,9 @@ def _materialize(lm: LM, dtype: torch.dtype) -> None:
     lm.cast(dtype)
     for module in lm.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+            # not `empty_like`: on a meta tensor it imports torch's symbolic shapes, which takes seconds
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
 
 
 def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str) -> int:
