@@ -54,7 +54,7 @@ def make_venv(folder: str) -> str:
 
 
 def pip_install(python: str) -> list[str]:
-    """The quiet command. It compiles modules too: where Python may not write bytecode, every start would do it again."""
+    """The quiet command. It compiles modules too: where Python may not write bytecode, each start would do it again."""
     return [python, "-m", "pip", "install", "--quiet"]
 
 
