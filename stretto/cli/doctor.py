@@ -86,11 +86,12 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
     """For every operation with backends: which one runs on small CPU tensors of `dtype`, and why not the others."""
     import torch
 
+    from stretto.kernels.linear.onednn import cannot_pack, prepack
     from stretto.kernels.pick import BACKENDS, explain
 
     heads, rows = torch.zeros(4, 2, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
     arguments = {
-        "linear": (rows, rows),
+        "linear": (rows, rows if cannot_pack(rows) else prepack(rows)),
         "rope": (heads,),
         "attention": (heads, heads, heads),
         "glr": (heads, heads, heads),

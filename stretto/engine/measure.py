@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from stretto.core.costs import Machine, ModelCost
+from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
 
 BUFFER_BYTES = 96 << 20
@@ -78,12 +79,13 @@ def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
     An embedding that is not the head too is looked up, not streamed. Work of attention over the context is left out
     (its bytes are counted): the bounds that follow stay bounds.
     """
-    looked_up = 0 if lm.head is None else lm.embed.weight.numel()
-    parameters = list(lm.parameters())
-    multiplied = sum(p.numel() for p in parameters if p.dim() >= 2) - looked_up
+    looked_up = 0 if lm.head is None else lm.embed.num_weights
+    linears = {f"{path}.weight": module for path, module in lm.named_modules() if isinstance(module, Linear)}
+    multiplied = sum(linear.num_weights for linear in linears.values()) - looked_up
+    small = sum(p.nbytes for name, p in lm.named_parameters() if name not in linears)
     specs = [spec for layer in lm.state_specs for spec in layer]
     return ModelCost(
-        weight_bytes=sum(p.nbytes for p in parameters) - looked_up * lm.dtype.itemsize,
+        weight_bytes=multiplied * lm.dtype.itemsize + small,
         params=multiplied,
         kv_bytes=sum(spec.nbytes(kv_dtype) for spec in specs if spec.kind == "paged"),
         state_bytes=sum(spec.nbytes(lm.dtype) for spec in specs if spec.kind != "paged"),
@@ -92,9 +94,8 @@ def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
 
 def prefill_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
     """`model_cost` of prompt tokens: the head reads one row of a prompt, so it is no work per token."""
-    head = (lm.head or lm.embed).weight.numel()
     cost = model_cost(lm, kv_dtype)
-    return replace(cost, params=cost.params - head)
+    return replace(cost, params=cost.params - (lm.head or lm.embed).num_weights)
 
 
 def _seconds(work: Callable[[], object], repeat: int) -> list[float]:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from stretto.core.errors import UserError
 
-Impl = Literal["auto", "reference", "torch", "native", "triton"]
-_MODULES = {"reference": "reference", "torch": "torch_", "native": "native", "triton": "triton_"}
-BACKENDS: tuple[Impl, ...] = ("triton", "native", "torch", "reference")  # the preference of every operation
+Impl = Literal["auto", "reference", "torch", "onednn", "native", "triton"]
+_MODULES = {"reference": "reference", "torch": "torch_", "onednn": "onednn", "native": "native", "triton": "triton_"}
+BACKENDS: tuple[Impl, ...] = ("triton", "native", "onednn", "torch", "reference")  # the preference of every operation
 _log = logging.getLogger(__name__)
 
 

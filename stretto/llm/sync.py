@@ -69,7 +69,7 @@ class LLM:
         self.hints = generation_hints(file)
         self.dtype = dtype
         self.engine = Engine(
-            load_model(file, DTYPES[dtype], progress),
+            load_model(file, DTYPES[dtype], progress).prepack(),
             EngineConfig(
                 context=context or limit,
                 max_seqs=max_seqs,

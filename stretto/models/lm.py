@@ -22,7 +22,7 @@ from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, TensorCache
-from stretto.kernels.linear import Linear, matmul
+from stretto.kernels.linear import Linear
 from stretto.kernels.rmsnorm import rms_norm
 
 _REFINED = 8  # likeliest tokens whose bf16 logits are computed again in fp32
@@ -149,17 +149,25 @@ class LM(nn.Module):
         A product in bf16 is rounded to 8 bits, which makes ties of the likeliest tokens common; the first few of
         every row are therefore multiplied once more, in fp32.
         """
-        weight = (self.head or self.embed).weight
-        logits = matmul(h_RD, weight, num_step_rows=len(h_RD))
+        head = self.head or self.embed
+        logits = head.product(h_RD, num_step_rows=len(h_RD))
         if logits.dtype == torch.bfloat16:
             ids_RN = logits.topk(min(_REFINED, logits.shape[1])).indices
-            first_RN = (weight[ids_RN].float() * h_RD.float().unsqueeze(1)).sum(-1)
+            first_RN = (head.weight[ids_RN].float() * h_RD.float().unsqueeze(1)).sum(-1)
             logits = logits.float().scatter(1, ids_RN, first_RN)
         return logits / self.config.logits_divider if self.config.logits_divider != 1.0 else logits
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Logits [R, W] of `plan.out_rows`."""
         return self.logits(self.hidden(plan))
+
+    def prepack(self) -> "LM":
+        """Every weight in the layout of the fastest backend, for inference. The head keeps its plain rows too."""
+        for module in self.blocks.modules():
+            if isinstance(module, Linear):
+                module.prepack()
+        (self.head or self.embed).prepack(keep_plain=True)
+        return self
 
     def targets(self) -> Iterator[tuple[str, nn.Module, str]]:
         """Every tensor a checkpoint must fill: (canonical name, module, segment or parameter name).
