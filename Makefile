@@ -21,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo "make demo       set up .venv, pull the small model, stream an answer"
 	@echo "make test       set up .venv, then lint, types, contracts, pages and the tests"
-	@echo "make test-full  the same with the tests that take minutes"
+	@echo "make test-full  the same with the tests that take minutes, then the benchmark records"
 	@echo "make lint       formatting, lint, types, import contracts, generated pages"
 	@echo "make docs       write the generated pages again"
 	@echo "make clean      remove .venv and caches (pulled models stay)"
@@ -64,6 +64,8 @@ test-full: lint
 	@$(BIN)/stretto pull smollm2
 	@echo "== all tests"
 	@$(BIN)/python -m pytest -q -m ""
+	@echo "== records"
+	@$(BIN)/python bench/foundation.py
 
 docs: $(DEV_STAMP)
 	@$(BIN)/python tools/make_docs.py

@@ -59,7 +59,7 @@ def main() -> None:
         peak.append(one_process(ANSWER)[1])
     words = ["bench", "smollm2", "--json", "--prompt-tokens", "128,512,1024", "--streams", "1,8", "--repeat", str(runs)]
     record = json.loads(subprocess.run([*STRETTO, *words], check=True, stdout=subprocess.PIPE).stdout)
-    record["name"] = "foundation: SmolLM2-135M through torch, bf16, no drafts"
+    record["name"] = "SmolLM2-135M, torch, bf16"
     record["command"] = f"python bench/foundation.py --runs {runs}"
     record["results"] = [
         result("cold start: `stretto run smollm2 hi -n 1`", "s", cold),
