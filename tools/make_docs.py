@@ -136,12 +136,18 @@ def with_measured(readme: str, records: Sequence[Record]) -> str:
 
 
 def measured(records: Sequence[Record]) -> str:
-    """The newest record of every name: median, spread, share of the stated bound, where and how it was measured."""
+    """The newest record of every name: median, spread, share of the stated bound, where and how it was measured.
+
+    Of a record that compares systems (`machine.systems`), only our rows are shown; the chart has the others.
+    """
     columns: dict[str, list[str]] = {
         title: [] for title in ("quantity", "median (spread)", "of bound", "machine", "date, commit", "command")
     }
     for record in newest(records):
+        compares = "systems" in record.machine
         for result in record.results:
+            if compares and not result.quantity.endswith(": stretto"):
+                continue
             low, high = result.spread
             share = f"{result.value / result.bound:.0%} of {result.bound:.4g}" if result.bound else ""
             spread = f"{result.value:.4g} {result.unit} ({low:.4g} to {high:.4g}, of {result.median_of})"

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from stretto.cache.blocks import BlockPool, SlotPool
-from stretto.cache.pools import Pools
+from stretto.cache.pools import Caches, Placement, Pools
 from stretto.cache.tables import PAGE_SIZE, Table, num_pages
 from stretto.core.seqs import Accepted, Seqs
-from stretto.core.state import LayerCache, SlotRef
 
 
 @dataclass(slots=True)
@@ -32,7 +31,7 @@ class _Request:
 class _Step:
     rids: tuple[int, ...]
     seqs: Seqs
-    caches: list[LayerCache]
+    caches: Caches
 
 
 class CacheManager:
@@ -82,7 +81,7 @@ class CacheManager:
             request.slot = self._slots.alloc()
         return True
 
-    def pack(self, rids: Sequence[int], seqs: Seqs) -> list[LayerCache]:
+    def pack(self, rids: Sequence[int], seqs: Seqs) -> Caches:
         """One cache per layer for a forward pass over `seqs`; its rows must have been reserved.
 
         The caches are valid until `commit`. A request without context starts from the zero state.
@@ -97,18 +96,9 @@ class CacheManager:
             written = table.blocks[table.length // PAGE_SIZE : num_pages(table.length + rows)]
             assert all(self._blocks.ref(page) == 1 for page in written), "a shared page would be written"
             mapping += table.slot_mapping(table.length, rows)
-        width = max((len(table.blocks) for table in tables), default=0)
-        table_rows = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
         slots = [self._slot(request) for request in requests]
         source = [slot if request.table.length else 0 for slot, request in zip(slots, requests, strict=True)]
-        caches: list[LayerCache] = list(
-            self.pools.refs(
-                self._index(table_rows).view(len(tables), width),
-                self._index(mapping),
-                self._index(source),
-                self._index(slots),
-            )
-        )
+        caches = Caches(self.pools, Placement([list(table.blocks) for table in tables], mapping, source, slots))
         for request in requests:
             request.open = True
         self._step = _Step(tuple(rids), seqs, caches)
@@ -123,15 +113,13 @@ class CacheManager:
         assert step is not None and step.rids == tuple(rids) and step.seqs == seqs, (
             "only the packed step can be committed"
         )
-        accepted = Accepted.of(seqs, paths)
+        accepted = Accepted.of(seqs, paths) if self.pools.has_slots else None
         requests = [self._requests[rid] for rid in rids]
         assert all(request.open for request in requests), "a request of this step was admitted again"
         if self.pools.has_pages:
             self._move(requests, seqs, paths)
-        for cache in step.caches:
-            for ref in cache.values():
-                if isinstance(ref, SlotRef):
-                    ref.commit(accepted)
+        for slot in step.caches.slots:
+            slot.commit(accepted)
         for request, context, definite, path in zip(requests, seqs.contexts, seqs.definite, paths, strict=True):
             request.table.length = context + definite + len(path)
             request.table.truncate(self._blocks, request.table.length)

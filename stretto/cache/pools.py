@@ -8,15 +8,56 @@ a large pool costs what was used of it; it reads as zeros until then.
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stretto.cache.tables import PAGE_SIZE, num_pages
 from stretto.core.errors import FitError, UserError
-from stretto.core.state import PageRef, SlotRef, StateSpec
+from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
 
 LayerSpecs = Sequence[Sequence[StateSpec]]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the states of a call's sequences lie, as integers.
+
+    tables: per sequence, its pages (no sequences where nothing is paged). slot_mapping: per row, page * PAGE_SIZE +
+    offset. source, destination: per sequence, the slots of its entry state and of its next state.
+    """
+
+    tables: Sequence[Sequence[int]] = ()
+    slot_mapping: Sequence[int] = ()
+    source: Sequence[int] = ()
+    destination: Sequence[int] = ()
+
+
+class Caches(Sequence[LayerCache]):
+    """The states of every layer for one call. A tape reads `placement` only; the views are made if somebody asks."""
+
+    def __init__(self, pools: "Pools", placement: Placement) -> None:
+        self.placement = placement
+        self._pools, self._layers = pools, list[dict[str, PageRef | SlotRef]]()
+
+    @property
+    def layers(self) -> list[dict[str, PageRef | SlotRef]]:
+        """One mapping per layer, by the names of its states."""
+        if not self._layers:
+            self._layers = self._pools.refs(self.placement)
+        return self._layers
+
+    @property
+    def slots(self) -> list[SlotRef]:
+        """The fixed-size states that somebody has looked at, of all layers."""
+        return [ref for layer in self._layers for ref in layer.values() if isinstance(ref, SlotRef)]
+
+    def __getitem__(self, layer: Any) -> Any:
+        return self.layers[layer]
+
+    def __len__(self) -> int:
+        return self._pools.num_layers
 
 
 class Pools:
@@ -53,6 +94,10 @@ class Pools:
                 self._layers[layer][state.name] = (view, state.paged)
 
     @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
     def has_pages(self) -> bool:
         """Whether any layer keeps something per token."""
         return bool(self._paged)
@@ -67,20 +112,24 @@ class Pools:
         """Bytes of all tensors, touched or not."""
         return self.num_blocks * PAGE_SIZE * self.bytes_per_token + self.num_slots * self.bytes_per_sequence
 
-    def refs(
-        self, block_table: Tensor, slot_mapping: Tensor, source: Tensor, destination: Tensor
-    ) -> list[dict[str, PageRef | SlotRef]]:
-        """The states of every layer for one call.
-
-        block_table: [B, blocks] int64, padded with 0. slot_mapping: [T] int64. source, destination: [B] int64.
-        """
+    def refs(self, placement: Placement) -> list[dict[str, PageRef | SlotRef]]:
+        """The states of every layer for one call, with the placement as tensors that all layers share."""
+        width = max(map(len, placement.tables), default=0)
+        padded = [[*table, *[0] * (width - len(table))] for table in placement.tables]
+        tables = self._index(padded).view(len(padded), width)
+        mapping, source, destination = map(
+            self._index, (placement.slot_mapping, placement.source, placement.destination)
+        )
         return [
             {
-                name: PageRef(view, block_table, slot_mapping) if paged else SlotRef(view, source, destination)
+                name: PageRef(view, tables, mapping) if paged else SlotRef(view, source, destination)
                 for name, (view, paged) in layer.items()
             }
             for layer in self._layers
         ]
+
+    def _index(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def move(self, source_slots: Tensor, destination_slots: Tensor) -> None:
         """Copy token rows in every layer and paged state: [n] int64 each, page * PAGE_SIZE + offset.

@@ -6,16 +6,14 @@ Paper: arXiv 2002.05202. Gate and up are two segments of one matrix, so x is rea
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.core.card import Can, Card
 from stretto.core.channel import Channel
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
-from stretto.kernels.pointwise import silu_rows
+from stretto.kernels.rowwise import Activation, glu
 
 
 class Dense(Channel):
@@ -27,7 +25,7 @@ class Dense(Channel):
 
         d_model: int
         d_hidden: int
-        activation: Literal["silu", "gelu_tanh"] = "silu"
+        activation: Activation = "silu"
         bias: bool = False
 
         def build(self) -> "Dense":
@@ -42,11 +40,8 @@ class Dense(Channel):
     def forward(self, x_TD: Tensor, seqs: Seqs) -> Tensor:
         """[T, D] -> [T, D]."""
         gate_TF, up_TF = self.gate_up.split(self.gate_up(x_TD, seqs))
-        if self.config.activation == "silu":
-            act_TF = silu_rows(gate_TF, seqs.num_step_rows)
-        else:
-            act_TF = F.gelu(gate_TF, approximate="tanh")
-        return self.down(act_TF * up_TF, seqs)  # type: ignore[no-any-return]
+        act_TF = glu(gate_TF, up_TF, activation=self.config.activation, num_step_rows=seqs.num_step_rows)
+        return self.down(act_TF, seqs)  # type: ignore[no-any-return]
 
 
 CARD = Card(

@@ -33,6 +33,7 @@ class Options:
     repeat: int = option("runs of every measurement; the median counts", default=3)
     draft: str = option("as for `stretto run`", default="none", metavar="SPEC")
     dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
+    backend: str = option("as for `stretto run`", default="auto", choices=("auto", "native", "torch"))
     record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)  # noqa: RUF009  a field
     json: bool = option("print the record in place of the table", default=False)
 
@@ -48,12 +49,21 @@ def run(options: Options) -> int:
 
     dtype = DTYPES[options.dtype]
     most = max(options.streams)
-    llm = LLM(path, draft=options.draft, dtype=options.dtype, max_seqs=most, progress=progress("loading"))
+    llm = LLM(
+        path,
+        draft=options.draft,
+        dtype=options.dtype,
+        backend=options.backend,
+        max_seqs=most,
+        progress=progress("loading"),
+        note=note,
+    )
     lm = llm.engine.model
     samples = measure(llm, options)
-    machine = measure_machine(dtype)  # afterwards: on a shared machine the neighbours of the runs just measured
+    # afterwards: on a shared machine the neighbours of the runs just measured
+    machine = measure_machine(dtype, llm.backend_choice.threads)
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
-    name = f"bench {Path(options.model).name} {options.dtype} draft {options.draft}"
+    name = f"bench {Path(options.model).name}, {llm.backend_choice.name}, {options.dtype}, draft {options.draft}"
     record = as_record(name, _words(options), samples, bounds, machine)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

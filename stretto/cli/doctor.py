@@ -9,13 +9,17 @@ from stretto.cli._flags import argument, option
 from stretto.cli._terminal import has_colour, note, paint, print_json
 from stretto.core.costs import Machine, decode_bound, prefill_bound
 from stretto.core.env import Env, read_env
+from stretto.core.errors import UserError
 
 if TYPE_CHECKING:
     from stretto.convert.load import ModelFile
+    from stretto.engine.measure import Measured
+    from stretto.kernels.native.library import Pool
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
 PACKAGES = ("stretto", "torch", "numpy", "tokenizers", "jinja2", "rich", "triton", "huggingface_hub")
 _PROMPT = 512
+_STEP_CONTEXT, _STEP_RUNS = 128, 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +27,7 @@ class Options:
     """Options of `stretto doctor`."""
 
     model: str | None = argument("also say what the measured rates allow for this model", default=None)
+    build: bool = option("compile the native kernels now, also if they are there", default=False)
     dtype: str = option("compute dtype of the bounds", default="bfloat16", choices=("bfloat16", "float32"))
     json: bool = option("print one JSON object", default=False)
 
@@ -38,10 +43,11 @@ def run(options: Options) -> int:
     import torch
 
     from stretto.convert.load import open_model
-    from stretto.engine.measure import describe_machine, gemm_rate, read_bandwidth
+    from stretto.engine.measure import describe_machine, gemm_rate, native_bandwidth, read_bandwidth
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
     file = None if path is None else open_model(path)  # first: a bad file needs no measuring
+    native, threads = native_kernels(env, clean=options.build)
     note("measuring ...")
     bandwidth = read_bandwidth()
     rates = {name: gemm_rate(kind) for name, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}
@@ -50,14 +56,18 @@ def run(options: Options) -> int:
         "versions": versions(),
         "machine": describe_machine(),
         "environment": environment(env),
+        "native kernels": native,
         "kernels": kernels(dtype),
         "measured": {
+            **({} if threads is None else {"native read GB/s": _scaled(native_bandwidth(threads))}),
             "read GB/s": _figures(bandwidth.samples, bandwidth.median),
             **{f"{name} GFLOP/s": _figures(rate.samples, rate.median) for name, rate in rates.items()},
         },
     }
     if file is not None:
-        report["bounds"] = bounds(file, machine, dtype)
+        report["bounds through torch"] = bounds(file, machine, dtype)
+        if options.dtype == "bfloat16":
+            report["one decode step"] = decode_step(file, env)
     if options.json:
         print_json(report)
     else:
@@ -82,6 +92,55 @@ def environment(env: Env) -> dict[str, str]:
     return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
 
 
+def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Pool | None]":
+    """What the native kernels were compiled for, or why they are not there; and the threads that run them."""
+    from stretto.engine.backend import thread_pool
+    from stretto.kernels.native.build import build, find_compiler, supported_levels
+
+    levels = supported_levels()
+    found: dict[str, Any] = {"this CPU runs": levels, "compiler": find_compiler(env.cxx) or "none found"}
+    try:
+        path = build(env.level or levels[0], env.cache_dir, compiler=env.cxx, note=note, clean=clean)
+        threads = thread_pool(env)
+    except UserError as problem:
+        return {**found, "not available": f"{problem.error}: {problem.why}"}, None
+    return {**found, "level": threads.library.level, "threads": threads.num_threads, "library": str(path)}, threads
+
+
+def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
+    """One token of one stream on the native kernels: its time, its bound, and what its operations take one by one."""
+    import time
+
+    from stretto.core.sampling import Sampling
+    from stretto.engine.measure import model_cost, native_bandwidth
+    from stretto.llm import LLM
+
+    context = min(2 * _STEP_CONTEXT, file.config.context)
+    llm = LLM(file.path, draft="none", context=context, max_seqs=1, env=env)
+    captured, threads = llm.engine.captured, llm.backend_choice.threads
+    if captured is None or threads is None:
+        return {"runs on": "torch", "why": str(llm.backend_choice.why)}
+    llm.generate([[1] * (context // 2)], Sampling(temperature=0.0, max_tokens=2, ignore_eos=True))
+    runs = []
+    for _ in range(_STEP_RUNS):
+        started = time.perf_counter()
+        captured.tape.run()
+        runs.append(time.perf_counter() - started)
+    weights = model_cost(llm.engine.model, llm.engine.config.kv_dtype).weight_bytes
+    bound = weights / native_bandwidth(threads, num_bytes=weights).median
+    median = sorted(runs)[len(runs) // 2]
+    parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in captured.tape.profile().items()}
+    return {
+        "runs on": llm.backend_choice.name,
+        "bytes streamed": weights,
+        "bound ms": round(1e3 * bound, 3),
+        "achieved ms": round(1e3 * median, 3),
+        "share of the bound": f"{bound / median:.0%}",
+        "operations": len(captured.tape.names),
+        **parts,
+    }
+
+
 def kernels(dtype: Any) -> dict[str, dict[str, str]]:
     """For every operation with backends: which one runs on small CPU tensors of `dtype`, and why not the others."""
     import torch
@@ -98,6 +157,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
         "rmsnorm": (rows,),
         "fftconv": (rows, torch.zeros(32, 8, dtype=dtype)),
+        "rowwise": (rows,),
     }
     found = {}
     for op, args in arguments.items():
@@ -127,6 +187,10 @@ def bounds(file: "ModelFile", machine: Machine, dtype: Any) -> dict[str, float]:
         f"decode tokens/s at {_PROMPT}": decode_bound(machine, cost, _PROMPT),
         f"prefill tokens/s of {_PROMPT}": prefill_bound(machine, prefill_cost(lm, dtype), _PROMPT),
     }
+
+
+def _scaled(measured: "Measured") -> dict[str, Any]:
+    return _figures(measured.samples, measured.median)
 
 
 def _figures(samples: tuple[float, ...], median: float) -> dict[str, Any]:

@@ -49,6 +49,11 @@ class Options:
     )
     judge: str = option("which drafts stay: coupled keeps the text of the seed", default="coupled", metavar="NAME")
     dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
+    backend: str = option(
+        "native kernels, torch, or native where the model and this machine allow it",
+        default="auto",
+        choices=("auto", "native", "torch"),
+    )
     ctx: int | None = option("longest prompt and answer together (default: what the model was made for)", default=None)
     stats: bool = option("close with a table of speeds and draft counters", default=False)
     show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
@@ -71,18 +76,22 @@ def run(options: Options) -> int:
             draft=options.draft,
             judge=options.judge,
             dtype=options.dtype,
+            backend=options.backend,
             context=options.ctx,
             max_seqs=1,
             chat_template=template,
             progress=report,
+            note=note,
         )
+    if options.dtype != "float32" and options.backend == "auto" and llm.backend_choice.why is not None:
+        note(f"note: not on the native kernels, which are several times faster: {llm.backend_choice.why}")
     if prompt is None:
         from stretto.cli._chat import chat
 
         return chat(llm, options, sampling)
     result = _answer(llm, options, sampling, prompt)
     if options.json:
-        print_json(as_json(result, options))
+        print_json(as_json(result, options, llm.backend_choice.name))
     if options.stats:
         from stretto.cli._answer import stats
 
@@ -124,8 +133,8 @@ def check(options: Options) -> Sampling:
     return sampling
 
 
-def as_json(result: "Result", options: Options) -> dict[str, Any]:
-    """What `--json` prints."""
+def as_json(result: "Result", options: Options, backend: str) -> dict[str, Any]:
+    """What `--json` prints. backend: who computed it, as `LLM.backend_choice` names it."""
     usage = result.usage
     return {
         "model": options.model,
@@ -137,6 +146,7 @@ def as_json(result: "Result", options: Options) -> dict[str, Any]:
         "draft": options.draft,
         "judge": options.judge,
         "dtype": options.dtype,
+        "backend": backend,
         "prompt_token_ids": result.prompt_token_ids,
         "token_ids": result.token_ids,
     }

@@ -22,6 +22,7 @@ from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.packed import Packed
 from stretto.kernels.linear import Linear
+from stretto.kernels.native.library import Pool
 from stretto.models.family import Family, Names, Stored
 from stretto.models.lm import LM, LMConfig
 
@@ -167,20 +168,36 @@ def _refuse_quantized(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def load_model(model: ModelFile, dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> LM:
-    """Build the model in `dtype` and fill it. Raises ModelFileError for missing, extra or misshapen tensors, before
-    any memory is taken."""
+def load_model(
+    model: ModelFile,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    *,
+    pool: Pool | None = None,
+) -> LM:
+    """Build the model in `dtype` and fill it; with a `pool`, matrices are repacked for the native kernels as they are
+    stored, and never decoded. Raises ModelFileError for missing, extra or misshapen tensors, before any memory is
+    taken."""
     with torch.device("meta"):
         lm = LM(model.config)
     check_tensors(model, lm)
     targets = list(lm.targets())
-    _materialize(lm, dtype)
+    lm.cast(dtype)
     total, done = sum(p.numel() for p in lm.parameters()), 0
+    _materialize(lm, with_matrices=pool is None)
     for name, module, leaf in targets:
-        done += _fill(model, name, module, leaf)
+        done += _fill(model, name, module, leaf, pool)
         if progress is not None:
             progress(done, total)
     return lm.eval().requires_grad_(False)
+
+
+def matrix_codecs(model: ModelFile) -> set[str]:
+    """The codecs of every tensor that becomes a matrix."""
+    with torch.device("meta"):
+        lm = LM(model.config)
+    matrices = [name for name, module, _ in lm.targets() if isinstance(module, Linear) and not name.endswith(".bias")]
+    return {model.held(model.names[name].name).codec for name in matrices if name in model.names}
 
 
 def value_shape(name: str, module: torch.nn.Module, leaf: str) -> tuple[int, ...]:
@@ -235,21 +252,27 @@ def _wrong_shape(model: ModelFile, stored: Stored, found: tuple[int, ...], want:
     )
 
 
-def _materialize(lm: LM, dtype: torch.dtype) -> None:
-    lm.cast(dtype)
+def _materialize(lm: LM, *, with_matrices: bool) -> None:
     for module in lm.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, Linear) and name == "weight" and not with_matrices:
+                continue
             # not `empty_like`: on a meta tensor it imports torch's symbolic shapes, which takes seconds
             empty = torch.empty(parameter.shape, dtype=parameter.dtype)
             setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
 
 
-def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str) -> int:
+def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str, pool: Pool | None) -> int:
     """Fill one tensor; returns its number of values."""
     stored, shape = model.names[name], value_shape(name, module, leaf)
     packed = model.tensors.packed(stored.name)
     if isinstance(module, Linear) and not name.endswith(".bias"):
-        module.load(leaf, stored_rows(packed, stored))
+        if pool is None:
+            module.load(leaf, stored_rows(packed, stored))
+        else:
+            module.hold(leaf, stored_rows(packed, stored))
+            if len(module.packed) == len(module.segments):
+                module.pack(pool)
     else:
         target = module.bias[module.rows(leaf)] if isinstance(module, Linear) else module.get_parameter(leaf)  # type: ignore[index]
         target.data.copy_(stored_values(packed, stored, shape))

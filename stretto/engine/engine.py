@@ -22,6 +22,7 @@ from stretto.core.plan import StepPlan
 from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import MAX_TREE_ROWS, Seqs
+from stretto.engine.captured import Captured
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.judges.greedy import Greedy
 from stretto.engine.policies.fcfs import FCFS
@@ -36,7 +37,8 @@ from stretto.engine.request import (
     check_prompt,
 )
 from stretto.engine.scheduler import Placed, Scheduler
-from stretto.engine.verify import Asked, decide, emitted_logprobs
+from stretto.engine.verify import Asked, Scores, decide, emitted_logprobs
+from stretto.kernels.native.library import Pool
 from stretto.models.lm import LM
 
 
@@ -74,7 +76,10 @@ class DraftStats:
 
 
 class Engine:
-    """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled."""
+    """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
+
+    threads: run the forward pass as a tape of native kernels on these (the model's matrices are packed for them).
+    """
 
     def __init__(
         self,
@@ -87,6 +92,7 @@ class Engine:
         order: OrderPolicy | None = None,
         eos_ids: frozenset[int] = frozenset(),
         vocab_size: int | None = None,
+        threads: Pool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert (drafter is None) == (draft_policy is None), "a drafter comes with the policy that limits it"
@@ -100,18 +106,22 @@ class Engine:
             max_seqs=config.max_seqs,
             memory_bytes=config.memory_bytes,
         )
-        self.cache = CacheManager(
-            Pools(
-                model.state_specs,
-                num_blocks=num_blocks,
-                num_slots=num_slots,
-                kv_dtype=config.kv_dtype,
-                state_dtype=model.dtype,
-            )
+        pools = Pools(
+            model.state_specs,
+            num_blocks=num_blocks,
+            num_slots=num_slots,
+            kv_dtype=config.kv_dtype,
+            state_dtype=model.dtype,
         )
+        self.cache = CacheManager(pools)
         self.scheduler = Scheduler(
             self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max(config.max_rows, config.max_seqs + 1)
         )
+        self.forward: Callable[[StepPlan], Scores] = lambda plan: Scores(model(plan)[:, : self.vocab_size])
+        self.captured: Captured | None = None
+        if threads is not None:
+            sizes = {"max_rows": self.scheduler.max_rows, "context": config.context + MAX_TREE_ROWS}
+            self.forward = self.captured = Captured(model, pools, threads, **sizes, vocab_size=self.vocab_size)
         self.drafter, self.draft_policy = drafter, draft_policy
         self.greedy, self.judge = Greedy(), judge or Coupled()
         self.eos_ids, self.clock = eos_ids, clock
@@ -172,9 +182,9 @@ class Engine:
         drafts = self._propose(batch)
         plan, seqs = self._pack(batch, drafts)
         asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
-        logits = self.model(plan)[:, : self.vocab_size]
-        verdicts = decide(logits, asked, self._judge_for) if asked else []
-        logprobs = emitted_logprobs(logits, asked, verdicts)
+        scores = self.forward(plan)
+        verdicts = decide(scores, asked, self._judge_for) if asked else []
+        logprobs = emitted_logprobs(scores.logits, asked, verdicts)
         self._commit(batch, seqs, asked, verdicts)
         self._observe(batch, asked, verdicts, self.clock() - started)
         return [self._advance(*one) for one in zip(asked, verdicts, logprobs, strict=True)]
@@ -243,7 +253,10 @@ class Engine:
         """Keep definite rows and accepted paths: row 0 of a decode is the pending token, row i + 1 node i."""
         accepted = {a.request.rid: v.path for a, v in zip(asked, verdicts, strict=True)}
         rids = [p.request.rid for p in batch]
-        self.cache.commit(rids, seqs, [[node + 1 for node in accepted.get(rid, ())] for rid in rids])
+        paths = [[node + 1 for node in accepted.get(rid, ())] for rid in rids]
+        if self.captured is not None and any(paths):
+            self.captured.commit(seqs, paths)
+        self.cache.commit(rids, seqs, paths)
 
     def _observe(
         self, batch: Sequence[Placed], asked: Sequence[Asked], verdicts: Sequence[Verdict], seconds: float

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from stretto.core.costs import Machine, ModelCost
-from stretto.kernels.linear import Linear
+from stretto.kernels.linear import Linear, native
+from stretto.kernels.native.library import Pool
 from stretto.models.lm import LM
 
 BUFFER_BYTES = 96 << 20
@@ -68,9 +69,17 @@ def gemm_rate(dtype: torch.dtype, repeat: int = 5) -> Measured:
     return Measured(tuple(2 * rows * d_in * d_out / s for s in seconds))
 
 
-def measure_machine(dtype: torch.dtype) -> Machine:
-    """Bandwidth and GEMM rate as the cost model wants them (a second or two)."""
-    return Machine(bandwidth=read_bandwidth().median, flops=gemm_rate(dtype).median)
+def measure_machine(dtype: torch.dtype, threads: Pool | None = None) -> Machine:
+    """Bandwidth and GEMM rate as the cost model wants them (a second or two): of torch, or of native threads."""
+    bandwidth = read_bandwidth() if threads is None else native_bandwidth(threads)
+    return Machine(bandwidth=bandwidth.median, flops=gemm_rate(dtype).median)
+
+
+def native_bandwidth(threads: Pool, num_bytes: int = BUFFER_BYTES, repeat: int = 5) -> Measured:
+    """Bytes/s at which native threads read `num_bytes` of random memory once: what bounds a decode step of theirs."""
+    buffer = torch.randint(0, 256, (num_bytes // 1024 * 1024,), dtype=torch.uint8)
+    read = native.read_bytes(buffer)
+    return Measured(tuple(buffer.nbytes / s for s in _seconds(lambda: threads.run_once([read]), repeat)))
 
 
 def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
@@ -84,8 +93,9 @@ def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
     multiplied = sum(linear.num_weights for linear in linears.values()) - looked_up
     small = sum(p.nbytes for name, p in lm.named_parameters() if name not in linears)
     specs = [spec for layer in lm.state_specs for spec in layer]
+    streamed = sum(linear.nbytes for linear in linears.values()) - (0 if lm.head is None else lm.embed.nbytes)
     return ModelCost(
-        weight_bytes=multiplied * lm.dtype.itemsize + small,
+        weight_bytes=streamed + small,
         params=multiplied,
         kv_bytes=sum(spec.nbytes(kv_dtype) for spec in specs if spec.kind == "paged"),
         state_bytes=sum(spec.nbytes(lm.dtype) for spec in specs if spec.kind != "paged"),

@@ -14,6 +14,23 @@ from stretto.kernels.sampling import RowSampling, logprobs, picks, probs
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What the head says about every row. logits: [R, W] fp32 or wider. top, argmax: per row, if they are known
+    already, its largest logit (NaN if there is one) and the lowest id that has it."""
+
+    logits: Tensor
+    top: list[float] | None = None
+    argmax: list[int] | None = None
+
+    def at(self, index: Sequence[int]) -> "Scores":
+        """Some of the rows."""
+        if len(index) == len(self.logits):
+            return self
+        pick = [None if known is None else [known[i] for i in index] for known in (self.top, self.argmax)]
+        return Scores(self.logits[torch.tensor(index)], *pick)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One request whose next token this step decides, with the draft that was verified."""
 
@@ -42,8 +59,8 @@ def row_samplings(asked: Asked) -> list[RowSampling]:
     ]
 
 
-def decide(logits: Tensor, batch: Sequence[Asked], judge_for: Callable[[Request], Judge]) -> list[Verdict]:
-    """One verdict per request. logits: [R, W], for each request the pending row and then its nodes, in order."""
+def decide(scores: Scores, batch: Sequence[Asked], judge_for: Callable[[Request], Judge]) -> list[Verdict]:
+    """One verdict per request. scores: for each request the pending row and then its nodes, in order."""
     rows = [row_samplings(asked) for asked in batch]
     judges = [judge_for(asked.request) for asked in batch]
     starts = [0]
@@ -51,13 +68,17 @@ def decide(logits: Tensor, batch: Sequence[Asked], judge_for: Callable[[Request]
         starts.append(starts[-1] + len(r))
     spans = [range(first, last) for first, last in pairwise(starts)]
     verdicts: dict[int, Verdict] = {}
-    for head, kernel in (("picks", picks), ("probs", probs)):
+    for head in ("picks", "probs"):
         which = [i for i, judge in enumerate(judges) if judge.head == head]
         if not which:
             continue
         index = [row for i in which for row in spans[i]]
-        chosen = logits if len(index) == len(logits) else logits[torch.tensor(index)]
-        results = kernel(chosen, [sampling for i in which for sampling in rows[i]])
+        own, how = scores.at(index), [sampling for i in which for sampling in rows[i]]
+        if head == "picks":
+            best = None if own.top is None or own.argmax is None else (own.top, own.argmax)
+            results = picks(own.logits, how, best)
+        else:
+            results = probs(own.logits, how)
         for i, part in zip(which, torch.split(results, [len(rows[i]) for i in which]), strict=True):
             request, draft = batch[i].request, batch[i].draft
             verdicts[i] = judges[i].judge(draft, part, len(request.tokens), request.noise)

@@ -22,16 +22,20 @@ _log = logging.getLogger(__name__)
 
 
 def pick(op: str, order: Sequence[Impl], impl: Impl, *args: Any) -> Callable[..., Any]:
-    """The function `op` of the chosen backend; `args` go to each backend's `why_not`. Raises UserError."""
+    """The function `op` of the chosen backend; `args` go to each backend's `why_not`. Raises UserError.
+
+    op: a package of kernels/, whose backends have a function of that name, or `package.function`.
+    """
+    package, _, function_name = op.partition(".")
     reasons: list[str] = []
     for name in order if impl == "auto" else (impl,):
         reason = f"{op} has no {name} backend" if name not in order else None
         if reason is None:
-            backend = _backend(op, name)
+            backend = _backend(package, name)
             reason = backend.why_not(*args)
             if reason is None:
                 _log_choice(op, name, tuple(reasons))
-                function: Callable[..., Any] = getattr(backend, op)
+                function: Callable[..., Any] = getattr(backend, function_name or package)
                 return function
         reasons.append(f"{name}: {reason}")
     raise UserError(f"no implementation of {op} can run this", why="; ".join(reasons), try_="impl='auto'")

@@ -9,7 +9,7 @@ import torch
 
 from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.hub import resolve
-from stretto.convert.load import ModelFile, Progress, load_model, open_model
+from stretto.convert.load import ModelFile, Progress, load_model, matrix_codecs, open_model
 from stretto.convert.show import generation_hints
 from stretto.convert.tokenizer import Tokenizer
 from stretto.core.drafter import Drafter
@@ -18,6 +18,7 @@ from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
+from stretto.engine.backend import BACKENDS, Choice, choose
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.options import make_drafting, make_judge
 from stretto.engine.request import Event, FinishReason
@@ -35,7 +36,10 @@ class LLM:
 
     model: an alias ("smollm2"), a .gguf file or a checkpoint directory. draft: "none", "auto", "ngram",
     "ngram:n=3,nodes=8", or a `Drafter` with a `DraftPolicy`. dtype: "bfloat16", or "float32" for the reference mode
-    (weights, activations and cache in fp32). context: longest sequence, default what the model was made for.
+    (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
+    integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
+    `backend_choice` says what was taken and why. context: longest sequence, default what the model was made for.
+    note: gets one line when the kernels are compiled, which happens once.
     Raises UserError and its subclasses (see stretto.core.errors).
     """
 
@@ -46,6 +50,7 @@ class LLM:
         draft: str | tuple[Drafter, DraftPolicy] = "auto",
         judge: str | Judge = "coupled",
         dtype: str = "bfloat16",
+        backend: str = "auto",
         context: int | None = None,
         max_seqs: int = 32,
         max_rows: int = 512,
@@ -53,12 +58,16 @@ class LLM:
         chat_template: str | None = None,
         progress: Progress | None = None,
         env: Env | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         started = time.perf_counter()
+        env = env or read_env()
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}", try_=f"one of {', '.join(DTYPES)}")
+        if backend not in BACKENDS:
+            raise UserError(f"unknown backend {backend!r}", try_=f"one of {', '.join(BACKENDS)}")
         drafting = make_drafting(draft) if isinstance(draft, str) else draft
-        file = open_model(resolve(str(model), env=env or read_env(), progress=True))
+        file = open_model(resolve(str(model), env=env, progress=True))
         limit = file.config.context
         if context is not None and not 1 < context <= limit:
             raise UserError(f"context is {context}", why=f"this model was made for 2 to {limit:,} tokens")
@@ -68,8 +77,19 @@ class LLM:
         self.template = self._template(source)
         self.hints = generation_hints(file)
         self.dtype = dtype
+        if dtype == "float32":
+            if backend == "native":
+                raise UserError("backend='native' with dtype='float32'", why="float32 is the reference, through torch")
+            self.backend_choice = Choice(None, "float32 is the reference mode")
+        else:
+            self.backend_choice = choose(backend, file.config, matrix_codecs(file), DTYPES[dtype], env, note)
+        threads = self.backend_choice.threads
+        if threads is None:
+            lm = load_model(file, DTYPES[dtype], progress).prepack()
+        else:
+            lm = load_model(file, torch.float32, progress, pool=threads)
         self.engine = Engine(
-            load_model(file, DTYPES[dtype], progress).prepack(),
+            lm,
             EngineConfig(
                 context=context or limit,
                 max_seqs=max_seqs,
@@ -82,6 +102,7 @@ class LLM:
             judge=make_judge(judge) if isinstance(judge, str) else judge,
             eos_ids=self.tokenizer.eos_ids,
             vocab_size=self.tokenizer.vocab_size,
+            threads=threads,
         )
         self.load_s = time.perf_counter() - started
 

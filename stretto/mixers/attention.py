@@ -20,7 +20,7 @@ from stretto.core.state import LayerCache, StateSpec, paged
 from stretto.kernels.attention import attention
 from stretto.kernels.linear import Linear
 from stretto.kernels.rmsnorm import rms_norm
-from stretto.kernels.rope import Rope, apply_rope, rope_tables
+from stretto.kernels.rope import Rope, apply_rope
 
 
 class Attention(Mixer):
@@ -65,14 +65,11 @@ class Attention(Mixer):
         """[T, D] -> [T, D]."""
         c = self.config
         heads_TNK = self.qkv(x_TD, seqs).unflatten(1, (c.num_heads + 2 * c.num_kv_heads, c.head_dim))  # N = H + G + G
-        qk_TNK, v_TGK = heads_TNK.split_with_sizes([c.num_heads + c.num_kv_heads, c.num_kv_heads], 1)
+        q_THK, k_TGK, v_TGK = heads_TNK.split_with_sizes([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
         if c.qk_norm is not None:
-            q_THK, k_TGK = qk_TNK.split_with_sizes([c.num_heads, c.num_kv_heads], 1)
-            parts = rms_norm(q_THK, self.q_norm, eps=c.qk_norm), rms_norm(k_TGK, self.k_norm, eps=c.qk_norm)
-            qk_TNK = torch.cat(parts, 1)
-        if (rope := c.rope) is not None:
-            qk_TNK = apply_rope(qk_TNK, seqs.memo(rope, lambda: rope_tables(rope, seqs.positions)))
-        q_THK, k_TGK = qk_TNK.split_with_sizes([c.num_heads, c.num_kv_heads], 1)
+            q_THK, k_TGK = rms_norm(q_THK, self.q_norm, eps=c.qk_norm), rms_norm(k_TGK, self.k_norm, eps=c.qk_norm)
+        if c.rope is not None:
+            q_THK, k_TGK = apply_rope(q_THK, c.rope, seqs), apply_rope(k_TGK, c.rope, seqs)
         kv = (paged(cache, "k"), paged(cache, "v")) if cache is not None else None
         o_THK, _ = attention(q_THK, k_TGK, v_TGK, seqs=seqs, kv=kv, scale=c.scale, window=c.window)
         return self.out(o_THK.flatten(1), seqs)  # type: ignore[no-any-return]

@@ -14,7 +14,6 @@ from itertools import repeat
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.core.channel import Channel
@@ -24,6 +23,7 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, TensorCache
 from stretto.kernels.linear import Linear
 from stretto.kernels.rmsnorm import rms_norm
+from stretto.kernels.rowwise import divided, residual_add, take_rows
 
 _REFINED = 8  # likeliest tokens whose bf16 logits are computed again in fp32
 
@@ -94,9 +94,9 @@ class Block(nn.Module):
 
     def forward(self, h_TD: Tensor, seqs: Seqs, cache: LayerCache | None) -> Tensor:
         """[T, D] -> [T, D]."""
-        h_TD = torch.add(h_TD, self.mixer(self.mixer_norm(h_TD), seqs, cache), alpha=self.multiplier)
+        h_TD = residual_add(h_TD, self.mixer(self.mixer_norm(h_TD), seqs, cache), scale=self.multiplier)
         if self.channel is not None:
-            h_TD = torch.add(h_TD, self.channel(self.channel_norm(h_TD), seqs), alpha=self.multiplier)
+            h_TD = residual_add(h_TD, self.channel(self.channel_norm(h_TD), seqs), scale=self.multiplier)
         return h_TD
 
 
@@ -123,7 +123,7 @@ class LM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
-        return self.embed.weight.dtype
+        return self.norm.weight.dtype
 
     @property
     def state_specs(self) -> list[tuple[StateSpec, ...]]:
@@ -136,12 +136,10 @@ class LM(nn.Module):
 
     def hidden(self, plan: StepPlan) -> Tensor:
         """[R, D]: the normalised hidden states of `plan.out_rows`."""
-        h_TD = F.embedding(plan.tokens, self.embed.weight)
-        if self.config.embedding_multiplier != 1.0:
-            h_TD = h_TD * self.config.embedding_multiplier
+        h_TD = self.embed.lookup(plan.tokens, self.config.embedding_multiplier)
         for block, cache in zip(self.blocks, plan.caches if plan.caches is not None else repeat(None)):  # noqa: B905
             h_TD = block(h_TD, plan.seqs, cache)
-        return self.norm(h_TD.index_select(0, plan.out_rows))  # type: ignore[no-any-return]
+        return self.norm(take_rows(h_TD, plan.out_rows))  # type: ignore[no-any-return]
 
     def logits(self, h_RD: Tensor) -> Tensor:
         """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number.
@@ -155,7 +153,7 @@ class LM(nn.Module):
             ids_RN = logits.topk(min(_REFINED, logits.shape[1])).indices
             first_RN = (head.weight[ids_RN].float() * h_RD.float().unsqueeze(1)).sum(-1)
             logits = logits.float().scatter(1, ids_RN, first_RN)
-        return logits / self.config.logits_divider if self.config.logits_divider != 1.0 else logits
+        return divided(logits, self.config.logits_divider) if self.config.logits_divider != 1.0 else logits
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Logits [R, W] of `plan.out_rows`."""

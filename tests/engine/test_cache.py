@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import LayerSpecs, Pools, size_pools
+from stretto.cache.pools import LayerSpecs, Placement, Pools, size_pools
 from stretto.cache.tables import PAGE_SIZE, Table
 from stretto.core.errors import FitError, UserError
 from stretto.core.seqs import Seqs
@@ -283,8 +283,7 @@ def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> Non
     wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged", rollback="truncate")
     specs = ((KEYS, HASH), (KEYS,), (wide, HASH))
     pools = Pools(specs, num_blocks=3, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
-    index = torch.zeros((1, 1), dtype=torch.int64)
-    layers = pools.refs(index, index[0], index[0], index[0])
+    layers = pools.refs(Placement([[0]], [0], [0], [0]))
     names = [(0, "k"), (0, "h"), (1, "k"), (2, "k"), (2, "h")]
     views = [ref.pages if isinstance(ref := layers[n][name], PageRef) else ref.states for n, name in names]
     assert [(v.dtype, tuple(v.shape)) for v in views] == [

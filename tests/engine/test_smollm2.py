@@ -6,11 +6,14 @@ the oracle's gap is below the measured noise of bf16, and such places are counte
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drafters import Noise, Oracle, Saboteur, TreeOracle
+from torch import Tensor
 from toy import Nodes, finish
 
 from stretto import LLM, Sampling
@@ -43,7 +46,7 @@ def outputs(llm: LLM, cases: list[dict[str, Any]], num_tokens: int, **options: A
     """Greedy ids through an engine of its own over the model of `llm`; end-of-text tokens do not stop it."""
     sizes = {"context": 512, "kv_dtype": llm.engine.config.kv_dtype}
     sizes |= {key: options.pop(key) for key in ("max_rows", "max_seqs", "memory_bytes") if key in options}
-    engine = Engine(llm.engine.model, EngineConfig(**sizes), **options)
+    engine = Engine(llm.engine.model, EngineConfig(**sizes), threads=llm.backend_choice.threads, **options)
     sampling = Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True).resolve()
     requests = [engine.add(case["prompt_ids"], sampling) for case in cases]
     found = finish(engine)
@@ -87,19 +90,22 @@ def divergences(got: list[list[int]], cases: list[dict[str, Any]]) -> list[float
     return gaps
 
 
-def gap_noise(exact: LLM, rounded: LLM) -> float:
-    """How far bf16 moves the gap between fp32's two likeliest tokens, at most, over the texts of a few cases."""
-    plan = StepPlan.of([[*case["prompt_ids"], *case["output_ids"]] for case in FEW])
-    want, got = exact.engine.model(plan), rounded.engine.model(plan)
-    top = want.topk(2).indices
-    gaps = [logits.gather(1, top).diff(dim=1) for logits in (want, got)]
-    return float((gaps[0] - gaps[1]).abs().max())
+def gap_noise(exact: Callable[[StepPlan], Tensor], rounded: Callable[[StepPlan], Tensor]) -> float:
+    """How far the gap between fp32's two likeliest tokens moves, at most, over the texts of a few cases."""
+    furthest = 0.0
+    for case in FEW:
+        plan = StepPlan.of([[*case["prompt_ids"], *case["output_ids"]]])
+        want, got = exact(plan), rounded(plan)
+        top = want.topk(2).indices
+        gaps = [logits.gather(1, top).diff(dim=1) for logits in (want, got)]
+        furthest = max(furthest, float((gaps[0] - gaps[1]).abs().max()))
+    return furthest
 
 
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
 def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: list[dict[str, Any]]) -> None:
-    exact, llm = llm, LLM(smollm2_path, draft="none", context=512)
-    noise = gap_noise(exact, llm)
+    exact, llm = llm, LLM(smollm2_path, draft="none", context=512, backend="torch")
+    noise = gap_noise(exact.engine.model, llm.engine.model)
     num_tokens = 24 if cases is FEW else 64
     plain = outputs(llm, cases, num_tokens)
     modes = {
@@ -114,6 +120,37 @@ def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: lis
         gaps = divergences(got, cases)
         print(f"\n{name}: {len(gaps)} of {len(cases)} answers leave fp32, at gaps {sorted(gaps)}, noise {noise:.3f}")
         assert all(gap < noise for gap in gaps)
+
+
+@pytest.fixture(scope="module")
+def native(smollm2_path: Path) -> LLM:
+    return LLM(smollm2_path, draft="none", context=512, backend="native")
+
+
+def native_logits(llm: LLM, plan: StepPlan) -> Tensor:
+    """Logits of every row of a plan without caches, through the engine's tape."""
+    engine = llm.engine
+    assert engine.captured is not None
+    engine.cache.admit(-1)
+    assert engine.cache.reserve(-1, plan.seqs.num_rows)
+    caches = engine.cache.pack([-1], plan.seqs)
+    logits = engine.captured(replace(plan, caches=caches)).logits.clone()
+    engine.cache.release(-1)
+    return logits
+
+
+@pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
+def test_native_answers_are_one_answer(llm: LLM, native: LLM, cases: list[dict[str, Any]]) -> None:
+    """Bit for bit the same with any batch, split and draft, trees too; beside fp32 they differ at near ties only."""
+    num_tokens = 24 if cases is FEW else 64
+    noise = gap_noise(llm.engine.model, lambda plan: native_logits(native, plan))
+    plain = outputs(native, cases, num_tokens)
+    gaps = divergences(plain, cases)
+    print(f"\nnative: {len(gaps)} of {len(cases)} answers leave fp32, at gaps {sorted(gaps)}, noise {noise:.3f}")
+    assert all(gap < noise for gap in gaps)
+    own = [{**case, "output_ids": ids + [0] * 64} for case, ids in zip(cases, plain, strict=True)]
+    for name, options in variants(own).items():
+        assert outputs(native, cases, num_tokens, **options) == plain, name
 
 
 def test_the_same_seed_gives_the_same_text_with_and_without_drafts(llm: LLM) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import native
 import pytest
 import tokenizers
 import torch
@@ -31,6 +32,7 @@ from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
 from stretto.cli import run as run_verb
 from stretto.cli._flags import argument, option
+from stretto.core.env import read_env
 from stretto.core.errors import FitError, MissingDependency, ModelFileError, RunError, UserError
 
 CONFIG: dict[str, Any] = {
@@ -83,7 +85,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`cli(*words, stdin=...)` -> exit code, stdout, stderr; an empty cache, no network, no terminal."""
+    """`cli(*words, stdin=...)` -> exit code, stdout, stderr; a cache of kernels alone, no network, no terminal."""
+    native.pool()  # compiled, if they were not
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "native").symlink_to(read_env().cache_dir / "native")
     monkeypatch.setenv("STRETTO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("STRETTO_OFFLINE", "1")
     monkeypatch.delenv("STRETTO_TRACEBACK", raising=False)
@@ -520,13 +525,15 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["measured"]["read GB/s"]["median"] > 0
     # Counted by hand: embedding (= head) 258 x 32, per layer q o 32 x 32, k v 16 x 32, three of 48 x 32, two norms.
     values = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32) + 32
-    assert found["bounds"]["bytes per token"] == 2 * values
-    assert found["bounds"]["bytes as stored"] == 4 * values
-    assert found["bounds"]["cache bytes per token"] == 2 * 2 * 2 * 8 * 2, "k and v, two layers, two heads of 8, bf16"
+    bounds = found["bounds through torch"]
+    assert bounds["bytes per token"] == 2 * values and bounds["bytes as stored"] == 4 * values
+    assert found["native kernels"]["level"] in found["native kernels"]["this CPU runs"]
+    assert found["one decode step"]["runs on"].startswith("native") and found["one decode step"]["  matmul ms"] > 0
+    assert bounds["cache bytes per token"] == 2 * 2 * 2 * 8 * 2, "k and v, two layers, two heads of 8, bf16"
     picked = {
         op
         for file in (Path(cli_package.__file__).parents[1] / "kernels").glob("*/__init__.py")
-        for op in re.findall(r'pick\("(\w+)"', file.read_text())
+        for op in re.findall(r'pick\("(\w+)', file.read_text())
     }
     assert set(found["kernels"]) == picked, "the doctor explains every operation that has backends"
     code, out, _ = cli("doctor")

@@ -70,8 +70,8 @@ def test_a_prepacked_matrix_gives_up_its_plain_copy_and_its_gradients() -> None:
     x = torch.randn(20, 64, dtype=torch.bfloat16)
     want = linear.product(x, 20).detach()
     linear.requires_grad_(False).prepack(keep_plain=True)
-    assert linear.weight.shape == (32, 64) and linear.prepacked is not None
-    linear.prepacked = None
+    assert linear.weight.shape == (32, 64) and linear.layout is not None
+    linear.layout = None
     linear.prepack()
     assert "weight" not in dict(linear.named_parameters()) and linear.num_weights == 32 * 64
     torch.testing.assert_close(linear.product(x, 20), want)
@@ -82,4 +82,4 @@ def test_a_prepacked_matrix_gives_up_its_plain_copy_and_its_gradients() -> None:
 def test_only_bf16_weights_are_packed() -> None:
     linear = Linear(64, {"a": 32})
     linear.prepack()
-    assert linear.prepacked is None and "float32" in str(cannot_pack(linear.weight))
+    assert linear.layout is None and "float32" in str(cannot_pack(linear.weight))

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from stretto.kernels.rope import Rope, apply_rope, rope_tables
+from stretto.core.seqs import Seqs
+from stretto.kernels.rope import Rope, apply_rope
 
 
 @pytest.mark.parametrize("dim", [8, 4, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_torch_equals_the_reference(dim: int, dtype: torch.dtype) -> None:
-    x, tables = torch.randn(7, 3, 8, dtype=dtype), rope_tables(Rope(dim=dim), torch.arange(7) * 1000)
-    got, want = apply_rope(x, tables), apply_rope(x, tables, impl="reference")
+    x, rope, seqs = torch.randn(7, 3, 8, dtype=dtype), Rope(dim=dim), Seqs.of([2, 5], [0, 7000])
+    got, want = apply_rope(x, rope, seqs), apply_rope(x, rope, seqs, impl="reference")
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(got, want, rtol=2 * eps, atol=4 * eps)
     assert torch.equal(got[..., dim:], x[..., dim:])
@@ -21,7 +22,7 @@ def test_scores_depend_on_distance_only() -> None:
     rope = Rope(dim=16)
 
     def score(i: int, j: int) -> float:
-        rotated = [apply_rope(x, rope_tables(rope, torch.tensor([p]))) for x, p in ((q, i), (k, j))]
+        rotated = [apply_rope(x, rope, Seqs.of([1], [p])) for x, p in ((q, i), (k, j))]
         return float((rotated[0] * rotated[1]).sum())
 
     assert score(5, 2) == pytest.approx(score(105, 102), abs=1e-4)  # tables are fp32
@@ -30,7 +31,12 @@ def test_scores_depend_on_distance_only() -> None:
 
 def test_gradients_are_the_inverse_rotation() -> None:
     x = torch.randn(4, 2, 8, dtype=torch.float64, requires_grad=True)
-    tables = rope_tables(Rope(dim=8), torch.arange(4))
+    rope, seqs = Rope(dim=8), Seqs.of([4])
     weights = torch.randn(4, 2, 8, dtype=torch.float64)
-    (got,) = torch.autograd.grad((apply_rope(x, tables) * weights).sum(), x)
-    torch.testing.assert_close(got, apply_rope(weights, (tables[0], -tables[1])), rtol=1e-12, atol=1e-12)
+    (got,) = torch.autograd.grad((apply_rope(x, rope, seqs) * weights).sum(), x)
+    want = swapped(apply_rope(swapped(weights), rope, seqs))  # with its halves swapped, a pair turns the other way
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def swapped(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)

@@ -40,7 +40,7 @@ def attention(
     (causal prefill).
     """
     scale = q_THK.shape[-1] ** -0.5 if scale is None else scale
-    run = pick("attention", ("torch", "reference"), impl, q_THK, k_TGK, v_TGV)
+    run = pick("attention", ("native", "torch", "reference"), impl, q_THK, k_TGK, v_TGV)
     o, lse = run(q_THK, k_TGK, v_TGV, seqs=seqs, kv=kv, scale=scale, window=window)
     return o, lse
 

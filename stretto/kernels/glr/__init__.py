@@ -51,6 +51,6 @@ def glr(
     assert g.shape == v.shape[:2] and (beta is None or beta.shape == g.shape), "one gate per row and head"
     assert len(q) == len(v) == seqs.num_rows and chunk > 0
     assert not seqs.chunk_part.has_drafts, "drafts run in step form"
-    run = pick("glr", ("torch", "reference"), impl, q, k, v)
+    run = pick("glr", ("native", "torch", "reference"), impl, q, k, v)
     o: Tensor = run(q, k, v, g=g, beta=beta, seqs=seqs, state=state, scale=scale, chunk=chunk)
     return o

@@ -12,25 +12,36 @@ from torch import Tensor, nn
 
 from stretto.core.packed import Packed
 from stretto.core.seqs import Seqs
-from stretto.kernels.linear.onednn import Prepacked, cannot_pack, prepack
+from stretto.kernels.linear import native, onednn
+from stretto.kernels.linear.native import NativeWeight, Tiles
+from stretto.kernels.linear.onednn import Prepacked
+from stretto.kernels.native.library import Pool
 from stretto.kernels.pick import Impl, pick
 
-__all__ = ["Linear", "matmul"]
+__all__ = ["Linear", "Weight", "lookup", "matmul"]
 
+Weight = Tensor | Prepacked | NativeWeight
+"""A matrix [O, D] in a layout that some backend reads."""
+
+_ORDER: tuple[Impl, ...] = ("native", "onednn", "torch", "reference")
 _DECODE_BYTES = 8 << 20  # dense fp32 values held while loading: bounds the peak memory of a load
 
 
 def matmul(
-    x_TD: Tensor, weight: Tensor | Prepacked, bias: Tensor | None = None, *, num_step_rows: int = 0, impl: Impl = "auto"
+    x_TD: Tensor, weight: Weight, bias: Tensor | None = None, *, num_step_rows: int = 0, impl: Impl = "auto"
 ) -> Tensor:
     """x [T, D] times weight [O, D] transposed, plus bias [O], in x.dtype with fp32 (or wider) sums.
 
     The bits of the first `num_step_rows` rows (decode, verification) depend neither on their number nor on other rows.
     Bound: the bytes of `weight` for few rows, 2 T D O FLOP for many.
     """
-    y: Tensor = pick("linear", ("onednn", "torch", "reference"), impl, x_TD, weight)(
-        x_TD, weight, bias, num_step_rows=num_step_rows
-    )
+    y: Tensor = pick("linear", _ORDER, impl, x_TD, weight)(x_TD, weight, bias, num_step_rows=num_step_rows)
+    return y
+
+
+def lookup(tokens_T: Tensor, weight: Weight, *, scale: float = 1.0, impl: Impl = "auto") -> Tensor:
+    """scale * weight[tokens], [T, D]: an embedding. While a tape is recorded, the tokens are those of the step."""
+    y: Tensor = pick("linear.lookup", _ORDER, impl, tokens_T, weight)(tokens_T, weight, scale=scale)
     return y
 
 
@@ -38,7 +49,8 @@ class Linear(nn.Module):
     """y = x W^T (+ b), with W [d_out, d_in] made of named row segments.
 
     segments: name -> rows, in order. `forward` returns [T, sum of rows]; `split` cuts it into the segments.
-    `prepack` turns a loaded matrix into the layout of the fastest backend, for inference only.
+    For inference the matrix may lie in the layout of a backend instead of in `weight`: `prepack` changes a loaded one,
+    `hold` and `pack` build one from stored bytes without ever decoding them.
     """
 
     def __init__(self, d_in: int, segments: Mapping[str, int], bias: bool = False) -> None:
@@ -48,7 +60,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(self.d_out)) if bias else None
         self.packed: dict[str, Packed] = {}
-        self.prepacked: Prepacked | None = None
+        self.layout: Prepacked | NativeWeight | None = None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
 
@@ -57,13 +69,23 @@ class Linear(nn.Module):
         """Numbers of the matrix, in whatever layout it is held."""
         return self.d_out * self.d_in
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product streams."""
+        return self.layout.nbytes if self.layout is not None else self.weight.nbytes
+
     def forward(self, x_TD: Tensor, seqs: Seqs | None = None) -> Tensor:
         """[T, d_in] -> [T, d_out]. The step rows of `seqs` get bits that do not depend on the other rows."""
         return self.product(x_TD, seqs.num_step_rows if seqs is not None else 0)
 
     def product(self, x_TD: Tensor, num_step_rows: int) -> Tensor:
         """[T, d_in] -> [T, d_out], the first `num_step_rows` of them step rows."""
-        return matmul(x_TD, self.prepacked or self.weight, self.bias, num_step_rows=num_step_rows)
+        return matmul(x_TD, self.layout or self.weight, self.bias, num_step_rows=num_step_rows)
+
+    def lookup(self, tokens_T: Tensor, scale: float = 1.0) -> Tensor:
+        """scale * W[tokens], [T, d_in]."""
+        held = self.layout if isinstance(self.layout, NativeWeight) else self.weight
+        return lookup(tokens_T, held, scale=scale)
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
         """[T, d_out] -> one view per segment, in order."""
@@ -89,12 +111,28 @@ class Linear(nn.Module):
             target[first : first + step] = part.decode(target.dtype)
         self.packed[segment] = packed
 
+    def hold(self, segment: str, packed: Packed) -> None:
+        """Keep a segment as it is stored, for `pack`."""
+        assert packed.shape == (self.segments[segment], self.d_in)
+        self.packed[segment] = packed
+
+    def pack(self, pool: Pool) -> None:
+        """Repack the segments that are held for the native kernels; `weight` and the stored bytes are given up."""
+        self.layout = native.pack([self.packed[segment] for segment in self.segments], pool)
+        self.packed = {}
+        del self.weight
+
+    def pretend(self) -> None:
+        """Look packed, without any weights: a pass can be recorded then, but not run."""
+        empty = torch.empty(0, dtype=torch.uint8)
+        self.layout = NativeWeight((Tiles("f32", self.d_out, empty),), (self.d_out, self.d_in))
+
     def prepack(self, *, keep_plain: bool = False) -> None:
-        """Multiply from the layout of the fastest backend from now on, where there is one for this weight.
+        """Multiply from oneDNN's layout from now on, where there is one for this weight.
 
         The plain weight is dropped unless `keep_plain`: embeddings are looked up in it.
         """
-        if self.prepacked is None and cannot_pack(self.weight) is None:
-            self.prepacked = prepack(self.weight)
+        if self.layout is None and onednn.cannot_pack(self.weight) is None:
+            self.layout = onednn.prepack(self.weight)
             if not keep_plain:
                 del self.weight

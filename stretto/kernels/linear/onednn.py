@@ -21,6 +21,11 @@ class Prepacked:
     shape: tuple[int, int]
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the matrix streams."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
 
 @cache
 def _missing() -> str | None:

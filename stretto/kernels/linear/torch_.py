@@ -23,6 +23,12 @@ def linear(x_TD: Tensor, weight: Tensor, bias: Tensor | None, *, num_step_rows: 
     return in_step_blocks(lambda x: F.linear(x, weight, bias), x_TD, num_step_rows)
 
 
+def lookup(tokens_T: Tensor, weight: Tensor, *, scale: float) -> Tensor:
+    """scale * weight[tokens]."""
+    rows = F.embedding(tokens_T, weight)
+    return rows if scale == 1.0 else rows * scale
+
+
 def in_step_blocks(product: Callable[[Tensor], Tensor], x_TD: Tensor, num_step_rows: int) -> Tensor:
     """`product` of the rows [T, D]: step rows in padded blocks of `STEP_ROWS`, the others at once."""
     if num_step_rows == 0:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stretto.core.seqs import Seqs
 from stretto.kernels.pick import Impl, pick
 
 __all__ = ["Rope", "apply_rope", "rope_tables"]
@@ -80,7 +81,8 @@ def rope_tables(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
 
 
-def apply_rope(x_THK: Tensor, tables: tuple[Tensor, Tensor], *, impl: Impl = "auto") -> Tensor:
-    """x [T, H, K] with the first 2 * tables width entries of every head rotated; arithmetic in fp32 or wider."""
-    turned: Tensor = pick("rope", ("torch", "reference"), impl, x_THK)(x_THK, *tables)
+def apply_rope(x_THK: Tensor, rope: Rope, seqs: Seqs, *, impl: Impl = "auto") -> Tensor:
+    """x [T, H, K] with the first `rope.dim` entries of every head rotated by the positions of `seqs`; arithmetic in
+    fp32 or wider."""
+    turned: Tensor = pick("rope", ("native", "torch", "reference"), impl, x_THK)(x_THK, rope, seqs)
     return turned

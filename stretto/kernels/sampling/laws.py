@@ -104,20 +104,25 @@ def process(logits: Tensor, row: RowSampling) -> Law:
     return Law(x, ids)
 
 
-def picks(logits: Tensor, rows: Sequence[RowSampling]) -> Tensor:
+def picks(logits: Tensor, rows: Sequence[RowSampling], known: tuple[list[float], list[int]] | None = None) -> Tensor:
     """[R] int64: the token plain decoding emits after every row of `logits` [R, W].
 
     Temperature 0: the argmax, lowest id on a tie. Otherwise the Gumbel-max draw at the row's absolute position.
+    known: the largest logit of every row and its lowest id, where the head has found them.
     Raises UserError if a row allows no token, RunError if a logit is NaN or +inf.
     """
     assert len(logits) == len(rows)
     x = _wide(logits)
-    best, chosen = x.max(dim=1)
-    _check_finite(best.tolist())
+    if known is None:
+        top, chosen = x.max(dim=1)
+        best = top.tolist()
+    else:
+        best, chosen = known[0], torch.tensor(known[1], device=x.device)
+    _check_finite(best)
     few: list[int] = []
     laws: list[Tensor] = []
     survivors: list[Tensor] = []
-    for r, (row, top) in enumerate(zip(rows, best.tolist(), strict=True)):
+    for r, (row, top) in enumerate(zip(rows, best, strict=True)):
         if row.is_plain:
             _check_best([top])
             continue

@@ -35,6 +35,6 @@ def short_conv(
     """
     assert x.shape[1] == weight.shape[0] and len(x) == seqs.num_rows, f"{tuple(x.shape)}, {tuple(weight.shape)}"
     assert not seqs.chunk_part.has_drafts, "drafts run in step form"
-    run = pick("short_conv", ("torch", "reference"), impl, x, weight)
+    run = pick("short_conv", ("native", "torch", "reference"), impl, x, weight)
     y: Tensor = run(x, weight, bias, seqs=seqs, state=state, activation=activation)
     return y

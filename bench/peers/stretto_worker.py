@@ -1,0 +1,39 @@
+"""stretto, through its public Python API. options: {"draft": ...}."""
+
+import sys
+from typing import Any
+
+from _serve import Emit, Ids, serve
+
+
+class Stretto:
+    """`LLM` with `draft` from the options; the first token is timed through `stream`."""
+
+    def load(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        torch.set_num_threads(threads)
+        import stretto
+        from stretto import LLM, Sampling
+
+        self.sampling = Sampling
+        settings = {"draft": options["draft"], "max_seqs": options["streams"], "context": options["context"]}
+        self.llm = LLM(model, draft=options["draft"], max_seqs=options["streams"], context=options["context"])
+        choice = self.llm.backend_choice
+        settings |= {"backend": choice.name, "why_not_native": choice.why}
+        return {"version": f"stretto {stretto.__version__}, {choice.name}", "settings": settings}
+
+    def generate(self, prompts: list[Ids], new: int, emit: Emit) -> list[Ids]:
+        sampling = self.sampling(temperature=0.0, ignore_eos=True, max_tokens=new)
+        if len(prompts) > 1:
+            return [list(result.token_ids) for result in self.llm.generate(prompts, sampling)]
+        tokens: Ids = []
+        for chunk in self.llm.stream(prompts[0], sampling):
+            if chunk.token_ids and not tokens:
+                emit()
+            tokens += chunk.token_ids
+        return [tokens]
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Stretto))

@@ -1,0 +1,80 @@
+"""Choosing who computes the forward pass: native kernels where they can be built and the model can be recorded."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from stretto.core.env import Env
+from stretto.core.errors import RunError, UserError
+from stretto.engine import captured
+from stretto.kernels.linear.native import LAYOUTS
+from stretto.kernels.native.build import LEVELS, build, supported_levels
+from stretto.kernels.native.library import Pool, load
+from stretto.models.lm import LMConfig
+
+BACKENDS = ("auto", "native", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """threads: run natively on these; None = torch. why: why not natively, None if it is."""
+
+    threads: Pool | None
+    why: str | None
+
+    @property
+    def name(self) -> str:
+        """The backend in a few words: `native avx512, 2 threads` or `torch`."""
+        if self.threads is None:
+            return "torch"
+        return f"native {self.threads.library.level}, {self.threads.num_threads} threads"
+
+
+def choose(
+    backend: str,
+    config: LMConfig,
+    codecs: Iterable[str],
+    kv_dtype: torch.dtype,
+    env: Env,
+    note: Callable[[str], None] | None = None,
+) -> Choice:
+    """Who runs a model of this shape, whose matrices are stored in `codecs`. backend: one of `BACKENDS`.
+
+    note: gets one line when kernels are compiled. Raises UserError if `native` is asked for and cannot be had.
+    """
+    if backend == "torch":
+        return Choice(None, "torch was asked for")
+    why = _no_layout(codecs)
+    if why is None:
+        try:
+            threads = thread_pool(env, note)
+            why = captured.why_not(config, kv_dtype, threads)
+        except RunError as problem:
+            why = f"{problem.error}: {problem.why}"
+    if why is None:
+        return Choice(threads, None)
+    if backend == "native":
+        raise UserError("this model cannot run on the native kernels", why=why, try_="backend='auto'")
+    return Choice(None, why)
+
+
+def thread_pool(env: Env, note: Callable[[str], None] | None = None) -> Pool:
+    """The pool of this process, with the kernels compiled for this CPU. Raises RunError if they cannot be."""
+    level = env.level or supported_levels()[0]
+    if level not in supported_levels():
+        known = ", ".join(LEVELS)
+        raise UserError(f"STRETTO_LEVEL={level}", why=f"this CPU runs {', '.join(supported_levels())} (of {known})")
+    return _pool(build(level, env.cache_dir, compiler=env.cxx, note=note), env.threads)
+
+
+@cache
+def _pool(library: Path, num_threads: int) -> Pool:
+    return Pool(load(library), num_threads or None)
+
+
+def _no_layout(codecs: Iterable[str]) -> str | None:
+    missing = sorted(set(codecs) - set(LAYOUTS))
+    return f"no native layout for {', '.join(missing)}" if missing else None

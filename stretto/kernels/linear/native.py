@@ -1,0 +1,202 @@
+"""Products with weights in the file's own integers (src/linear.cpp), recorded on the tape.
+
+A `NativeWeight` is a matrix repacked into tiles; quantized codecs keep their integers and scales, plain ones their
+bits. Its segments may have different codecs: each run of rows of one codec is an operation.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.core.packed import Packed
+from stretto.kernels.native.library import Pool
+from stretto.kernels.native.tape import ALL_ROWS, Rows, Tape, aligned, current, why_not_here
+
+LAYOUTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16")
+"""Codecs with a native layout, in the order of `Format` in src/formats.h."""
+PLAIN = ("f32", "f16", "bf16")
+_TILE, _GROUP, _BLOCK = 32, 32, 640  # rows of a tile, inputs of a group, bytes of eight rows and one group
+_READ_CHUNK = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Rows of a weight that share a codec: `data` uint8, tiles of 32 rows."""
+
+    codec: str
+    num_rows: int
+    data: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NativeWeight:
+    """A matrix [O, D] as tiles, one entry per run of rows of one codec."""
+
+    parts: tuple[Tiles, ...]
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the matrix streams."""
+        return sum(part.data.nbytes for part in self.parts)
+
+
+class _PackArgs(ctypes.Structure):
+    _fields_ = [
+        ("d_in", c_int32),
+        ("d_out", c_int32),
+        ("format", c_int32),
+        ("unused", c_int32),
+        ("source", c_void_p),
+        ("row_bytes", c_int64),
+        ("tiles", c_void_p),
+    ]
+
+
+class _QuantizeArgs(ctypes.Structure):
+    _fields_ = [("rows", Rows), ("d_in", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("out", c_void_p)]
+
+
+class _MatmulArgs(ctypes.Structure):
+    _fields_ = [
+        ("rows", Rows),
+        ("d_in", c_int32),
+        ("d_out", c_int32),
+        ("format", c_int32),
+        ("tiles", c_void_p),
+        ("bias", c_void_p),
+        ("fixed", c_void_p),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+    ]
+
+
+class _EmbedArgs(ctypes.Structure):
+    _fields_ = [
+        ("d_in", c_int32),
+        ("format", c_int32),
+        ("tiles", c_void_p),
+        ("scale", c_float),
+        ("unused", c_int32),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+    ]
+
+
+class _ReadArgs(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("size", c_int64), ("sums", c_void_p)]
+
+    keep: Tensor
+
+
+def read_bytes(buffer: Tensor) -> tuple[str, ctypes.Structure]:
+    """The operation that reads `buffer` [n] uint8 once and does nothing with it: the probe of every stated bound."""
+    sums = torch.zeros(buffer.nbytes // _READ_CHUNK + 1, dtype=torch.int32)
+    args = _ReadArgs(buffer.data_ptr(), buffer.nbytes, sums.data_ptr())
+    args.keep = sums
+    return "read_bytes", args
+
+
+def cannot_pack(segments: Sequence[Packed]) -> str | None:
+    """Why these rows have no native layout, None if they have."""
+    missing = sorted({s.codec.name for s in segments} - set(LAYOUTS))
+    return f"no native layout for {', '.join(missing)}" if missing else None
+
+
+def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
+    """The rows of all segments, repacked from their bytes (mapped files are read once)."""
+    runs: list[list[Packed]] = []
+    for segment in segments:
+        if runs and runs[-1][-1].codec.name == segment.codec.name:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    parts = tuple(_tiles(run, pool) for run in runs)
+    return NativeWeight(parts, (sum(s.shape[0] for s in segments), segments[0].shape[1]))
+
+
+def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
+    codec, d_in = run[0].codec.name, run[0].shape[1]
+    d_out = sum(packed.shape[0] for packed in run)
+    layout = LAYOUTS.index(codec)
+    tile_bytes = pool.library.tile_bytes(layout, d_in)
+    data = aligned((-(-d_out // _TILE) * tile_bytes,), torch.uint8)
+    if all(packed.shape[0] % _TILE == 0 for packed in run[:-1]):
+        pieces = list(run)
+    else:  # a tile spans two segments: join their bytes first
+        joined = torch.cat([packed.data for packed in run])
+        pieces = [Packed(run[0].codec, (d_out, d_in), joined)]
+    calls, kept, first = [], [], 0
+    for packed in pieces:
+        source = packed.data.contiguous()
+        kept.append(source)
+        start = data.data_ptr() + first // _TILE * tile_bytes
+        args = _PackArgs(d_in, packed.shape[0], layout, 0, source.data_ptr(), source.shape[-1], start)
+        calls.append(("pack_weight", args))
+        first += packed.shape[0]
+    pool.run_once(calls)
+    return Tiles(codec, d_out, data)
+
+
+def why_not(x: Tensor, weight: object) -> str | None:
+    """The weight must be in tiles and a tape must be there to record on."""
+    return why_not_here() if isinstance(weight, NativeWeight) else "the weight is not in tiles"
+
+
+def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_rows: int) -> Tensor:
+    """Record y = x W^T + bias: x [T, D] fp32 (rows contiguous) -> y [T, O] fp32. Every row is reproducible."""
+    tape, (d_out, d_in) = current(), weight.shape
+    assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+    assert x_TD.dtype == torch.float32 and x_TD.shape[1] == d_in and x_TD.stride(1) == 1
+    y = tape.like(x_TD, d_out)
+    fixed = None
+    if any(part.codec not in PLAIN for part in weight.parts):
+        key = ("fixed point", x_TD.storage_offset(), d_in, x_TD.stride(0))
+        fixed = tape.derived(x_TD, key, lambda: _quantize(tape, x_TD))
+    first = 0
+    for part in weight.parts:
+        tape.emit(
+            "matmul",
+            _MatmulArgs(
+                tape.rows(x_TD),
+                d_in,
+                part.num_rows,
+                LAYOUTS.index(part.codec),
+                part.data.data_ptr(),
+                None if bias is None else bias.data_ptr() + bias.itemsize * first,
+                None if fixed is None else fixed.data_ptr(),
+                x_TD.data_ptr(),
+                x_TD.stride(0),
+                y.data_ptr() + 4 * first,
+                y.stride(0),
+            ),
+            part.data,
+            bias,
+        )
+        first += part.num_rows
+    return y
+
+
+def lookup(tokens_T: Tensor, weight: NativeWeight, *, scale: float) -> Tensor:
+    """Record the rows of `weight` that the step's tokens name, times `scale`: [T, D] fp32."""
+    tape, (part,) = current(), weight.parts
+    y = tape.empty(ALL_ROWS, weight.shape[1])
+    sizes = (weight.shape[1], LAYOUTS.index(part.codec), part.data.data_ptr(), scale, 0)
+    tape.emit("embed", _EmbedArgs(*sizes, y.data_ptr(), y.stride(0)), part.data)
+    return y
+
+
+def _quantize(tape: Tape, x: Tensor) -> Tensor:
+    """Record the fixed-point form of x, in blocks of eight rows and 32 inputs."""
+    d_in = x.shape[1]
+    assert d_in % _GROUP == 0, "rows of quantized weights are whole groups"
+    blocks = tape.like(x, d_in // _GROUP * _BLOCK // 8, dtype=torch.uint8)
+    args = _QuantizeArgs(tape.rows(x), d_in, x.data_ptr(), x.stride(0), blocks.data_ptr())
+    tape.emit("quantize", args)
+    return blocks

@@ -1,0 +1,127 @@
+"""Compiling the kernels: once per source, compiler and flags, into a private cache.
+
+There is no build system: every `.cpp` is compiled by itself and all are linked into one shared library, in seconds. The
+folder of a build is named by a hash of everything that went into it, so a new version never loads an old library. It
+belongs to the user and nobody else may write to it, since what lies there is executed.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from stretto.core.errors import RunError
+
+SOURCES = Path(__file__).parent / "src"
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-pthread",
+    "-ffp-contract=off",  # every fused multiply-add is written by hand: bits must not change with the compiler
+    "-fno-math-errno",
+)
+GCC_FLAGS = ("-fno-schedule-insns2",)  # rescheduling spills accumulators: 10.2 cycles become 11.6
+LEVELS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "generic": (),
+}
+"""Instruction-set levels, best first, with the flags that select them."""
+NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "generic": set(),
+}
+_log = logging.getLogger(__name__)
+
+
+def cpu_features() -> set[str]:
+    """The flags of this CPU as Linux names them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+
+
+def supported_levels() -> list[str]:
+    """The levels that this CPU can run, best first."""
+    features = cpu_features()
+    return [level for level in LEVELS if NEEDS[level] <= features]
+
+
+def find_compiler(wanted: str = "") -> str | None:
+    """The path of a C++ compiler: `wanted`, or the first of c++, g++ and clang++."""
+    names = (wanted,) if wanted else ("c++", "g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def build(
+    level: str, cache: Path, *, compiler: str = "", note: Callable[[str], None] | None = None, clean: bool = False
+) -> Path:
+    """The library of `level`, compiled now if the cache lacks it. Two processes that need it build it once.
+
+    compiler: a name or path (default: what `find_compiler` finds). note: gets one line if something is compiled.
+    clean: compile again. Raises RunError without a compiler, or with the path of its log if compiling fails.
+    """
+    program = find_compiler(compiler)
+    if program is None:
+        raise RunError(
+            f"no C++ compiler{f' {compiler!r}' if compiler else ''}",
+            why="the native kernels are compiled on first use",
+            try_="install g++ or clang++; without one everything runs through torch, slower",
+        )
+    version = _output([program, "--version"])
+    flags = [*FLAGS, *(GCC_FLAGS if "Free Software" in version else ()), *LEVELS[level]]
+    sources = sorted(SOURCES.glob("*"))
+    key = hashlib.sha256("\0".join([program, version, platform.machine(), *flags]).encode())
+    for source in sources:
+        key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    folder = _private(cache / "native") / f"{level}-{key.hexdigest()[:16]}"
+    library = _private(folder) / "libstretto.so"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+        if library.exists() and not clean:
+            return library
+        if note is not None:
+            note(f"compiling the native kernels for {level} (once, some seconds) ...")
+        _log.info("compiling %s into %s", level, folder)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            units = [source for source in sources if source.suffix == ".cpp"]
+            objects = [Path(work) / f"{unit.stem}.o" for unit in units]
+            commands = [[program, *flags, "-c", str(u), "-o", str(o)] for u, o in zip(units, objects, strict=True)]
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+                list(workers.map(lambda command: _compile(command, folder), commands))
+            made = Path(work) / library.name
+            _compile([program, *flags, "-shared", *map(str, objects), "-o", str(made)], folder)
+            made.replace(library)  # atomic: a library is there whole or not at all
+    return library
+
+
+def _private(folder: Path) -> Path:
+    """`folder`, made if needed, ours alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # fails if it is not ours
+    return folder
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def _compile(command: Sequence[str], folder: Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        log = folder / "build.log"
+        log.write_text(" ".join(command) + "\n" + done.stdout + done.stderr, encoding="utf-8")
+        raise RunError(
+            "the native kernels do not compile",
+            why=f"{command[0]} ended with {done.returncode}; its output is in {log}",
+            try_="another compiler (STRETTO_CXX=clang++); without one everything runs through torch, slower",
+        )

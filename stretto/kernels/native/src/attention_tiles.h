@@ -1,0 +1,265 @@
+// The pieces of attention.cpp that know vectors and nothing of rows: tiles of keys and values, products with them, and the
+// merging of softmaxes.
+#pragma once
+
+#include <cfloat>
+#include <type_traits>
+
+#include "vec.h"
+
+namespace tiles {
+
+using namespace vec;
+
+constexpr int BLOCK = 16, SPLIT = 256, TILE = 32;  // keys: of a vector, of a softmax, of a tile
+alignas(64) constexpr float LANE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Accumulators: 16 of 32 registers, or as many as fit into 16 half as wide.
+#if defined(__AVX512VNNI__)
+constexpr int QK_LINES = 4, QK_BLOCKS = 2, PV_LINES = 4, PV_VECTORS = 4;
+#else
+constexpr int QK_LINES = 3, QK_BLOCKS = 1, PV_LINES = 6, PV_VECTORS = 1;
+#endif
+
+// -- what depends on the level ----------------------------------------------------------------------------------------
+//
+// held(x): x in a register. Compilers would load it again for each product that shares it, and loads are the bound.
+// transpose(x): rows to columns.
+
+#if defined(__AVX512VNNI__)
+INLINE F32 held(F32 x) {
+    asm("" : "+v"(x.v));
+    return x;
+}
+
+INLINE void transpose(I32 (&x)[16]) {
+    __m512i a[16], b[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(x[i].v, x[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_epi32(x[i].v, x[i + 1].v);
+    }
+    UNROLL for (int i = 0; i < 16; i++) {
+        int from = i / 4 * 4 + i % 4 / 2;
+        b[i] = i % 2 ? _mm512_unpackhi_epi64(a[from], a[from + 2]) : _mm512_unpacklo_epi64(a[from], a[from + 2]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {  // quarter j of b[4 r + i] is column 4 j + i of rows 4 r .. 4 r + 3
+        __m512i even0 = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88), odd0 = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xDD);
+        __m512i even1 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
+        __m512i odd1 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xDD);
+        x[i].v = _mm512_shuffle_i32x4(even0, even1, 0x88), x[8 + i].v = _mm512_shuffle_i32x4(even0, even1, 0xDD);
+        x[4 + i].v = _mm512_shuffle_i32x4(odd0, odd1, 0x88), x[12 + i].v = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
+    }
+}
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+INLINE F32 held(F32 x) {
+    asm("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
+
+INLINE void transpose8(__m256i (&x)[8]) {
+    __m256i a[8], b[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i++) {
+        int from = i / 4 * 4 + i % 4 / 2;
+        b[i] = i % 2 ? _mm256_unpackhi_epi64(a[from], a[from + 2]) : _mm256_unpacklo_epi64(a[from], a[from + 2]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+        x[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+    }
+}
+
+INLINE void transpose(I32 (&x)[16]) {
+    __m256i quarter[2][2][8];  // [rows][columns]
+    UNROLL for (int i = 0; i < 16; i++) quarter[i / 8][0][i % 8] = x[i].a, quarter[i / 8][1][i % 8] = x[i].b;
+    UNROLL for (int i = 0; i < 4; i++) transpose8(quarter[i / 2][i % 2]);
+    UNROLL for (int i = 0; i < 16; i++) x[i] = {quarter[0][i / 8][i % 8], quarter[1][i / 8][i % 8]};
+}
+#else
+INLINE F32 held(F32 x) { return x; }
+
+INLINE void transpose(I32 (&x)[16]) {
+    I32 y[16];
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) y[j].v[i] = x[i].v[j];
+    std::memcpy(x, y, sizeof y);
+}
+#endif
+
+// -- tiles: keys and values as fp32, laid out for the products --------------------------------------------------------
+
+struct Bf16 {
+    using Item = uint16_t;
+    static INLINE F32 lanes(const uint16_t* p) { return load_bf16(p); }
+    static INLINE F32 some_lanes(const uint16_t* p, int n) {
+        uint16_t t[LANES] = {};
+        std::memcpy(t, p, size_t(n) * 2);
+        return load_bf16(t);
+    }
+    // Columns of 32-bit words to columns of n elements.
+    static INLINE void store_columns(const I32 (&x)[16], int n, float* out) {
+        UNROLL for (int i = 0; i < 16; i++) {
+            if (2 * i < n) store(out + 2 * i * BLOCK, bits(shl<16>(x[i])));
+            if (2 * i + 1 < n) store(out + (2 * i + 1) * BLOCK, bits(band(x[i], set1i(int32_t(0xFFFF0000)))));
+        }
+    }
+};
+
+struct Fp32 {
+    using Item = float;
+    static INLINE F32 lanes(const float* p) { return load(p); }
+    static INLINE F32 some_lanes(const float* p, int n) { return load_n(p, n); }
+    static INLINE void store_columns(const I32 (&x)[16], int n, float* out) {
+        UNROLL for (int i = 0; i < 16; i++)
+            if (i < n) storei(out + i * BLOCK, x[i]);
+    }
+};
+
+// Keys or values of one head where they are stored.
+template <class P>
+struct Stored {
+    const typename P::Item* pages;
+    int64_t row_size;
+    const int64_t* slots;  // of every key
+
+    INLINE const typename P::Item* row(int j) const { return pages + slots[j] * row_size; }
+    INLINE Stored from(int j) const { return {pages, row_size, slots + j}; }
+    INLINE F32 at(int j, int d) const { return P::lanes(row(j) + d); }
+};
+
+// Values in a tile.
+struct Tiled {
+    const float* values;
+    int64_t width;
+
+    INLINE Tiled from(int j) const { return {values + j * width, width}; }
+    INLINE F32 at(int j, int d) const { return load(values + j * width + d); }
+};
+
+// Keys as [block][d][16 keys].
+template <class P>
+void tile_keys(Stored<P> keys, int blocks, int size, float* out) {
+    constexpr int STEP = 64 / sizeof(typename P::Item);  // elements of 16 words
+    for (int block = 0; block < blocks; block++, keys = keys.from(BLOCK), out += size * BLOCK) {
+        int d = 0;
+        I32 x[16];
+        for (; d + STEP <= size; d += STEP) {
+            UNROLL for (int i = 0; i < BLOCK; i++) x[i] = loadi(keys.row(i) + d);
+            transpose(x);
+            P::store_columns(x, STEP, out + d * BLOCK);
+        }
+        if (d == size) continue;
+        int32_t rest[BLOCK][16] = {};
+        for (int i = 0; i < BLOCK; i++) {
+            std::memcpy(rest[i], keys.row(i) + d, size_t(size - d) * sizeof(typename P::Item));
+            x[i] = loadi(rest[i]);
+        }
+        transpose(x);
+        P::store_columns(x, size - d, out + d * BLOCK);
+    }
+}
+
+// Values as [key][size rounded up to vectors], zeros behind.
+template <class P>
+void tile_values(Stored<P> values, int count, int size, float* out) {
+    for (int j = 0; j < count; j++) {
+        int d = 0;
+        for (; d + LANES <= size; d += LANES, out += LANES) store(out, values.at(j, d));
+        if (d < size) store(out, P::some_lanes(values.row(j) + d, size - d)), out += LANES;
+    }
+}
+
+// -- products ---------------------------------------------------------------------------------------------------------
+
+// Scores of R lines and N blocks of keys. q: [R][size]; s: [R][SPLIT].
+template <int R, int N>
+void scores(const float* q, const float* keys, int64_t size, F32 scale, float* s) {
+    F32 acc[2][R][N];
+    UNROLL for (int c = 0; c < 2; c++)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int n = 0; n < N; n++) acc[c][r][n] = set1(0.0f);
+    auto element = [&](int64_t d, F32 (&sums)[R][N]) {
+        F32 k[N];
+        UNROLL for (int n = 0; n < N; n++) k[n] = held(load(keys + (n * size + d) * BLOCK));
+        UNROLL for (int r = 0; r < R; r++) {
+            F32 x = set1(q[r * size + d]);
+            UNROLL for (int n = 0; n < N; n++) sums[r][n] = fma(k[n], x, sums[r][n]);
+        }
+    };
+    int64_t d = 0;
+    for (; d + 2 <= size; d += 2) element(d, acc[0]), element(d + 1, acc[1]);
+    if (d < size) element(d, acc[0]);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++)
+            store(s + r * SPLIT + n * BLOCK, mul(scale, add(acc[0][r][n], acc[1][r][n])));
+}
+
+// o += p v for R lines, elements d .. d + 16 N - 1 and `count` keys in order. p: [R][SPLIT]; o: [R][width].
+template <int R, int N, class Values>
+void outputs(const float* p, Values values, int count, int d, int64_t width, float* o) {
+    F32 acc[R][N];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++) acc[r][n] = load(o + r * width + n * LANES);
+    for (int j = 0; j < count; j++) {
+        F32 v[N];
+        UNROLL for (int n = 0; n < N; n++) v[n] = held(values.at(j, d + n * LANES));
+        UNROLL for (int r = 0; r < R; r++) {
+            F32 x = set1(p[r * SPLIT + j]);
+            UNROLL for (int n = 0; n < N; n++) acc[r][n] = fma(v[n], x, acc[r][n]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int n = 0; n < N; n++) store(o + r * width + n * LANES, acc[r][n]);
+}
+
+// Calls f(R) with R lines as a constant, at most MOST of them.
+template <int MOST, class Function>
+INLINE void with_lines(int lines, Function f) {
+    if constexpr (MOST > 1) {
+        if (lines < MOST) return with_lines<MOST - 1>(lines, f);
+    }
+    f(std::integral_constant<int, MOST>());
+}
+
+// Every vector reduced over its lanes, in the order of `sum`: lane i of the result is of vector i.
+template <class Function>
+INLINE F32 reduce(const float (&vectors)[LANES][LANES], Function f) {
+    I32 x[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) x[i] = loadi(vectors[i]);
+    transpose(x);
+    UNROLL for (int half = 8; half; half /= 2)
+        UNROLL for (int i = 0; i < half; i++) x[i] = bits(f(bits(x[i]), bits(x[i + half])));
+    return bits(x[0]);
+}
+
+// m and l of two sets of keys, and the factors of their outputs.
+struct Merged {
+    F32 m, l, old_share, new_share;
+
+    void store(float* to_m, float* to_l, float* to_old, float* to_new) const {
+        vec::store(to_m, m), vec::store(to_l, l), vec::store(to_old, old_share), vec::store(to_new, new_share);
+    }
+};
+
+INLINE Merged merge(F32 m, F32 l, F32 new_m, F32 new_l) {
+    F32 top = max(m, new_m), x = exp(sub(m, top)), y = exp(sub(new_m, top));
+    return {top, fma(l, x, mul(new_l, y)), x, y};
+}
+
+INLINE F32 merged(F32 o, float old_share, F32 new_o, float new_share) {
+    return fma(o, set1(old_share), mul(new_o, set1(new_share)));
+}
+
+INLINE float log_sum(float m, float l) { return float(double(m) + std::log(double(l))); }
+
+// Elements d .. d + 15 of `size`.
+INLINE F32 get(const float* x, int d, int size) { return d + LANES <= size ? load(x + d) : load_n(x + d, size - d); }
+INLINE void put(float* x, int d, int size, F32 y) {
+    if (d + LANES <= size) store(x + d, y);
+    else store_n(x + d, y, size - d);
+}
+
+}  // namespace tiles

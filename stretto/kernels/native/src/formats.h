@@ -1,0 +1,287 @@
+// Weight layouts: tiles of 32 output rows, lane by lane.
+//
+// A tile is a stream of records, one for every 32 inputs (256 for K-quants), first of rows 0-15, then of rows 16-31, then
+// of the next inputs. In the words of a record, lane o belongs to output row o, so a dot product needs no sum over lanes,
+// and the stream is read once, front to back. Codes are the file's own integers, shifted by the zero point of the format
+// so that they are unsigned bytes; scales and minima are the file's own numbers.
+//
+// Vector i (0..7) of a group holds codes 4i..4i+3 of every row, one per byte.
+#pragma once
+
+#include "vec.h"
+
+namespace formats {
+
+using namespace vec;
+
+constexpr int HALF = 16, TILE = 32, GROUP = 32;
+
+// -- codes: four, five, six and eight bits ----------------------------------------------------------------------------
+
+// Left by n bits, -3 <= n <= 4 (right where negative). Immediates, once the loop around it is unrolled.
+INLINE I32 shift(I32 a, int n) {
+    switch (n) {
+        case 4: return shl<4>(a);
+        case 3: return shl<3>(a);
+        case 2: return shl<2>(a);
+        case 1: return shl<1>(a);
+        case -1: return shr<1>(a);
+        case -2: return shr<2>(a);
+        case -3: return shr<3>(a);
+        default: return a;
+    }
+}
+
+struct Nibbles {
+    static constexpr int BYTES = 256;
+    static INLINE I32 at(const uint8_t* p, int i) {
+        I32 word = loadi(p + 64 * (i / 2));
+        return band(i % 2 ? shr<4>(word) : word, set1i(0x0F0F0F0F));
+    }
+    static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
+        for (int j = 0; j < 4; j++)
+            for (int lane = 0; lane < HALF; lane++)
+                for (int b = 0; b < 4; b++) {
+                    const uint8_t* c = codes[lane] + 8 * j + b;
+                    p[64 * j + 4 * lane + b] = uint8_t((c[0] & 15) | (c[4] & 15) << 4);
+                }
+    }
+};
+
+// Nibbles, then bit i of every byte of one word: the fifth bit of vector i.
+struct Fives {
+    static constexpr int BYTES = 320;
+    static INLINE I32 at(const uint8_t* p, int i) {
+        return bor(Nibbles::at(p, i), band(shift(loadi(p + 256), 4 - i), set1i(0x10101010)));
+    }
+    static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
+        Nibbles::pack(p, codes);
+        for (int lane = 0; lane < HALF; lane++)
+            for (int b = 0; b < 4; b++) {
+                int byte = 0;
+                for (int i = 0; i < 8; i++) byte |= (codes[lane][4 * i + b] >> 4 & 1) << i;
+                p[256 + 4 * lane + b] = uint8_t(byte);
+            }
+    }
+};
+
+// Nibbles, then two words: bits 2j, 2j + 1 of every byte of word h are the high bits of vector 4h + j.
+struct Sixes {
+    static constexpr int BYTES = 384;
+    static INLINE I32 at(const uint8_t* p, int i) {
+        I32 high = shift(loadi(p + 256 + 64 * (i / 4)), 4 - 2 * (i % 4));
+        return bor(Nibbles::at(p, i), band(high, set1i(0x30303030)));
+    }
+    static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
+        Nibbles::pack(p, codes);
+        for (int h = 0; h < 2; h++)
+            for (int lane = 0; lane < HALF; lane++)
+                for (int b = 0; b < 4; b++) {
+                    int byte = 0;
+                    for (int j = 0; j < 4; j++) byte |= (codes[lane][16 * h + 4 * j + b] >> 4 & 3) << 2 * j;
+                    p[256 + 64 * h + 4 * lane + b] = uint8_t(byte);
+                }
+    }
+};
+
+struct Bytes {
+    static constexpr int BYTES = 512;
+    static INLINE I32 at(const uint8_t* p, int i) { return loadi(p + 64 * i); }
+    static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
+        for (int i = 0; i < 8; i++)
+            for (int lane = 0; lane < HALF; lane++) std::memcpy(p + 64 * i + 4 * lane, codes[lane] + 4 * i, 4);
+    }
+};
+
+// -- how the file stores a block: codes of one group of 32, and the scales ---------------------------------------------
+
+INLINE uint16_t read_u16(const uint8_t* p) {
+    uint16_t x;
+    std::memcpy(&x, p, 2);
+    return x;
+}
+
+inline void file_nibbles(const uint8_t* q, uint8_t* codes) {
+    for (int j = 0; j < 16; j++) codes[j] = q[j] & 15, codes[j + 16] = q[j] >> 4;
+}
+
+inline void file_fifth_bits(const uint8_t* qh, uint8_t* codes) {
+    for (int j = 0; j < 32; j++) codes[j] = uint8_t(codes[j] | (qh[j / 8] >> j % 8 & 1) << 4);
+}
+
+// Blocks of 32 with an fp16 scale and perhaps an fp16 minimum.
+template <class Codes_, int LOG_ZERO_, bool MINIMUM_>
+struct Simple {
+    using Codes = Codes_;
+    static constexpr int GROUPS = 1, PARTS = 1, LOG_ZERO = LOG_ZERO_;  // LOG_ZERO < 0: no zero point
+    static constexpr bool MINIMUM = MINIMUM_;
+    static constexpr int RECORD = Codes::BYTES + 32 * (1 + MINIMUM);
+    static INLINE const uint8_t* codes(const uint8_t* record, int) { return record; }
+    static INLINE F32 scale(const uint8_t* record, int, int) { return load_f16((const uint16_t*)(record + Codes::BYTES)); }
+    static INLINE F32 minimum(const uint8_t* record, int) {
+        return load_f16((const uint16_t*)(record + Codes::BYTES + 32));
+    }
+    static void put(uint8_t* record, int lane, uint16_t d, uint16_t m) {
+        std::memcpy(record + Codes::BYTES + 2 * lane, &d, 2);
+        if (MINIMUM) std::memcpy(record + Codes::BYTES + 32 + 2 * lane, &m, 2);
+    }
+};
+
+struct Q4_0 : Simple<Nibbles, 3, false> {
+    static constexpr int BLOCK_BYTES = 18;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 2, codes[0][lane]);
+        put(record, lane, read_u16(p), 0);
+    }
+};
+
+struct Q4_1 : Simple<Nibbles, -1, true> {
+    static constexpr int BLOCK_BYTES = 20;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 4, codes[0][lane]);
+        put(record, lane, read_u16(p), read_u16(p + 2));
+    }
+};
+
+struct Q5_0 : Simple<Fives, 4, false> {
+    static constexpr int BLOCK_BYTES = 22;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 6, codes[0][lane]);
+        file_fifth_bits(p + 2, codes[0][lane]);
+        put(record, lane, read_u16(p), 0);
+    }
+};
+
+struct Q5_1 : Simple<Fives, -1, true> {
+    static constexpr int BLOCK_BYTES = 24;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 8, codes[0][lane]);
+        file_fifth_bits(p + 4, codes[0][lane]);
+        put(record, lane, read_u16(p), read_u16(p + 2));
+    }
+};
+
+struct Q8_0 : Simple<Bytes, 7, false> {
+    static constexpr int BLOCK_BYTES = 34;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        for (int j = 0; j < GROUP; j++) codes[0][lane][j] = uint8_t(p[2 + j] + 128);
+        put(record, lane, read_u16(p), 0);
+    }
+};
+
+// Q4_K and Q5_K: eight groups share fp16 d and dmin; each has a six-bit scale and a six-bit minimum.
+//     record: codes of 8 groups | d [16] | dmin [16] | scales [8][16] bytes | minima [8][16] bytes
+template <class Codes_>
+struct Super {
+    using Codes = Codes_;
+    static constexpr int GROUPS = 8, PARTS = 1, LOG_ZERO = -1;
+    static constexpr bool MINIMUM = true;
+    static constexpr int HEAD = 8 * Codes::BYTES, RECORD = HEAD + 64 + 256;
+    static INLINE const uint8_t* codes(const uint8_t* record, int g) { return record + g * Codes::BYTES; }
+    static INLINE F32 scale(const uint8_t* record, int g, int) {
+        return mul(load_f16((const uint16_t*)(record + HEAD)), to_float(load_u8(record + HEAD + 64 + 16 * g)));
+    }
+    static INLINE F32 minimum(const uint8_t* record, int g) {  // x = d s q - dmin m
+        F32 m = mul(load_f16((const uint16_t*)(record + HEAD + 32)), to_float(load_u8(record + HEAD + 192 + 16 * g)));
+        return sub(set1(0.0f), m);
+    }
+    static void put(uint8_t* record, int lane, const uint8_t* block) {
+        std::memcpy(record + HEAD + 2 * lane, block, 2);
+        std::memcpy(record + HEAD + 32 + 2 * lane, block + 2, 2);
+        const uint8_t* b = block + 4;
+        for (int i = 0; i < 8; i++) {
+            int s = i < 4 ? b[i] & 63 : (b[i + 4] & 15) | (b[i - 4] >> 6) << 4;
+            int m = i < 4 ? b[i + 4] & 63 : b[i + 4] >> 4 | (b[i] >> 6) << 4;
+            record[HEAD + 64 + 16 * i + lane] = uint8_t(s);
+            record[HEAD + 192 + 16 * i + lane] = uint8_t(m);
+        }
+    }
+    // 64 values take 32 bytes: the low halves are one group, the high halves the next.
+    static void halves(const uint8_t* q, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        for (int c = 0; c < 4; c++)
+            for (int j = 0; j < 32; j++) {
+                codes[2 * c][lane][j] = q[32 * c + j] & 15;
+                codes[2 * c + 1][lane][j] = q[32 * c + j] >> 4;
+            }
+    }
+};
+
+struct Q4_K : Super<Nibbles> {
+    static constexpr int BLOCK_BYTES = 144;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        halves(p + 16, lane, codes);
+        put(record, lane, p);
+    }
+};
+
+struct Q5_K : Super<Fives> {
+    static constexpr int BLOCK_BYTES = 176;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        halves(p + 48, lane, codes);
+        for (int g = 0; g < 8; g++)
+            for (int j = 0; j < 32; j++) codes[g][lane][j] = uint8_t(codes[g][lane][j] | (p[16 + j] >> g & 1) << 4);
+        put(record, lane, p);
+    }
+};
+
+// Q6_K: sixteen sub-blocks of 16 share an fp16 d, each with a signed byte.
+//     record: codes of 8 groups | d [16] | scales [16][16] signed bytes
+struct Q6_K {
+    using Codes = Sixes;
+    static constexpr int GROUPS = 8, PARTS = 2, LOG_ZERO = 5, BLOCK_BYTES = 210;
+    static constexpr bool MINIMUM = false;
+    static constexpr int HEAD = 8 * Codes::BYTES, RECORD = HEAD + 32 + 256;
+    static INLINE const uint8_t* codes(const uint8_t* record, int g) { return record + g * Codes::BYTES; }
+    static INLINE F32 scale(const uint8_t* record, int g, int part) {
+        F32 s = to_float(load_s8((const int8_t*)record + HEAD + 32 + 16 * (2 * g + part)));
+        return mul(load_f16((const uint16_t*)(record + HEAD)), s);
+    }
+    static INLINE F32 minimum(const uint8_t*, int) { return set1(0.0f); }
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        for (int half = 0; half < 2; half++)
+            for (int k = 0; k < 4; k++)
+                for (int l = 0; l < 32; l++) {
+                    int low = p[64 * half + 32 * (k % 2) + l] >> 4 * (k / 2) & 15;
+                    int high = p[128 + 32 * half + l] >> 2 * k & 3;
+                    codes[4 * half + k][lane][l] = uint8_t(low | high << 4);
+                }
+        std::memcpy(record + HEAD + 2 * lane, p + 208, 2);
+        for (int s = 0; s < 16; s++) record[HEAD + 32 + 16 * s + lane] = p[192 + s];
+    }
+};
+
+// Plain numbers: the values of input k for 16 rows, then for the other 16, then of input k + 1.
+struct F32Rows {
+    static constexpr int ITEM = 4;
+    static INLINE F32 lanes(const uint8_t* p) { return load((const float*)p); }
+};
+struct F16Rows {
+    static constexpr int ITEM = 2;
+    static INLINE F32 lanes(const uint8_t* p) { return load_f16((const uint16_t*)p); }
+};
+struct BF16Rows {
+    static constexpr int ITEM = 2;
+    static INLINE F32 lanes(const uint8_t* p) { return load_bf16((const uint16_t*)p); }
+};
+
+enum Format : int32_t { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16, NUM_FORMATS };
+
+// Calls `use(type)` with the layout of `format`: quantized ones and plain ones have different members.
+template <class Quantized, class Plain>
+INLINE auto dispatch(int32_t format, Quantized quantized, Plain plain) {
+    switch (format) {
+        case q4_0: return quantized(Q4_0());
+        case q4_1: return quantized(Q4_1());
+        case q5_0: return quantized(Q5_0());
+        case q5_1: return quantized(Q5_1());
+        case q8_0: return quantized(Q8_0());
+        case q4_k: return quantized(Q4_K());
+        case q5_k: return quantized(Q5_K());
+        case q6_k: return quantized(Q6_K());
+        case f16: return plain(F16Rows());
+        case bf16: return plain(BF16Rows());
+        default: return plain(F32Rows());
+    }
+}
+
+}  // namespace formats

@@ -1,0 +1,409 @@
+// Matrix products with weights as the file stores them.
+//
+// Activations are 16-bit block fixed point: 32 values share a power of two, and each integer is split into two signed
+// bytes, x = 2^e (256 high + low). Products with the weights' integers are integer dot products, whose sums are exact
+// in any order; scales and minima follow in fp32, group after group. The bits of a row therefore depend on nothing but
+// the row and the weights: not on other rows, on threads or on the instruction set.
+#include "formats.h"
+#include "op.h"
+
+using namespace vec;
+using namespace formats;
+
+namespace {
+
+// -- activations -------------------------------------------------------------------------------------------------------
+
+// The quantized form of up to eight rows and one group of 32 inputs. Blocks lie as [rows / 8, groups].
+struct Block {
+    uint8_t planes[8][64];  // 32 high bytes, 32 low bytes
+    float scales[8];        // the power of two
+    float sums[8];          // of the 32 values
+    int32_t isums[8][2];    // of the integers of each half
+};
+
+struct QuantizeArgs {
+    Rows rows;
+    int32_t d_in;
+    const float* x;
+    int64_t x_stride;
+    Block* out;
+};
+
+constexpr int QUANTIZE_ROWS = 4;
+
+// The largest power of two that keeps |x| / scale at 127 * 256 + 127 or below; 1 for a group of zeros.
+INLINE float scale_of(float amax) {
+    uint32_t u;
+    float most = amax * (1.0f / 32639.0f);
+    std::memcpy(&u, &most, 4);
+    u = (u + 0x7FFFFF) & 0x7F800000;  // up to the next power of two
+    if (u < 0x00800000) u = amax > 0 ? 0x00800000 : 0x3F800000;
+    float scale;
+    std::memcpy(&scale, &u, 4);
+    return scale;
+}
+
+void quantize_group(const float* x, Block& out, int r) {
+    F32 a = load(x), b = load(x + 16);
+    float scale = scale_of(highest(max(abs(a), abs(b))));
+    float poison = sum(fma(a, set1(0.0f), mul(b, set1(0.0f))));  // NaN if any value is infinite or NaN
+    if (!(poison == 0.0f)) scale = poison, a = b = set1(0.0f);
+    F32 inverse = set1(poison == 0.0f ? 1.0f / scale : 0.0f);  // else the scale carries the NaN, not the integers
+    int32_t q[GROUP];
+    storei(q, to_int(mul(a, inverse)));
+    storei(q + 16, to_int(mul(b, inverse)));
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < GROUP; i++) {
+        int32_t low = int8_t(uint8_t(q[i]));
+        out.planes[r][i] = uint8_t((q[i] - low) >> 8);
+        out.planes[r][32 + i] = uint8_t(low);
+        half[i / 16] += q[i];
+    }
+    out.scales[r] = scale;
+    out.sums[r] = scale * float(half[0] + half[1]);
+    out.isums[r][0] = half[0];
+    out.isums[r][1] = half[1];
+}
+
+int64_t chunks(const QuantizeArgs& a, const Step& step) { return ceil_div(a.rows.of(&step), QUANTIZE_ROWS); }
+
+void run(const QuantizeArgs& a, const Step& step, int64_t first, int64_t last) {
+    int groups = a.d_in / GROUP, rows = a.rows.of(&step);
+    for (int64_t r = first * QUANTIZE_ROWS; r < last * QUANTIZE_ROWS && r < rows; r++)
+        for (int g = 0; g < groups; g++)
+            quantize_group(a.x + r * a.x_stride + g * GROUP, a.out[r / 8 * groups + g], int(r % 8));
+}
+
+// -- products ----------------------------------------------------------------------------------------------------------
+
+// y = x W^T + bias, for one matrix [d_out, d_in] in tiles. Quantized formats read `fixed`, plain ones `x`.
+struct MatmulArgs {
+    Rows rows;
+    int32_t d_in;
+    int32_t d_out;
+    int32_t format;
+    const uint8_t* tiles;
+    const float* bias;  // [d_out], or null
+    const Block* fixed;
+    const float* x;
+    int64_t x_stride;
+    float* y;
+    int64_t y_stride;
+};
+
+constexpr int64_t CHUNK_BYTES = 64 << 10;  // of weights: a microsecond of one core's share of the bandwidth
+constexpr int PREFETCH = 4096;
+
+int64_t tile_bytes(int32_t format, int32_t d_in) {
+    return dispatch(
+        format, [&](auto f) { return int64_t(d_in / (GROUP * f.GROUPS)) * 2 * f.RECORD; },
+        [&](auto f) { return int64_t(d_in) * TILE * f.ITEM; });
+}
+
+INLINE I32 four(const uint8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return set1i(x);
+}
+
+// Memory that comes next, fetched while there is something to compute: `lines` cache lines at a time.
+struct Ahead {
+    const uint8_t* next;
+    int lines;
+
+    INLINE void fetch() {
+        for (int i = 0; i < lines; i++, next += 64) __builtin_prefetch(next);
+    }
+};
+
+// Some groups of one tile for rows r0 .. r0 + R - 1 of a block, added to y. Every load of an activation serves both halves of the tile, and there
+// are enough accumulators that no dot product waits for the one before it. Integers: the order is free.
+template <class F, int R>
+INLINE void tile_rows(const uint8_t* tile, int groups, const Block* block, int r0, Ahead& ahead, F32 (&y)[2][R]) {
+    constexpr int N = 8 / F::PARTS;
+    const uint8_t* planes = block->planes[r0];
+    const float *scales = block->scales + r0, *sums = block->sums + r0;
+    const int32_t* isums = block->isums[r0];
+    for (int base = 0; base < groups; base += F::GROUPS, tile += 2 * F::RECORD) {
+        for (int g = 0; g < F::GROUPS; g++) {
+            ahead.fetch();
+            UNROLL for (int part = 0; part < F::PARTS; part++) {
+                I32 high[2][R], low[2][R];
+                UNROLL for (int t = 0; t < 2; t++)
+                    UNROLL for (int r = 0; r < R; r++) high[t][r] = low[t][r] = set1i(0);
+                UNROLL for (int i = part * N; i < part * N + N; i++) {
+                    I32 w[2];
+                    UNROLL for (int t = 0; t < 2; t++) w[t] = F::Codes::at(F::codes(tile + t * F::RECORD, g), i);
+                    UNROLL for (int r = 0; r < R; r++) {
+                        I32 h = four(planes + 64 * r + 4 * i), l = four(planes + 64 * r + 32 + 4 * i);
+                        UNROLL for (int t = 0; t < 2; t++) {
+                            high[t][r] = dot4(high[t][r], w[t], h);
+                            low[t][r] = dot4(low[t][r], w[t], l);
+                        }
+                    }
+                }
+                UNROLL for (int t = 0; t < 2; t++) {
+                    F32 scale = F::scale(tile + t * F::RECORD, g, part);
+                    UNROLL for (int r = 0; r < R; r++) {
+                        I32 acc = add(shl<8>(high[t][r]), low[t][r]);
+                        if constexpr (F::LOG_ZERO >= 0) {
+                            const int32_t* isum = isums + 2 * r;
+                            I32 total = F::PARTS == 2 ? set1i(isum[part]) : add(set1i(isum[0]), set1i(isum[1]));
+                            acc = sub(acc, shl<(F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO)>(total));
+                        }
+                        y[t][r] = fma(to_float(acc), mul(scale, set1(scales[r])), y[t][r]);
+                    }
+                }
+            }
+            if constexpr (F::MINIMUM)
+                UNROLL for (int t = 0; t < 2; t++) {
+                    F32 minimum = F::minimum(tile + t * F::RECORD, g);
+                    UNROLL for (int r = 0; r < R; r++) y[t][r] = fma(minimum, set1(sums[r]), y[t][r]);
+                }
+            planes += sizeof(Block), scales += sizeof(Block) / 4, sums += sizeof(Block) / 4, isums += sizeof(Block) / 4;
+        }
+    }
+}
+
+// Outputs first .. first + 15 of a row.
+INLINE void put(const MatmulArgs& a, int64_t first, int64_t row, F32 y) {
+    if (first >= a.d_out) return;
+    float* out = a.y + row * a.y_stride + first;
+    if (first + HALF <= a.d_out) {
+        if (a.bias) y = add(y, load(a.bias + first));
+        store(out, y);
+    } else {
+        int n = int(a.d_out - first);
+        if (a.bias) y = add(y, load_n(a.bias + first, n));
+        store_n(out, y, n);
+    }
+}
+
+// Rows of a panel share a tile while it lies in the nearest cache, a few groups at a time.
+constexpr int PANEL = 64, DEPTH = 8;
+
+struct Part {
+    const uint8_t* tile;   // of these groups
+    const Block* blocks;   // of these groups, for the first rows of the panel
+    int64_t block_stride;  // from eight rows to the next
+    int groups;
+    bool is_first;
+    float (*sums)[TILE];  // of every row of the panel, so far
+    Ahead ahead;
+};
+
+template <class F, int R>
+__attribute__((noinline)) void quantized_rows(Part& part, int64_t row) {
+    F32 y[2][R];
+    float(*sums)[TILE] = part.sums + row;
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < 2; t++) y[t][r] = part.is_first ? set1(0.0f) : load(sums[r] + HALF * t);
+    Ahead ahead = part.ahead;
+    tile_rows<F, R>(part.tile, part.groups, part.blocks + row / 8 * part.block_stride, int(row % 8), ahead, y);
+    part.ahead = ahead;
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < 2; t++) store(sums[r] + HALF * t, y[t][r]);
+}
+
+template <class F>
+void quantized_tile(const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t rows) {
+    alignas(64) float sums[PANEL][TILE];
+    const uint8_t* start = a.tiles + tile * bytes;
+    int groups = a.d_in / GROUP;
+    for (int64_t panel = 0; panel < rows; panel += PANEL) {
+        int64_t n = rows - panel < PANEL ? rows - panel : PANEL;
+        Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0}};
+        // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
+        if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
+        for (int g = 0; g < groups; g += DEPTH) {
+            part.groups = groups - g < DEPTH ? groups - g : DEPTH;
+            int64_t r = 0;
+            for (; r + 4 <= n; r += 4) quantized_rows<F, 4>(part, r);
+            if (r + 2 <= n) quantized_rows<F, 2>(part, r), r += 2;
+            if (r < n) quantized_rows<F, 1>(part, r);
+            part.tile += int64_t(part.groups / F::GROUPS) * 2 * F::RECORD;
+            part.blocks += part.groups;
+            part.is_first = false;
+        }
+        for (int64_t r = 0; r < n; r++)
+            for (int t = 0; t < 2; t++) put(a, tile * TILE + t * HALF, panel + r, load(sums[r] + HALF * t));
+    }
+}
+
+template <class F, int R>
+__attribute__((noinline)) void plain_rows(const MatmulArgs& a, const uint8_t* tile, int64_t first, int64_t row) {
+    constexpr int64_t STRIDE = HALF * F::ITEM;
+    const float* x = a.x + row * a.x_stride;
+    F32 p[2][2][R];  // even and odd inputs, both halves of the tile
+    UNROLL for (int c = 0; c < 2; c++)
+        UNROLL for (int t = 0; t < 2; t++)
+            UNROLL for (int r = 0; r < R; r++) p[c][t][r] = set1(0.0f);
+    auto input = [&](int k, F32 (&sums)[2][R]) {
+        if (row == 0) __builtin_prefetch(tile + PREFETCH + 2 * STRIDE * k);
+        F32 w[2];
+        UNROLL for (int t = 0; t < 2; t++) w[t] = F::lanes(tile + STRIDE * (2 * k + t));
+        UNROLL for (int r = 0; r < R; r++) {
+            F32 value = set1(x[r * a.x_stride + k]);
+            UNROLL for (int t = 0; t < 2; t++) sums[t][r] = fma(w[t], value, sums[t][r]);
+        }
+    };
+    int k = 0;
+    for (; k + 2 <= a.d_in; k += 2) input(k, p[0]), input(k + 1, p[1]);
+    if (k < a.d_in) input(k, p[0]);
+    UNROLL for (int t = 0; t < 2; t++)
+        UNROLL for (int r = 0; r < R; r++) put(a, first + t * HALF, row + r, add(p[0][t][r], p[1][t][r]));
+}
+
+int64_t tiles_per_chunk(const MatmulArgs& a) {
+    int64_t n = CHUNK_BYTES / tile_bytes(a.format, a.d_in);
+    return n > 1 ? n : 1;
+}
+
+int64_t chunks(const MatmulArgs& a, const Step& step) {
+    return a.rows.of(&step) ? ceil_div(ceil_div(a.d_out, TILE), tiles_per_chunk(a)) : 0;
+}
+
+void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
+    int64_t bytes = tile_bytes(a.format, a.d_in), per = tiles_per_chunk(a), tiles = ceil_div(a.d_out, TILE);
+    int64_t to = last * per < tiles ? last * per : tiles, rows = a.rows.of(&step);
+    // All rows of one tile before the next tile: the weights stay in the nearest cache meanwhile.
+    dispatch(
+        a.format,
+        [&](auto f) {
+            using F = decltype(f);
+            for (int64_t t = first * per; t < to; t++) quantized_tile<F>(a, t, bytes, rows);
+        },
+        [&](auto f) {
+            using F = decltype(f);
+            for (int64_t t = first * per; t < to; t++) {
+                const uint8_t* tile = a.tiles + t * bytes;
+                int64_t r = 0;
+                for (; r + 4 <= rows; r += 4) plain_rows<F, 4>(a, tile, t * TILE, r);
+                if (r + 2 <= rows) plain_rows<F, 2>(a, tile, t * TILE, r), r += 2;
+                if (r < rows) plain_rows<F, 1>(a, tile, t * TILE, r);
+            }
+        });
+}
+
+// -- from the file's blocks to tiles -------------------------------------------------------------------------------------
+
+// source: [d_out, row_bytes] as the codec stores it. Rows beyond d_out of the last tile become zeros.
+struct PackArgs {
+    int32_t d_in;
+    int32_t d_out;
+    int32_t format;
+    int32_t unused;
+    const uint8_t* source;
+    int64_t row_bytes;
+    uint8_t* tiles;
+};
+
+template <class F>
+void pack_quantized(const PackArgs& a, int64_t tile, uint8_t* out) {
+    uint8_t codes[F::GROUPS][HALF][GROUP];
+    for (int base = 0; base < a.d_in / GROUP; base += F::GROUPS)
+        for (int t = 0; t < 2; t++, out += F::RECORD) {
+            std::memset(out, 0, F::RECORD);
+            std::memset(codes, 0, sizeof codes);
+            int64_t first = tile * TILE + t * HALF;
+            for (int lane = 0; lane < HALF && first + lane < a.d_out; lane++) {
+                const uint8_t* row = a.source + (first + lane) * a.row_bytes;
+                F::block(row + int64_t(base / F::GROUPS) * F::BLOCK_BYTES, out, lane, codes);
+            }
+            for (int g = 0; g < F::GROUPS; g++) F::Codes::pack(out + g * F::Codes::BYTES, codes[g]);
+        }
+}
+
+template <class F>
+void pack_plain(const PackArgs& a, int64_t tile, uint8_t* out) {
+    for (int lane = 0; lane < TILE; lane++) {
+        int64_t row = tile * TILE + lane;
+        for (int k = 0; k < a.d_in; k++) {
+            uint8_t* to = out + (int64_t(k) * TILE + lane) * F::ITEM;
+            if (row < a.d_out) std::memcpy(to, a.source + row * a.row_bytes + int64_t(k) * F::ITEM, F::ITEM);
+            else std::memset(to, 0, F::ITEM);
+        }
+    }
+}
+
+int64_t chunks(const PackArgs& a, const Step&) { return ceil_div(a.d_out, TILE); }
+
+void run(const PackArgs& a, const Step&, int64_t first, int64_t last) {
+    int64_t bytes = tile_bytes(a.format, a.d_in);
+    for (int64_t tile = first; tile < last; tile++) {
+        uint8_t* out = a.tiles + tile * bytes;
+        dispatch(
+            a.format, [&](auto f) { pack_quantized<decltype(f)>(a, tile, out); },
+            [&](auto f) { pack_plain<decltype(f)>(a, tile, out); });
+    }
+}
+
+// -- looking rows up ---------------------------------------------------------------------------------------------------
+
+// y[t] = multiplier * W[tokens[t]]
+struct EmbedArgs {
+    int32_t d_in;
+    int32_t format;
+    const uint8_t* tiles;
+    float multiplier;
+    int32_t unused;
+    float* y;
+    int64_t y_stride;
+};
+
+constexpr int EMBED_ROWS = 4;
+
+template <class F>
+void embed_quantized(const EmbedArgs& a, const uint8_t* tile, int row, float* y) {
+    int lane = row % HALF;
+    tile += row / HALF * F::RECORD;
+    for (int base = 0; base < a.d_in / GROUP; base += F::GROUPS, tile += 2 * F::RECORD)
+        for (int g = 0; g < F::GROUPS; g++) {
+            float minimum[16], scale[F::PARTS][16];
+            store(minimum, F::minimum(tile, g));
+            for (int part = 0; part < F::PARTS; part++) store(scale[part], F::scale(tile, g, part));
+            UNROLL for (int i = 0; i < 8; i++) {
+                uint8_t codes[64];
+                storei(codes, F::Codes::at(F::codes(tile, g), i));
+                for (int b = 0; b < 4; b++) {
+                    int zero = F::LOG_ZERO >= 0 ? 1 << (F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO) : 0;
+                    float q = float(int(codes[4 * lane + b]) - zero) * scale[i * F::PARTS / 8][lane];
+                    *y++ = a.multiplier * (F::MINIMUM ? q + minimum[lane] : q);
+                }
+            }
+        }
+}
+
+template <class F>
+void embed_plain(const EmbedArgs& a, const uint8_t* tile, int row, float* y) {
+    for (int k = 0; k < a.d_in; k++) {
+        float lanes[16];
+        store(lanes, F::lanes(tile + int64_t(2 * k + row / HALF) * HALF * F::ITEM));
+        y[k] = a.multiplier * lanes[row % HALF];
+    }
+}
+
+int64_t chunks(const EmbedArgs&, const Step& step) { return ceil_div(step.num_rows, EMBED_ROWS); }
+
+void run(const EmbedArgs& a, const Step& step, int64_t first, int64_t last) {
+    int64_t bytes = tile_bytes(a.format, a.d_in);
+    for (int64_t r = first * EMBED_ROWS; r < last * EMBED_ROWS && r < step.num_rows; r++) {
+        int64_t token = step.tokens[r];
+        const uint8_t* tile = a.tiles + token / TILE * bytes;
+        int row = int(token % TILE);
+        dispatch(
+            a.format, [&](auto f) { embed_quantized<decltype(f)>(a, tile, row, a.y + r * a.y_stride); },
+            [&](auto f) { embed_plain<decltype(f)>(a, tile, row, a.y + r * a.y_stride); });
+    }
+}
+
+}  // namespace
+
+STRETTO_OP(quantize, QuantizeArgs)
+STRETTO_OP(matmul, MatmulArgs)
+STRETTO_OP(pack_weight, PackArgs)
+STRETTO_OP(embed, EmbedArgs)
+
+extern "C" int64_t weight_tile_bytes(int32_t format, int32_t d_in) { return tile_bytes(format, d_in); }
+extern "C" const char* level() { return LEVEL; }

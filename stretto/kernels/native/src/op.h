@@ -1,0 +1,64 @@
+// What every kernel looks like.
+//
+// An operation is a pair of C functions over one plain argument struct: `<name>_chunks` says into how many independent
+// pieces the work of this step falls, `<name>_run` does pieces [first, last). Pieces write disjoint memory and may run
+// on any thread, in any order. Shapes that change from step to step are read from `Step`, so a recorded list of
+// operations serves every number of rows up to the capacity of its buffers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// The rows of one step. Arrays live in buffers that the caller refills before every run.
+struct Step {
+    int32_t num_rows;       // T: rows of activations
+    int32_t num_out;        // R: rows that the head needs
+    int32_t num_seqs;       // B
+    int32_t num_step_seqs;  // leading sequences in step form
+    const int64_t* tokens;  // [T]
+    const int32_t* out_rows;   // [R]
+    const int32_t* positions;  // [T] absolute: context + depth
+    const int32_t* seq_ids;    // [T]
+    const int32_t* starts;     // [B + 1] first row of every sequence
+    const int32_t* contexts;   // [B] tokens that the caches already hold
+    const int32_t* num_definite;   // [B] rows that are certainly kept
+    const int32_t* parents;        // [T] row inside the sequence whose successor a row is, -1 = the context
+    const int64_t* slot_mapping;   // [T] where a row's keys and values go: page * page size + offset
+    const int32_t* block_table;    // [B, block_width] pages of every sequence
+    int64_t block_width;
+    const int32_t* state_source;       // [B] slot of the entry state
+    const int32_t* state_destination;  // [B] slot of the state after the definite rows
+};
+
+typedef int64_t (*ChunksFn)(const void* args, const Step* step);
+typedef void (*RunFn)(const void* args, const Step* step, int64_t first, int64_t last);
+
+struct Op {
+    ChunksFn chunks;
+    RunFn run;
+    const void* args;
+};
+
+}  // extern "C"
+
+// A leading dimension that is known when a step runs: T, R, or a constant.
+struct Rows {
+    int32_t kind;  // 0: `count`, 1: T, 2: R
+    int32_t count;
+
+    int32_t of(const Step* step) const { return kind == 1 ? step->num_rows : kind == 2 ? step->num_out : count; }
+};
+
+// Registers `name_chunks` and `name_run` for the argument struct `Args`.
+#define STRETTO_OP(name, Args)                                                                                  \
+    extern "C" int64_t name##_chunks(const void* args, const Step* step) {                                      \
+        return chunks(*static_cast<const Args*>(args), *step);                                                  \
+    }                                                                                                           \
+    extern "C" void name##_run(const void* args, const Step* step, int64_t first, int64_t last) {               \
+        run(*static_cast<const Args*>(args), *step, first, last);                                               \
+    }                                                                                                           \
+    extern "C" int64_t name##_args_size() { return sizeof(Args); }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

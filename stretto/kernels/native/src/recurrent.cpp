@@ -1,0 +1,458 @@
+// Recurrent layers: the gated linear recurrence and the short convolution, token after token.
+//
+// A layer leaves in its pool the state after the definite rows of every sequence. Provisional rows continue from the
+// state of their parent in scratch memory; their inputs are noted, and once it is known which of them are kept, a
+// replay advances the pool over those with the code that computed the rows. Rows therefore have the same bits alone, in
+// prefill, in a draft and in a replay. A state belongs to one sequence: nobody else reads where a sequence writes.
+#include <type_traits>
+
+#include "commit.h"
+#include "vec.h"
+
+using namespace vec;
+
+namespace {
+
+// The rows of one sequence: consecutive ones, or those of a list.
+struct Path {
+    const int32_t* list;
+    int64_t start;
+    int count;
+
+    int64_t at(int i) const { return start + (list ? list[i] : i); }
+};
+
+Path rows_of(const Step& step, int64_t b) { return {nullptr, step.starts[b], step.starts[b + 1] - step.starts[b]}; }
+
+// The provisional rows of sequence b, and where their inputs are noted: those of all sequences lie side by side.
+struct Noted {
+    Path rows;
+    int64_t to;
+};
+
+Noted noted_of(const Step& step, int64_t b, int64_t room) {
+    Noted noted = {rows_of(step, b), 0};
+    noted.rows.start += step.num_definite[b];
+    noted.rows.count -= step.num_definite[b];
+    if (noted.rows.count == 0) return noted;
+    for (int64_t i = 0; i < b; i++) noted.to += rows_of(step, i).count - step.num_definite[i];
+    if (noted.to + noted.rows.count > room) __builtin_trap();
+    return noted;
+}
+
+// The accepted rows of sequence b, where they are noted.
+Path accepted_of(const Step& step, int64_t b, int64_t room) {
+    const Commit& commit = commit_of(step);
+    Path path = {commit.accepted_rows + b * MAX_TREE_ROWS, 0, commit.num_accepted[b]};
+    if (path.count == 0) return path;
+    Noted noted = noted_of(step, b, room);
+    path.start = noted.to - noted.rows.start;
+    return path;
+}
+
+// -- gated linear recurrence -----------------------------------------------------------------------------------------
+
+// S_t = e^g S + k new^T,  new = v, or beta (v - e^g S^T k) with beta;  o = scale S_t^T q
+struct GlrArgs {
+    int32_t heads;   // H
+    int32_t groups;  // G: head h reads keys and queries of group h G / H
+    int32_t num_k;
+    int32_t num_v;
+    const float* q;  // [T, G, K]
+    int64_t q_stride;
+    const float* k;  // [T, G, K]
+    int64_t k_stride;
+    const float* v;  // [T, H, V]
+    int64_t v_stride;
+    const float* g;  // [T, H] log decay
+    int64_t g_stride;
+    const float* beta;  // [T, H], or null
+    int64_t beta_stride;
+    float* o;  // [T, H, V]
+    int64_t o_stride;
+    float* states;  // [slots, H, K, V], or null: every sequence starts from zero and leaves nothing
+    float* notes;    // [room, G K + H V + H + H]: k, v, g and beta of provisional rows, beside `states`
+    int32_t room;
+    float scale;
+};
+
+// The same over noted rows: operands are columns of `notes`, and there are no queries.
+struct GlrReplayArgs {
+    GlrArgs of;
+};
+
+constexpr int STRIP = 2 * LANES;  // columns of a state that are computed together; columns do not know each other
+constexpr int MAX_K = 256;        // so that a strip stays in the nearest cache
+constexpr int MAX_LIVE = 34;      // states that a tree of 64 rows needs at once, see `tree`
+constexpr int64_t PER_CHUNK = 16 << 10;  // products of a chunk: about a microsecond
+
+// K rows of one strip, somewhere in memory.
+struct From {
+    const float* at;
+    int64_t stride;
+};
+
+struct To {
+    float* at;
+    int64_t stride;
+
+    operator From() const { return {at, stride}; }
+};
+
+alignas(64) constexpr float ZEROS[STRIP] = {};
+
+// One head and N vectors of its columns; PARTIAL: the last vector has less than 16 of them.
+template <int N, bool PARTIAL, bool DELTA, bool OUT>
+struct Strip {
+    const GlrArgs& a;
+    int64_t head;
+    int64_t first;  // column
+    int last;       // columns of the last vector
+
+    INLINE F32 get(const float* p, int n) const {
+        return PARTIAL && n == N - 1 ? load_n(p + LANES * n, last) : load(p + LANES * n);
+    }
+    INLINE void put(float* p, int n, F32 x) const {
+        if (PARTIAL && n == N - 1) store_n(p + LANES * n, x, last);
+        else store(p + LANES * n, x);
+    }
+
+    // sums += k S, one row of S
+    INLINE void look_up(const float* s, float k, F32 (&sums)[N]) const {
+        UNROLL for (int n = 0; n < N; n++) sums[n] = fma(get(s, n), set1(k), sums[n]);
+    }
+
+    // One row of S moves on, and sums += q S.
+    INLINE void move_on(
+        const float* s, float* to, F32 decay, float k, float q, const F32 (&news)[N], F32 (&sums)[N]
+    ) const {
+        UNROLL for (int n = 0; n < N; n++) {
+            F32 x = fma(set1(k), news[n], mul(decay, get(s, n)));
+            put(to, n, x);
+            if constexpr (OUT) sums[n] = fma(x, set1(q), sums[n]);
+        }
+    }
+
+    // Row t: the state `from` becomes the state `to`, which may be the same memory. Four sums at a time, so that no
+    // product waits for the one before it.
+    __attribute__((noinline)) void row(int64_t t, From from, To to) const {
+        int64_t group = head * a.groups / a.heads;
+        int num_k = a.num_k, i = 0;
+        const float* k = a.k + t * a.k_stride + group * num_k;
+        const float* q = OUT ? a.q + t * a.q_stride + group * num_k : k;
+        const float *v = a.v + t * a.v_stride + head * a.num_v + first, *s = from.at;
+        F32 decay = exp(set1(a.g[t * a.g_stride + head])), news[N], sums[4][N];
+        UNROLL for (int n = 0; n < N; n++) news[n] = get(v, n);
+        if constexpr (DELTA) {
+            UNROLL for (int c = 0; c < 4; c++)
+                UNROLL for (int n = 0; n < N; n++) sums[c][n] = set1(0.0f);
+            for (; i + 4 <= num_k; i += 4, s += 4 * from.stride)
+                UNROLL for (int c = 0; c < 4; c++) look_up(s + c * from.stride, k[i + c], sums[c]);
+            UNROLL for (int c = 0; c < 3; c++)
+                if (i + c < num_k) look_up(s + c * from.stride, k[i + c], sums[c]);
+            F32 beta = set1(a.beta[t * a.beta_stride + head]), minus = sub(set1(0.0f), decay);
+            UNROLL for (int n = 0; n < N; n++) news[n] = mul(beta, fma(minus, total(sums, n), news[n]));
+        }
+        UNROLL for (int c = 0; c < 4; c++)
+            UNROLL for (int n = 0; n < N; n++) sums[c][n] = set1(0.0f);
+        float* next = to.at;
+        s = from.at;
+        for (i = 0; i + 4 <= num_k; i += 4, s += 4 * from.stride, next += 4 * to.stride)
+            UNROLL for (int c = 0; c < 4; c++)
+                move_on(s + c * from.stride, next + c * to.stride, decay, k[i + c], q[i + c], news, sums[c]);
+        UNROLL for (int c = 0; c < 3; c++)
+            if (i + c < num_k)
+                move_on(s + c * from.stride, next + c * to.stride, decay, k[i + c], q[i + c], news, sums[c]);
+        if constexpr (OUT) {
+            float* o = a.o + t * a.o_stride + head * a.num_v + first;
+            UNROLL for (int n = 0; n < N; n++) put(o, n, mul(set1(a.scale), total(sums, n)));
+        }
+    }
+
+    static INLINE F32 total(const F32 (&sums)[4][N], int n) {
+        return add(add(sums[0][n], sums[1][n]), add(sums[2][n], sums[3][n]));
+    }
+
+    void copy(From from, To to) const {
+        if (from.at == to.at) return;
+        for (int i = 0; i < a.num_k; i++)
+            UNROLL for (int n = 0; n < N; n++) put(to.at + i * to.stride, n, get(from.at + i * from.stride, n));
+    }
+
+    // Every row follows the one before it. `end`: after the first `definite` rows; rows beyond leave nothing.
+    __attribute__((noinline)) void chain(From entry, To end, const Path& rows, int definite) const {
+        alignas(64) float memory[MAX_K * STRIP];
+        To scratch = {memory, STRIP};
+        From state = entry;
+        if (definite == 0) copy(entry, end);
+        for (int i = 0; i < rows.count; i++) {
+            To next = i == definite - 1 ? end : scratch;
+            row(rows.at(i), state, next);
+            state = next;
+        }
+    }
+
+    // Every row follows its parent. A place holds the state of a row that still has children to come, and the last
+    // child takes the place of its parent; with the state that stays as one more child there are at most 33 such rows
+    // beside the current one.
+    __attribute__((noinline)) void tree(
+        From entry, To end, const Path& rows, int definite, const int32_t* parents
+    ) const {
+        alignas(64) float memory[MAX_LIVE * MAX_K * STRIP];
+        int children[MAX_TREE_ROWS] = {};
+        To places[MAX_TREE_ROWS];
+        uint64_t free = (uint64_t(1) << MAX_LIVE) - 1;
+        int64_t size = int64_t(a.num_k) * STRIP;
+        for (int i = 0; i < rows.count; i++)
+            if (parents[i] >= 0) children[parents[i]]++;
+        if (definite) children[definite - 1]++;
+        for (int i = 0; i < rows.count; i++) {
+            int parent = parents[i];
+            if (parent >= 0 && --children[parent] == 0) {
+                places[i] = places[parent];
+            } else {
+                int place = __builtin_ctzll(free);
+                free &= free - 1;
+                places[i] = {memory + place * size, STRIP};
+            }
+            row(rows.at(i), parent < 0 ? entry : From(places[parent]), places[i]);
+            if (children[i] == 0) free |= uint64_t(1) << ((places[i].at - memory) / size);
+        }
+        copy(definite ? From(places[definite - 1]) : entry, end);
+    }
+};
+
+int64_t strips(const GlrArgs& a) { return ceil_div(a.num_v, STRIP); }
+
+// Strips of one chunk. `rows`: of all sequences together.
+int64_t per_chunk(const GlrArgs& a, int64_t rows, int64_t seqs) {
+    int64_t products = int64_t(a.num_k) * (a.num_v < STRIP ? a.num_v : STRIP) * (rows ? rows : 1);
+    return ceil_div(PER_CHUNK * seqs, products);
+}
+
+int64_t count(const GlrArgs& a, int64_t rows, int64_t seqs) {
+    return seqs ? ceil_div(seqs * a.heads * strips(a), per_chunk(a, rows, seqs)) : 0;
+}
+
+template <bool OUT, class Body>
+INLINE void with_strip(const GlrArgs& a, int64_t head, int64_t first, Body body) {
+    int columns = int(a.num_v - first < STRIP ? a.num_v - first : STRIP), last = (columns - 1) % LANES + 1;
+    auto pick = [&](auto n, auto partial) {
+        constexpr int N = decltype(n)::value;
+        constexpr bool PARTIAL = decltype(partial)::value;
+        if (a.beta) body(Strip<N, PARTIAL, true, OUT>{a, head, first, last});
+        else body(Strip<N, PARTIAL, false, OUT>{a, head, first, last});
+    };
+    auto lanes = [&](auto n) {
+        if (last == LANES) pick(n, std::false_type{});
+        else pick(n, std::true_type{});
+    };
+    if (columns > LANES) lanes(std::integral_constant<int, 2>{});
+    else lanes(std::integral_constant<int, 1>{});
+}
+
+// Calls body(b, head, first column) for strips [first, last) of all sequences.
+template <class Body>
+INLINE void each_strip(const GlrArgs& a, int64_t first, int64_t last, int64_t seqs, Body body) {
+    int64_t all = seqs * a.heads * strips(a);
+    for (int64_t i = first; i < last && i < all; i++)
+        body(i / strips(a) / a.heads, i / strips(a) % a.heads, i % strips(a) * STRIP);
+}
+
+To piece(const GlrArgs& a, int64_t slot, int64_t head, int64_t first) {
+    return {a.states + (slot * a.heads + head) * a.num_k * a.num_v + first, a.num_v};
+}
+
+// Whether a row of the sequence continues another than the one before it.
+bool branches(const int32_t* parents, int definite, int rows) {
+    for (int i = definite; i < rows; i++)
+        if (parents[i] != i - 1) return true;
+    return false;
+}
+
+// What a replay of provisional rows needs of this strip; shared operands are noted with the first strip of theirs.
+void note(const GlrArgs& a, const Noted& noted, int64_t head, int64_t first) {
+    int64_t columns = a.num_v - first < STRIP ? a.num_v - first : STRIP;
+    int64_t v_at = int64_t(a.groups) * a.num_k, g_at = v_at + int64_t(a.heads) * a.num_v, width = g_at + 2 * a.heads;
+    for (int i = 0; i < noted.rows.count; i++) {
+        int64_t t = noted.rows.at(i), column = head * a.num_v + first;
+        float* to = a.notes + (noted.to + i) * width;
+        std::memcpy(to + v_at + column, a.v + t * a.v_stride + column, size_t(columns) * 4);
+        if (first) continue;
+        to[g_at + head] = a.g[t * a.g_stride + head];
+        if (a.beta) to[g_at + a.heads + head] = a.beta[t * a.beta_stride + head];
+        int64_t key = head * a.groups / a.heads * a.num_k;
+        if (head * a.groups % a.heads == 0) std::memcpy(to + key, a.k + t * a.k_stride + key, size_t(a.num_k) * 4);
+    }
+}
+
+void sequence(const GlrArgs& a, const Step& step, int64_t b, int64_t head, int64_t first) {
+    alignas(64) float nowhere[MAX_K * STRIP];
+    Path rows = rows_of(step, b);
+    const int32_t* parents = step.parents + rows.start;
+    int definite = step.num_definite[b];
+    From entry = {ZEROS, 0};
+    To end = {nowhere, STRIP};
+    if (a.states) {
+        end = piece(a, step.state_destination[b], head, first);
+        if (step.contexts[b]) entry = piece(a, step.state_source[b], head, first);
+        note(a, noted_of(step, b, a.room), head, first);
+    }
+    with_strip<true>(a, head, first, [&](const auto& strip) {
+        if (!branches(parents, definite, rows.count)) return strip.chain(entry, end, rows, definite);
+        if (rows.count > MAX_TREE_ROWS) __builtin_trap();
+        strip.tree(entry, end, rows, definite, parents);
+    });
+}
+
+int64_t chunks(const GlrArgs& a, const Step& step) { return count(a, step.num_rows, step.num_seqs); }
+
+void run(const GlrArgs& a, const Step& step, int64_t first, int64_t last) {
+    int64_t per = per_chunk(a, step.num_rows, step.num_seqs);
+    each_strip(a, first * per, last * per, step.num_seqs,
+               [&](int64_t b, int64_t head, int64_t column) { sequence(a, step, b, head, column); });
+}
+
+int64_t chunks(const GlrReplayArgs& a, const Step& step) { return count(a.of, step.num_rows, step.num_seqs); }
+
+void run(const GlrReplayArgs& replay, const Step& step, int64_t first, int64_t last) {
+    const GlrArgs& a = replay.of;
+    int64_t per = per_chunk(a, step.num_rows, step.num_seqs);
+    each_strip(a, first * per, last * per, step.num_seqs, [&](int64_t b, int64_t head, int64_t column) {
+        Path rows = accepted_of(step, b, a.room);
+        if (rows.count == 0) return;
+        To state = piece(a, step.state_destination[b], head, column);
+        with_strip<false>(a, head, column, [&](const auto& strip) { strip.chain(state, state, rows, rows.count); });
+    });
+}
+
+// -- short convolution -----------------------------------------------------------------------------------------------
+
+// y = act(bias + sum_j taps[j] x of the row W - 1 - j steps up the path), summed from the oldest input on
+struct ShortConvArgs {
+    int32_t channels;  // C
+    int32_t width;     // W
+    int32_t silu;
+    int32_t unused;
+    const float* x;  // [T, C]
+    int64_t x_stride;
+    const float* taps;   // [W, C rounded up to vectors]
+    const float* bias;   // [C rounded up to vectors], or null
+    const float* zeros;  // [C]
+    float* states;       // [slots, W - 1, C] inputs before the next row, oldest first, or null
+    float* y;            // [T, C]
+    int64_t y_stride;
+    float* notes;        // [room, C] x of provisional rows, beside `states`
+    int64_t room;
+};
+
+// The same over noted rows: x is `notes`, and nothing is computed.
+struct ShortConvReplayArgs {
+    ShortConvArgs of;
+};
+
+constexpr int MAX_WIDTH = 16;
+constexpr int BLOCK = 128;                    // channels: the least that a chunk takes
+constexpr int64_t VALUES_PER_CHUNK = 2 << 10;
+
+int64_t blocks_per_chunk(const ShortConvArgs& a, int64_t rows, int64_t seqs) {
+    int64_t blocks = ceil_div(VALUES_PER_CHUNK * seqs, BLOCK * (rows ? rows : 1)), all = ceil_div(a.channels, BLOCK);
+    return blocks < all ? blocks : all;
+}
+
+// Pieces of one sequence.
+int64_t pieces(const ShortConvArgs& a, int64_t rows, int64_t seqs) {
+    return ceil_div(ceil_div(a.channels, BLOCK), blocks_per_chunk(a, rows, seqs));
+}
+
+// Calls body(b, first channel, how many) for chunks [first, last).
+template <class Body>
+INLINE void each_piece(const ShortConvArgs& a, const Step& step, int64_t first, int64_t last, Body body) {
+    int64_t per = BLOCK * blocks_per_chunk(a, step.num_rows, step.num_seqs);
+    int64_t n = pieces(a, step.num_rows, step.num_seqs);
+    for (int64_t i = first; i < last; i++) {
+        int64_t channel = i % n * per;
+        body(i / n, channel, a.channels - channel < per ? a.channels - channel : per);
+    }
+}
+
+// inputs: W of them for this row, oldest first
+void convolve(const ShortConvArgs& a, const float* const* inputs, float* y, int64_t first, int64_t n) {
+    int64_t padded = ceil_div(a.channels, LANES) * LANES;
+    for (int64_t c = first; c < first + n; c += LANES) {
+        int some = int(first + n - c);
+        F32 sum = a.bias ? load(a.bias + c) : set1(0.0f);
+        for (int j = 0; j < a.width; j++) {
+            F32 x = some < LANES ? load_n(inputs[j] + c, some) : load(inputs[j] + c);
+            sum = fma(x, load(a.taps + j * padded + c), sum);
+        }
+        if (a.silu) sum = silu(sum);
+        if (some < LANES) store_n(y + c, sum, some);
+        else store(y + c, sum);
+    }
+}
+
+// The inputs before the next row once `rows` are read after `tail`: `end`, which may be `tail` (null: zeros).
+void leave(
+    const ShortConvArgs& a, const float* tail, float* end, const Path& rows, int count, int64_t first, int64_t n
+) {
+    int keep = a.width - 1;
+    for (int i = 0; i < keep; i++) {  // in place nothing is overwritten that is read later
+        float* to = end + int64_t(i) * a.channels;
+        int from = i + count;
+        const float* x = from >= keep ? a.x + rows.at(from - keep) * a.x_stride
+                         : tail       ? tail + int64_t(from) * a.channels
+                                      : a.zeros;
+        if (x != to) std::memcpy(to + first, x + first, size_t(n) * 4);
+    }
+}
+
+float* tail_of(const ShortConvArgs& a, int64_t slot) { return a.states + slot * (a.width - 1) * a.channels; }
+
+int64_t chunks(const ShortConvArgs& a, const Step& step) {
+    return step.num_seqs ? step.num_seqs * pieces(a, step.num_rows, step.num_seqs) : 0;
+}
+
+void run(const ShortConvArgs& a, const Step& step, int64_t first, int64_t last) {
+    each_piece(a, step, first, last, [&](int64_t b, int64_t channel, int64_t n) {
+        Path rows = rows_of(step, b);
+        const int32_t* parents = step.parents + rows.start;
+        const float* tail = a.states && step.contexts[b] ? tail_of(a, step.state_source[b]) : nullptr;
+        for (int i = 0; i < rows.count; i++) {
+            const float* inputs[MAX_WIDTH];
+            int64_t before = a.width - 1;  // inputs of the context that are left
+            for (int j = a.width - 1, at = i; j >= 0; j--) {
+                if (at >= 0) inputs[j] = a.x + rows.at(at) * a.x_stride, at = parents[at];
+                else before--, inputs[j] = tail ? tail + before * a.channels : a.zeros;
+            }
+            convolve(a, inputs, a.y + rows.at(i) * a.y_stride, channel, n);
+        }
+        if (!a.states) return;
+        leave(a, tail, tail_of(a, step.state_destination[b]), rows, step.num_definite[b], channel, n);
+        Noted noted = noted_of(step, b, a.room);
+        for (int i = 0; i < noted.rows.count; i++) {
+            const float* x = a.x + noted.rows.at(i) * a.x_stride + channel;
+            std::memcpy(a.notes + (noted.to + i) * a.channels + channel, x, size_t(n) * 4);
+        }
+    });
+}
+
+int64_t chunks(const ShortConvReplayArgs& a, const Step& step) { return chunks(a.of, step); }
+
+void run(const ShortConvReplayArgs& replay, const Step& step, int64_t first, int64_t last) {
+    const ShortConvArgs& a = replay.of;
+    each_piece(a, step, first, last, [&](int64_t b, int64_t channel, int64_t n) {
+        Path rows = accepted_of(step, b, a.room);
+        float* tail = tail_of(a, step.state_destination[b]);
+        leave(a, tail, tail, rows, rows.count, channel, n);
+    });
+}
+
+}  // namespace
+
+STRETTO_OP(glr, GlrArgs)
+STRETTO_OP(glr_replay, GlrReplayArgs)
+STRETTO_OP(short_conv, ShortConvArgs)
+STRETTO_OP(short_conv_replay, ShortConvReplayArgs)
+
+extern "C" int64_t commit_size() { return sizeof(Commit); }

@@ -1,0 +1,267 @@
+// Vectors of 16 lanes, written once for every instruction-set level.
+//
+// All arithmetic is IEEE and in one order: a fused multiply-add is always `fma`, a sum over lanes is always the same
+// tree, and compilers must not contract (-ffp-contract=off). A kernel written with these types therefore computes the
+// same bits with AVX-512, with AVX2 and with plain C++.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in gcc 12's own AVX-512 headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace vec {
+
+constexpr int LANES = 16;
+
+// Every loop over accumulators is unrolled with this, so that they stay in registers (plain C++ has none that fit).
+#if defined(__AVX2__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+#if defined(__AVX512VNNI__)
+
+constexpr const char* LEVEL = "avx512";
+struct F32 { __m512 v; };
+struct I32 { __m512i v; };
+
+INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+INLINE I32 set1i(int32_t x) { return {_mm512_set1_epi32(x)}; }
+INLINE F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+INLINE F32 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)}; }
+INLINE void store_n(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), a.v); }
+INLINE I32 loadi(const void* p) { return {_mm512_loadu_si512(p)}; }
+INLINE void storei(void* p, I32 a) { _mm512_storeu_si512(p, a.v); }
+INLINE F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+INLINE F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+INLINE F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+INLINE F32 div(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+INLINE F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+INLINE F32 to_float(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+INLINE I32 to_int(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // rounds to nearest even
+INLINE F32 bits(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
+INLINE I32 bits(F32 a) { return {_mm512_castps_si512(a.v)}; }
+INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+INLINE I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+INLINE I32 band(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+INLINE I32 bor(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int N> INLINE I32 shl(I32 a) { return {_mm512_slli_epi32(a.v, N)}; }
+template <int N> INLINE I32 shr(I32 a) { return {_mm512_srli_epi32(a.v, N)}; }
+INLINE I32 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+INLINE I32 load_s8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+INLINE I32 load_u16(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
+INLINE F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+INLINE void store_u16(uint16_t* p, I32 a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(a.v)); }
+// acc + the sum of four products: unsigned bytes of `u`, signed bytes of `s`, in every lane.
+INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+constexpr const char* LEVEL = "avx2";
+struct F32 { __m256 a, b; };
+struct I32 { __m256i a, b; };
+
+INLINE F32 set1(float x) { __m256 y = _mm256_set1_ps(x); return {y, y}; }
+INLINE I32 set1i(int32_t x) { __m256i y = _mm256_set1_epi32(x); return {y, y}; }
+INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE void store(float* p, F32 x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+INLINE F32 load_n(const float* p, int n) {
+    float t[16] = {};
+    std::memcpy(t, p, size_t(n) * 4);
+    return load(t);
+}
+INLINE void store_n(float* p, F32 x, int n) {
+    float t[16];
+    store(t, x);
+    std::memcpy(p, t, size_t(n) * 4);
+}
+INLINE I32 loadi(const void* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
+}
+INLINE void storei(void* p, I32 x) {
+    _mm256_storeu_si256((__m256i*)p, x.a);
+    _mm256_storeu_si256((__m256i*)p + 1, x.b);
+}
+#define BOTH(f, x, y) {f((x).a, (y).a), f((x).b, (y).b)}
+INLINE F32 add(F32 x, F32 y) { return BOTH(_mm256_add_ps, x, y); }
+INLINE F32 sub(F32 x, F32 y) { return BOTH(_mm256_sub_ps, x, y); }
+INLINE F32 mul(F32 x, F32 y) { return BOTH(_mm256_mul_ps, x, y); }
+INLINE F32 div(F32 x, F32 y) { return BOTH(_mm256_div_ps, x, y); }
+INLINE F32 max(F32 x, F32 y) { return BOTH(_mm256_max_ps, x, y); }
+INLINE F32 min(F32 x, F32 y) { return BOTH(_mm256_min_ps, x, y); }
+INLINE F32 abs(F32 x) {
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+INLINE F32 fma(F32 x, F32 y, F32 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+INLINE F32 round_even(F32 x) {
+    constexpr int how = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(x.a, how), _mm256_round_ps(x.b, how)};
+}
+INLINE F32 to_float(I32 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+INLINE I32 to_int(F32 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+INLINE F32 bits(I32 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+INLINE I32 bits(F32 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+INLINE I32 add(I32 x, I32 y) { return BOTH(_mm256_add_epi32, x, y); }
+INLINE I32 sub(I32 x, I32 y) { return BOTH(_mm256_sub_epi32, x, y); }
+INLINE I32 band(I32 x, I32 y) { return BOTH(_mm256_and_si256, x, y); }
+INLINE I32 bor(I32 x, I32 y) { return BOTH(_mm256_or_si256, x, y); }
+#undef BOTH
+template <int N> INLINE I32 shl(I32 x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
+template <int N> INLINE I32 shr(I32 x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
+INLINE I32 load_u8(const uint8_t* p) {
+    __m128i x = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+}
+INLINE I32 load_s8(const int8_t* p) {
+    __m128i x = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+}
+INLINE I32 load_u16(const uint16_t* p) {
+    return {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)),
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p + 1))};
+}
+INLINE F32 load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+}
+INLINE void store_u16(uint16_t* p, I32 x) {  // every lane holds a value below 2^16
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8);
+    _mm256_storeu_si256((__m256i*)p, packed);
+}
+// Products of sixteen-bit halves: `maddubs` would saturate for byte weights.
+INLINE __m256i dot4_half(__m256i acc, __m256i u, __m256i s) {
+    __m256i low = _mm256_set1_epi16(0xFF);
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {dot4_half(acc.a, u.a, s.a), dot4_half(acc.b, u.b, s.b)}; }
+INLINE F32 select_less(F32 x, F32 y, F32 yes, F32 no) {
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
+}
+
+#else
+
+constexpr const char* LEVEL = "generic";
+struct F32 { float v[16]; };
+struct I32 { int32_t v[16]; };
+
+#define EACH(T, expression) T r; for (int i = 0; i < 16; i++) r.v[i] = (expression); return r
+INLINE float half_to_float(uint16_t h) {
+    uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023, u;
+    if (exponent == 0) {
+        float f = float(fraction) * 0x1p-24f;
+        std::memcpy(&u, &f, 4);
+        u |= sign;
+    } else {
+        u = sign | ((exponent == 31 ? 255 : exponent + 112) << 23) | (fraction << 13);
+    }
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+INLINE F32 set1(float x) { EACH(F32, x); }
+INLINE I32 set1i(int32_t x) { EACH(I32, x); }
+INLINE F32 load(const float* p) { EACH(F32, p[i]); }
+INLINE void store(float* p, F32 a) { std::memcpy(p, a.v, 64); }
+INLINE F32 load_n(const float* p, int n) { EACH(F32, i < n ? p[i] : 0.0f); }
+INLINE void store_n(float* p, F32 a, int n) { std::memcpy(p, a.v, size_t(n) * 4); }
+INLINE I32 loadi(const void* p) { I32 r; std::memcpy(r.v, p, 64); return r; }
+INLINE void storei(void* p, I32 a) { std::memcpy(p, a.v, 64); }
+INLINE F32 add(F32 a, F32 b) { EACH(F32, a.v[i] + b.v[i]); }
+INLINE F32 sub(F32 a, F32 b) { EACH(F32, a.v[i] - b.v[i]); }
+INLINE F32 mul(F32 a, F32 b) { EACH(F32, a.v[i] * b.v[i]); }
+INLINE F32 div(F32 a, F32 b) { EACH(F32, a.v[i] / b.v[i]); }
+INLINE F32 max(F32 a, F32 b) { EACH(F32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+INLINE F32 min(F32 a, F32 b) { EACH(F32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+INLINE F32 abs(F32 a) { EACH(F32, std::fabs(a.v[i])); }
+INLINE F32 fma(F32 a, F32 b, F32 c) { EACH(F32, std::fma(a.v[i], b.v[i], c.v[i])); }
+INLINE F32 round_even(F32 a) { EACH(F32, std::nearbyint(a.v[i])); }
+INLINE F32 to_float(I32 a) { EACH(F32, float(a.v[i])); }
+INLINE I32 to_int(F32 a) { EACH(I32, int32_t(std::nearbyint(a.v[i]))); }
+INLINE F32 bits(I32 a) { F32 r; std::memcpy(r.v, a.v, 64); return r; }
+INLINE I32 bits(F32 a) { I32 r; std::memcpy(r.v, a.v, 64); return r; }
+INLINE I32 add(I32 a, I32 b) { EACH(I32, int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }
+INLINE I32 sub(I32 a, I32 b) { EACH(I32, int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i]))); }
+INLINE I32 band(I32 a, I32 b) { EACH(I32, a.v[i] & b.v[i]); }
+INLINE I32 bor(I32 a, I32 b) { EACH(I32, a.v[i] | b.v[i]); }
+template <int N> INLINE I32 shl(I32 a) { EACH(I32, int32_t(uint32_t(a.v[i]) << N)); }
+template <int N> INLINE I32 shr(I32 a) { EACH(I32, int32_t(uint32_t(a.v[i]) >> N)); }
+INLINE I32 load_u8(const uint8_t* p) { EACH(I32, p[i]); }
+INLINE I32 load_s8(const int8_t* p) { EACH(I32, p[i]); }
+INLINE I32 load_u16(const uint16_t* p) { EACH(I32, p[i]); }
+INLINE F32 load_f16(const uint16_t* p) { EACH(F32, half_to_float(p[i])); }
+INLINE void store_u16(uint16_t* p, I32 a) { for (int i = 0; i < 16; i++) p[i] = uint16_t(a.v[i]); }
+INLINE I32 dot4(I32 acc, I32 u, I32 s) {
+    for (int i = 0; i < 16; i++)
+        for (int b = 0; b < 32; b += 8)
+            acc.v[i] += int32_t((uint32_t(u.v[i]) >> b) & 255) * int8_t(uint32_t(s.v[i]) >> b);
+    return acc;
+}
+INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) { EACH(F32, a.v[i] < b.v[i] ? yes.v[i] : no.v[i]); }
+#undef EACH
+
+#endif
+
+// -- made of the above: the same bits on every level ------------------------------------------------------------------
+
+INLINE F32 load_bf16(const uint16_t* p) { return bits(shl<16>(load_u16(p))); }
+
+INLINE float sum(F32 a) {
+    float t[16];
+    store(t, a);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) t[i] += t[i + half];
+    return t[0];
+}
+
+INLINE float highest(F32 a) {
+    float t[16];
+    store(t, a);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
+    return t[0];
+}
+
+// e^x, within 2 ulp for -87 < x < 88; 0 below. A polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
+INLINE F32 exp(F32 x) {
+    F32 tiny = set1(-87.0f);
+    F32 y = min(set1(88.0f), max(tiny, x));  // in this order NaN stays NaN
+    F32 n = round_even(mul(y, set1(1.44269504088896341f)));
+    F32 r = fma(n, set1(-0.693359375f), y);
+    r = fma(n, set1(2.12194440e-4f), r);
+    F32 p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = add(fma(mul(r, r), p, r), set1(1.0f));
+    I32 scale = shl<23>(add(to_int(n), set1i(127)));
+    return select_less(x, tiny, set1(0.0f), mul(p, bits(scale)));
+}
+
+INLINE F32 silu(F32 x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
+
+}  // namespace vec

@@ -1,0 +1,101 @@
+"""The engine on native kernels: one answer, whatever the drafts, the batch, the memory and the threads."""
+
+import pytest
+import torch
+from native import LEVELS, pool
+from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
+from toy import Nodes, plain_decode, toy_lm
+
+from stretto.core.card import CODECS
+from stretto.core.sampling import Sampling
+from stretto.engine.captured import why_not
+from stretto.engine.engine import Engine, EngineConfig
+from stretto.kernels.linear import Linear
+from stretto.models.lm import LM
+
+GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
+
+
+def packed(lm: LM) -> LM:
+    """A copy of a toy in fp32 whose matrices lie in native tiles."""
+    copy = lm.config.build()
+    copy.load_state_dict(lm.state_dict())
+    copy.cast(torch.float32).eval().requires_grad_(False)
+    for module in copy.modules():
+        if isinstance(module, Linear):
+            for segment in module.segments:
+                values = module.weight[module.rows(segment)]
+                module.hold(segment, CODECS.card("f32").make().encode(values))
+            module.pack(pool())
+    return copy
+
+
+@pytest.fixture(scope="module")
+def oracle() -> LM:
+    return toy_lm(["attention"] * 3)
+
+
+@pytest.fixture(scope="module")
+def lm(oracle: LM) -> LM:
+    return packed(oracle)
+
+
+@pytest.fixture(scope="module")
+def greedy(oracle: LM) -> list[list[int]]:
+    return [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
+
+
+def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object) -> Engine:
+    names = ("max_seqs", "max_rows", "memory_bytes")
+    config = EngineConfig(context=128, kv_dtype=torch.float32, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
+    return Engine(lm, config, threads=pool(level, threads), **sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}])
+def test_greedy_equals_plain_decoding(lm: LM, greedy: list[list[int]], name: str, sizes: dict[str, int]) -> None:
+    known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
+    assert run_all(engine(lm, **sizes, **options(name, known, 5, 0, 9, 1)), GREEDY) == greedy
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_levels_and_threads_give_the_same_answer(lm: LM, greedy: list[list[int]], level: str, threads: int) -> None:
+    assert run_all(engine(lm, level=level, threads=threads), GREEDY) == greedy
+
+
+def test_random_rounds_with_preemption(oracle: LM, lm: LM) -> None:
+    length = 60
+    want = {tuple(p): plain_decode(oracle, p, length) for p in PROMPTS}
+    per_token = sum(s.nbytes(torch.float32) for specs in lm.state_specs for s in specs)
+    memory = 14 * 16 * per_token  # one sequence and a few pages more: requests push each other out
+    tight = engine(lm, memory_bytes=memory, max_rows=40, drafter=Moody(want, 3), draft_policy=Nodes(8, 0, 5))
+    assert run_all(tight, Sampling(temperature=0, max_tokens=length)) == list(want.values())
+
+
+def test_the_same_seed_gives_the_same_text(oracle: LM, lm: LM) -> None:
+    sampling = Sampling(temperature=0.8, seed=3, max_tokens=NUM_TOKENS)
+    want = [plain_decode(oracle, p, NUM_TOKENS, sampling) for p in PROMPTS]
+    known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
+    for name in ("none", "saboteur", "tree oracle"):
+        assert run_all(engine(lm, **options(name, known, 6)), sampling) == want
+
+
+def test_two_engines_share_threads(lm: LM, greedy: list[list[int]]) -> None:
+    first, second = engine(lm), engine(lm, max_seqs=2)
+    for prompt in PROMPTS:
+        first.add(prompt, GREEDY.resolve())
+        second.add(prompt, GREEDY.resolve())
+    found: list[dict[int, list[int]]] = [{}, {}]
+    while not (first.is_idle and second.is_idle):
+        for one, outputs in zip((first, second), found, strict=True):
+            for event in one.step():
+                outputs.setdefault(event.rid, []).extend(event.token_ids)
+    for outputs in found:
+        assert [outputs[rid] for rid in sorted(outputs)] == greedy
+
+
+def test_a_mixer_without_native_kernels_is_named() -> None:
+    reason = why_not(toy_lm(["attention", "long_conv"]).config, torch.float32, pool())
+    assert reason is not None and "has no native kernel" in reason
+    assert why_not(toy_lm(["attention"]).config, torch.bfloat16, pool()) is None

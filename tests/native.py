@@ -1,0 +1,58 @@
+"""What the tests of native kernels share: libraries of every level, and tapes over plain tensors."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from stretto.core.env import read_env
+from stretto.kernels.native.build import build, supported_levels
+from stretto.kernels.native.library import Pool, load
+from stretto.kernels.native.tape import ALL_ROWS, Tape
+
+LEVELS = supported_levels()
+
+
+@cache
+def pool(level: str = LEVELS[0], num_threads: int = 2) -> Pool:
+    """Threads that run the kernels of `level`; compiled into the user's cache, as everywhere."""
+    return Pool(load(build(level, read_env().cache_dir)), num_threads)
+
+
+def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)
+
+
+def run_rows(
+    op: Callable[..., Tensor],
+    *inputs: Tensor,
+    level: str = LEVELS[0],
+    num_threads: int = 2,
+    positions: Sequence[int] | None = None,
+    out_rows: Sequence[int] | None = None,
+    context: int = 4096,
+) -> Tensor:
+    """Record `op` over buffers that hold `inputs` (equal numbers of rows), run it, and return its rows.
+
+    Buffers are poisoned with NaN first: what an operation does not write is seen.
+    """
+    rows = len(inputs[0])
+    tape = Tape(pool(level, num_threads), max_rows=rows + 3, max_out=rows + 3, context=context)
+    buffers = [tape.empty(ALL_ROWS, *x.shape[1:], dtype=x.dtype) for x in inputs]
+    with tape.recording():
+        out = op(*buffers)
+    for buffer, x in zip(buffers, inputs, strict=True):
+        buffer.view(torch.uint8).fill_(0xFF) if buffer.dtype.is_floating_point else buffer.fill_(0)
+        buffer[:rows] = x
+    ctypes.memset(out.data_ptr(), 0xFF, out.numel() * out.itemsize)
+    where = int32(list(range(rows)) if positions is None else positions)
+    wanted = int32(list(range(rows)) if out_rows is None else out_rows)
+    starts = int32([0, *accumulate([rows])])
+    tape.step.num_rows, tape.step.num_out, tape.step.num_seqs = rows, len(wanted), 1
+    tape.step.positions, tape.step.out_rows = ctypes.addressof(where), ctypes.addressof(wanted)
+    tape.step.starts = ctypes.addressof(starts)
+    tape.run()
+    return out[: rows if out_rows is None else len(out_rows)].clone()

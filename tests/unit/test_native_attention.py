@@ -1,0 +1,324 @@
+"""Native attention: fp64 references, and bits that nothing but a query and the keys that it sees decide."""
+
+import ctypes
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from native import LEVELS, int32, pool
+from torch import Tensor
+
+from stretto.core.errors import UserError
+from stretto.core.seqs import Seqs
+from stretto.core.state import Paged, PageRef, StateSpec, TensorCache, paged
+from stretto.kernels.attention import attention
+from stretto.kernels.native.tape import ALL_ROWS, NotRecordable, Tape
+
+ROOM, CONTEXT, PAGE = 800, 1024, 16
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention operation: H query heads of G key heads, of sizes K and V."""
+
+    H: int
+    G: int
+    K: int
+    V: int
+    dtype: torch.dtype = torch.bfloat16
+    window: int | None = None
+    page: int = PAGE
+
+    def rows(self, n: int) -> Rows:
+        return torch.randn(n, self.H, self.K), torch.randn(n, self.G, self.K), torch.randn(n, self.G, self.V)
+
+
+LAYERS = {
+    "grouped": Layer(9, 3, 64, 64),
+    "grouped fp32": Layer(4, 2, 32, 32, torch.float32),
+    "multi-query": Layer(17, 1, 48, 80),
+    "multi-head": Layer(3, 3, 256, 256, torch.float32),
+    "odd sizes": Layer(4, 2, 37, 70),
+    "odd sizes fp32": Layer(2, 1, 5, 3, torch.float32),
+    "window": Layer(6, 2, 64, 32, window=300),
+    "short window": Layer(2, 2, 32, 48, window=5, page=8),
+    "one group of many": Layer(100, 1, 16, 16),
+}
+
+TREE = (-1, 0, 0, 1, 2, 2, 4, 1, 6)  # the pending row and eight nodes
+
+CASES: dict[str, Callable[[], Seqs]] = {  # made for every use: what a Seqs memoises belongs to one cache
+    "decode": lambda: Seqs.of([1, 1, 1, 1], [0, 17, 255, 700], num_step=4),
+    "verify chains": lambda: Seqs.of([4, 1, 9], [31, 256, 509], num_draft=[3, 0, 8], num_step=3),
+    "verify trees": lambda: Seqs.of([9, 9], [250, 515], num_draft=[8, 8], parents=[TREE, TREE], num_step=2),
+    "prefill": lambda: Seqs.of([70, 0, 33], [0, 40, 300]),
+    "mixed": lambda: Seqs.of([1, 9, 5, 90, 20], [600, 13, 300, 240, 0], num_draft=[0, 8, 4, 0, 0],
+                     parents=[None, TREE, None, None, None], num_step=3),
+}  # fmt: skip
+
+
+class Cache:
+    """Pages of one layer in random order for `num_seqs` sequences; what was never written is NaN."""
+
+    def __init__(self, layer: Layer, num_seqs: int) -> None:
+        self.layer, blocks = layer, CONTEXT // layer.page
+        numbers = torch.randperm(num_seqs * blocks) + 1
+        self.table = numbers.view(num_seqs, blocks)
+        shape = (num_seqs * blocks + 1, layer.page, layer.G)
+        self.pages = [torch.full((*shape, size), torch.nan, dtype=layer.dtype) for size in (layer.K, layer.V)]
+
+    def slots(self, b: int, first: int, last: int) -> Tensor:
+        where = torch.arange(first, last)
+        return self.table[b, where // self.layer.page] * self.layer.page + where % self.layer.page
+
+    def slot_mapping(self, seqs: Seqs) -> Tensor:
+        return torch.cat(
+            [self.slots(b, c, c + n) for b, (c, n) in enumerate(zip(seqs.contexts, seqs.lens, strict=True))]
+        )
+
+    def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        for pages, rows in zip(self.pages, (k, v), strict=True):
+            pages.flatten(0, 1)[slots] = rows.to(pages.dtype)
+
+    def filled(self, seqs: Seqs) -> "Cache":
+        """Random contexts for all sequences."""
+        for b, context in enumerate(seqs.contexts):
+            self.write(self.slots(b, 0, context), *self.layer.rows(context)[1:])
+        return self
+
+    def refs(self, seqs: Seqs, dtype: torch.dtype | None = None) -> tuple[PageRef, PageRef]:
+        """dtype: copies of it, zero where nothing was written; default, the pages themselves."""
+        slots = self.slot_mapping(seqs)
+        k, v = self.pages if dtype is None else (x.to(dtype).nan_to_num() for x in self.pages)
+        return PageRef(k, self.table, slots), PageRef(v, self.table, slots)
+
+    def copy(self) -> "Cache":
+        other = Cache.__new__(Cache)
+        other.layer, other.table, other.pages = self.layer, self.table, [x.clone() for x in self.pages]
+        return other
+
+
+def attend(cache: Cache, seqs: Seqs, rows: Rows, *, level: str = LEVELS[0], threads: int = 2) -> tuple[Tensor, Tensor]:
+    """(o, lse) of the native kernel, from poisoned buffers; this call's keys and values are in `cache` afterwards."""
+    layer, n = cache.layer, seqs.num_rows
+    tape = Tape(pool(level, threads), max_rows=ROOM, max_out=1, context=CONTEXT)
+    widths = [x[0].numel() for x in rows]
+    held, kv = tape.empty(ALL_ROWS, sum(widths)), cache.refs(seqs)
+    with tape.recording():
+        parts = held.split_with_sizes(widths, 1)
+        q, k, v = (part.unflatten(1, x.shape[1:]) for part, x in zip(parts, rows, strict=True))
+        o, lse = attention(q, k, v, seqs=Seqs.of([]), kv=kv, window=layer.window, impl="native")
+    for buffer in (held, o, lse):
+        ctypes.memset(buffer.data_ptr(), 0xFF, buffer.nbytes)  # NaN
+    held[:n] = torch.cat([x.flatten(1) for x in rows], 1)
+    slots, table, step = cache.slot_mapping(seqs), cache.table.to(torch.int32), tape.step
+    parents = [p for b in range(seqs.num_seqs) for p in seqs.row_parents(b)]
+    arrays = {
+        "starts": int32(seqs.starts),
+        "contexts": int32(seqs.contexts),
+        "parents": int32(parents),
+        "positions": int32(seqs.positions.tolist()),
+    }
+    step.num_rows, step.num_seqs, step.num_step_seqs = n, seqs.num_seqs, seqs.num_step
+    step.block_table, step.block_width, step.slot_mapping = table.data_ptr(), table.shape[1], slots.data_ptr()
+    for name, values in arrays.items():
+        setattr(step, name, ctypes.addressof(values))
+    tape.run()
+    assert o[n:].isnan().all() and lse[n:].isnan().all(), "rows that are not there were written"
+    return o[:n].clone(), lse[:n].clone()
+
+
+def decode(cache: Cache, context: int, rows: Rows, **how: int) -> tuple[Tensor, Tensor]:
+    """One sequence, token by token."""
+    parts = []
+    for i in range(len(rows[0])):
+        seqs = Seqs.of([1], [context + i], num_step=1)
+        parts.append(attend(cache, seqs, tuple(x[i : i + 1] for x in rows), **how))  # type: ignore[arg-type]
+    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+
+
+def equal(got: Sequence[Tensor], want: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_the_fp64_reference(name: str, case: str) -> None:
+    layer, seqs = LAYERS[name], CASES[case]()
+    cache, (q, k, v) = Cache(layer, seqs.num_seqs).filled(seqs), layer.rows(seqs.num_rows)
+    stored = [x.to(layer.dtype).double() for x in (k, v)]
+    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
+    # torch in fp32 wants keys and values of one size: zeros behind change nothing
+    size = max(layer.K, layer.V)
+    padded = [torch.nn.functional.pad(x, (0, size - x.shape[-1])) for x in (q, stored[0].float(), stored[1].float())]
+    refs = cache.refs(seqs, torch.float32)
+    for ref in refs:
+        ref.pages = torch.nn.functional.pad(ref.pages, (0, size - ref.pages.shape[-1]))
+    plain = attention(*padded, kv=refs, impl="torch", **how)
+    got = attend(cache, seqs, (q, k, v))
+    for x, y, z in zip(got, (plain[0][..., : layer.V], plain[1]), want, strict=True):
+        assert (x - z).abs().max() <= 2 * (y - z).abs().max() + 1e-7
+        assert (x - z).norm() <= 2 * (y - z).norm() + 1e-7 * z.norm()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_row_has_the_same_bits_in_every_form_of_call(name: str) -> None:
+    layer, context, n = LAYERS[name], 240, 50
+    empty, rows = Cache(layer, 3).filled(Seqs.of([0] * 3, [context, 500, 77])), layer.rows(n)
+    one_by_one = empty.copy()
+    want = decode(one_by_one, context, rows)
+    chunks = [[50], [16, 34], [1, 7, 25, 17], [33, 17]]
+    for lens in chunks:
+        for is_step in (False, True):
+            cache, at, parts = empty.copy(), 0, []
+            for m in lens:
+                seqs = Seqs.of([m], [context + at], num_draft=[m - 1 if is_step else 0], num_step=int(is_step))
+                parts.append(attend(cache, seqs, tuple(x[at : at + m] for x in rows)))  # type: ignore[arg-type]
+                at += m
+            assert equal([torch.cat(x) for x in zip(*parts, strict=True)], want), (lens, is_step)
+            for got, wanted in zip(cache.pages, one_by_one.pages, strict=True):
+                assert equal([got.float()], [wanted.float()])
+    company = Seqs.of([50, 3, 20], [context, 500, 77], num_draft=[49, 2, 0], num_step=2)
+    others = layer.rows(23)
+    together = tuple(torch.cat([x, y]) for x, y in zip(rows, others, strict=True))
+    assert equal([x[:n] for x in attend(empty.copy(), company, together)], want)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_levels_and_threads_give_the_same_bits(name: str) -> None:
+    layer = LAYERS[name]
+    seqs = Seqs.of(
+        [1, 9, 4, 40], [700, 13, 253, 240], num_draft=[0, 8, 3, 0], parents=[None, TREE, None, None], num_step=3
+    )
+    empty, rows = Cache(layer, seqs.num_seqs).filled(seqs), layer.rows(seqs.num_rows)
+    want = attend(empty.copy(), seqs, rows, threads=1)
+    for level in LEVELS:
+        for threads in (1, 2, 3):
+            cache = empty.copy()
+            assert equal(attend(cache, seqs, rows, level=level, threads=threads), want), (level, threads)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("context", [0, 5, 30, 251, 510])
+def test_a_path_of_a_tree_has_the_bits_of_plain_decoding(name: str, context: int) -> None:
+    layer, draw = LAYERS[name], random.Random(context)
+    n = draw.randrange(20, 64)
+    parents = [-1, *(draw.randrange(max(0, r - 6), r) for r in range(1, n))]
+    rows, seqs = layer.rows(n), Seqs.of([n], [context], num_draft=[n - 1], parents=[parents], num_step=1)
+    empty = Cache(layer, 1).filled(seqs)
+    o, lse = attend(empty.copy(), seqs, rows)
+    for leaf in (n - 1, n // 2, 3):
+        path = [leaf]
+        while parents[path[0]] >= 0:
+            path.insert(0, parents[path[0]])
+        assert equal((o[path], lse[path]), decode(empty.copy(), context, tuple(x[path] for x in rows)))  # type: ignore[arg-type]
+
+
+def test_more_rows_than_room_for_partial_results() -> None:
+    layer, n = LAYERS["grouped fp32"], 24
+    contexts = [600 + 7 * i for i in range(n)]  # three or four splits each, room for 64
+    seqs, rows = Seqs.of([1] * n, contexts, num_step=n), layer.rows(n)
+    empty = Cache(layer, n).filled(seqs)
+    o, lse = attend(empty.copy(), seqs, rows)
+    for b in (0, 11, n - 1):
+        alone = empty.copy()
+        alone.table = alone.table[b : b + 1]
+        assert equal((o[b : b + 1], lse[b : b + 1]), decode(alone, contexts[b], tuple(x[b : b + 1] for x in rows)))  # type: ignore[arg-type]
+
+
+def test_many_sequences_fall_into_few_chunks() -> None:
+    layer, n = LAYERS["grouped"], 90  # 270 items
+    contexts = [i % 50 for i in range(n)]
+    seqs, rows = Seqs.of([1] * n, contexts, num_step=n), layer.rows(n)
+    empty = Cache(layer, n).filled(seqs)
+    o, lse = attend(empty.copy(), seqs, rows)
+    for b in (0, 41, 42, 43, 85, n - 1):
+        alone = empty.copy()
+        alone.table = alone.table[b : b + 1]
+        assert equal((o[b : b + 1], lse[b : b + 1]), decode(alone, contexts[b], tuple(x[b : b + 1] for x in rows)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["k", "v"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_nan_in_a_visible_key_or_value_surfaces(level: str, state: str) -> None:
+    layer, seqs = LAYERS["grouped"], Seqs.of([1, 40], [300, 20], num_step=1)
+    cache, rows = Cache(layer, 2).filled(seqs), layer.rows(41)
+    rows["qkv".index(state)][11, 1, 7] = torch.nan  # row 10 of the second sequence, head 1
+    cache.pages["kv".index(state)].flatten(0, 1)[cache.slots(0, 257, 258), 2, 5] = torch.nan
+    o, lse = attend(cache, seqs, rows, level=level)
+    sick = torch.zeros(41, 9, dtype=torch.bool)
+    sick[11:, 3:6] = sick[0, 6:9] = True
+    assert torch.equal(o.isnan().any(-1), sick)
+    assert torch.equal(lse.isnan(), sick if state == "k" else torch.zeros_like(sick))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_nan_score_hides_nowhere(level: str) -> None:
+    layer = Layer(1, 1, 16, 16, torch.float32)
+    for context in (3, 40, 600):
+        for place in {0, context // 2, context - 1, context}:
+            seqs, rows = Seqs.of([1], [context], num_step=1), layer.rows(1)
+            cache = Cache(layer, 1).filled(seqs)
+            if place == context:
+                rows[1][0, 0, 3] = torch.nan
+            else:
+                cache.pages[0].flatten(0, 1)[cache.slots(0, place, place + 1)] = torch.nan
+            o, lse = attend(cache, seqs, rows, level=level)
+            assert o.isnan().all() and lse.isnan().all()
+
+
+def test_scores_far_from_zero_and_equal_scores() -> None:
+    layer, seqs = Layer(2, 1, 16, 16, torch.float32), Seqs.of([1], [600], num_step=1)
+    for size in (0.0, 1e-30, 60.0, 1e4):
+        q, k, v = layer.rows(1)
+        q = q * size
+        cache = Cache(layer, 1).filled(seqs)
+        want = attention(
+            q.double(), k.double(), v.double(), seqs=seqs, kv=cache.refs(seqs, torch.float64), impl="reference"
+        )
+        got = attend(cache, seqs, (q, k, v))
+        torch.testing.assert_close(got[0], want[0].float(), rtol=1e-4, atol=3e-6 * max(1.0, size))
+        torch.testing.assert_close(got[1], want[1].float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_keys_and_values_are_rounded_to_nearest_even(level: str) -> None:
+    layer, seqs = Layer(1, 1, 37, 20), Seqs.of([20], [30])
+    q, k, v = layer.rows(20)
+    k[0, 0, :6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 3.4e38, 1.00390625, 1.01171875])
+    k[1].view(torch.int32).fill_(0x7FFFFFFF)  # the NaN that a carry would turn into zero
+    cache = Cache(layer, 1)
+    before = cache.copy()
+    attend(cache, seqs, (q, k, v), level=level)
+    before.write(before.slot_mapping(seqs), k, v)
+    for got, want in zip(cache.pages, before.pages, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_has_no_native_kernel_is_refused() -> None:
+    q, k, v = LAYERS["grouped"].rows(2)
+    with pytest.raises(UserError, match="no tape"):
+        attention(q, k, v, seqs=Seqs.of([2]), impl="native")
+    with pytest.raises(UserError, match="fp32"):
+        attention(q.double(), k.double(), v.double(), seqs=Seqs.of([2]), impl="native")
+    with pytest.raises(UserError, match="256 elements"):
+        attention(*(torch.zeros(2, 2, 257) for _ in "qkv"), seqs=Seqs.of([2]), impl="native")
+    with pytest.raises(UserError, match="128 query heads"):
+        attention(*(torch.zeros(2, n, 8) for n in (258, 2, 2)), seqs=Seqs.of([2]), impl="native")
+    specs = [StateSpec(name=n, shape=(3, 64), kind="paged", rollback="truncate") for n in "kv"]
+    tensors = TensorCache(specs, 1, torch.float32)
+    halves = tuple(PageRef(torch.zeros(2, PAGE, 3, 64, dtype=torch.float16), q, q) for _ in "kv")
+    cases: list[tuple[tuple[Paged, Paged] | None, str]] = [
+        (None, "without a cache"),
+        ((paged(tensors, "k"), paged(tensors, "v")), "TensorPaged"),
+        (halves, "float16"),  # type: ignore[list-item]
+    ]
+    for kv, reason in cases:
+        tape = Tape(pool(), max_rows=8, max_out=8, context=CONTEXT)
+        buffers = [tape.empty(ALL_ROWS, *x.shape[1:]) for x in (q, k, v)]
+        with tape.recording(), pytest.raises(NotRecordable, match=reason):
+            attention(*buffers, seqs=Seqs.of([]), kv=kv)

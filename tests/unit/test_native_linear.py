@@ -1,0 +1,123 @@
+"""Products in the file's own integers: every layout against fp64, and bits that nothing but the row decides."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native import LEVELS, pool, run_rows
+from torch import Tensor
+
+from stretto.core.card import CODECS, Can
+from stretto.core.packed import Packed
+from stretto.kernels.linear import lookup, matmul
+from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack
+
+
+def stored(codec: str, rows: int, width: int) -> Packed:
+    """A random tensor of this codec; of codecs that are only read, random bytes with sensible scales."""
+    card = CODECS.card(codec)
+    made = card.make()
+    if Can.ENCODE in card.can:
+        return made.encode(torch.randn(rows, width) * torch.rand(rows, 1) * 4)
+    data = torch.randint(0, 256, (rows, width // made.block, made.block_bytes), dtype=torch.uint8)
+    scale = (torch.rand(rows, width // made.block) * 0.02 - 0.005).half().view(torch.uint8).view(rows, -1, 2)
+    places = {"q6_k": [208], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}[codec]
+    for place in places:
+        data[..., place : place + 2] = scale
+    return Packed(made, (rows, width), data.flatten(1))
+
+
+def product(x: Tensor, segments: Sequence[Packed], bias: Tensor | None = None, **where: object) -> Tensor:
+    weight = pack(segments, pool())
+    return run_rows(lambda x: matmul(x, weight, bias), x, **where)  # type: ignore[arg-type]
+
+
+def relative_error(x: Tensor, y: Tensor, segments: Sequence[Packed], bias: Tensor | None = None) -> float:
+    dense = torch.cat([s.decode(torch.float32) for s in segments]).double()
+    want = x.double() @ dense.T + (0.0 if bias is None else bias.double())
+    return float((y - want).norm() / want.norm())
+
+
+# 16-bit fixed point rounds every input by at most 2^-15 of the largest of its 32, uniformly: for normal inputs that is
+# 2e-5 to 4e-5 of their size (the scale is a power of two), twice that for a few outputs; plain layouts compute in fp32
+ERROR = {**dict.fromkeys(LAYOUTS, 8e-5), **dict.fromkeys(PLAIN, 1e-6)}
+
+
+@pytest.mark.parametrize("codec", LAYOUTS)
+def test_every_layout_equals_fp64(codec: str) -> None:
+    for rows, out, width in ((1, 32, 256), (5, 70, 512), (67, 33, 768), (8, 1, 256)):
+        x, weight, bias = torch.randn(rows, width) * 7, stored(codec, out, width), torch.randn(out)
+        y = product(x, [weight], bias)
+        assert relative_error(x, y, [weight], bias) < ERROR[codec]
+
+
+def test_segments_of_several_codecs_lie_side_by_side() -> None:
+    segments = [stored("q4_1", 40, 256), stored("q4_1", 40, 256), stored("q8_0", 17, 256), stored("f16", 3, 256)]
+    x, bias = torch.randn(9, 256), torch.randn(100)
+    assert relative_error(x, product(x, segments, bias), segments, bias) < 8e-5
+
+
+@pytest.mark.parametrize("codec", LAYOUTS)
+def test_bits_depend_on_the_row_alone(codec: str) -> None:
+    x, weight = torch.randn(75, 512) * 3, [stored(codec, 96, 512)]
+    together = product(x, weight)
+    for r in (0, 3, 4, 63, 64, 74):
+        assert torch.equal(product(x[r : r + 1], weight), together[r : r + 1])
+    for n in (2, 3, 7, 64, 66):
+        assert torch.equal(product(x[75 - n :], weight), together[75 - n :])
+    for level in LEVELS:
+        for threads in (1, 3):
+            assert torch.equal(product(x, weight, level=level, num_threads=threads), together), (level, threads)
+
+
+@pytest.mark.parametrize("codec", LAYOUTS)
+def test_lookup_is_the_decoded_row(codec: str) -> None:
+    weight, ids = stored(codec, 71, 256), torch.tensor([0, 70, 31, 32, 16, 47, 31])
+    packed = pack([weight], pool())
+
+    def rows(x: Tensor) -> Tensor:
+        return lookup(ids, packed, scale=3.0)
+
+    import ctypes
+
+    from stretto.kernels.native.tape import Tape
+
+    tape = Tape(pool(), max_rows=8, max_out=1, context=1)
+    with tape.recording():
+        y = rows(ids)
+    tape.step.num_rows, tape.step.tokens = len(ids), ids.data_ptr()
+    tape.run()
+    assert ctypes.sizeof(tape.step) and torch.allclose(y[: len(ids)], 3 * weight.decode(torch.float32)[ids], rtol=3e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 130), st.integers(1, 8), st.sampled_from(["q4_1", "q8_0", "f32", "bf16"]))
+def test_any_shape(rows: int, out: int, groups: int, codec: str) -> None:
+    width = 32 * groups - (1 if codec in PLAIN and groups > 1 else 0)
+    x, weight = torch.randn(rows, width), stored(codec, out, width)
+    assert relative_error(x, product(x, [weight]), [weight]) < 2e-4
+
+
+def test_zeros_huge_and_tiny_rows() -> None:
+    weight = [stored("q4_1", 64, 256)]
+    for factor in (0.0, 1e-38, 1e-30, 1e30, 1e36):
+        x = torch.randn(3, 256) * factor
+        y = product(x, weight)
+        want = x.double() @ weight[0].decode(torch.float32).double().T
+        largest = float(weight[0].decode(torch.float32).abs().max())
+        step = max(2.0**-126, 4 * factor * 2.0**-15)  # the power of two of 32 values is a normal number
+        assert (y - want).abs().max() <= 256 * largest * step / 2
+
+
+def test_not_a_number_is_not_hidden() -> None:
+    x = torch.randn(2, 256)
+    x[0, 77], x[1, 3] = torch.nan, torch.inf
+    y = product(x, [stored("q4_1", 32, 256)])
+    assert not torch.isfinite(y).any()
+
+
+def test_a_weight_counts_what_it_streams() -> None:
+    weight = pack([stored("q4_1", 64, 256)], pool())
+    assert isinstance(weight, NativeWeight) and weight.nbytes == 64 * 256 // 32 * 20
