@@ -121,6 +121,8 @@ def poisoned_memory() -> Iterator[None]:
 
         return made
 
+    with torch.device("cpu"):
+        torch.zeros(())  # torch lists its constructors at the first use of such a block, for good: let it see its own
     with ExitStack() as patches, torch.no_grad():
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
             patches.enter_context(patch.object(owner, name, poison(getattr(owner, name))))

@@ -312,8 +312,7 @@ def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
 
 def test_move_reads_everything_before_it_writes() -> None:
     pools = make(MODELS["attention"]).pools
-    index = torch.zeros(1, dtype=torch.int64)
-    refs = [ref for layer in pools.refs(index.view(1, 1), index, index, index) for ref in layer.values()]
+    refs = [ref for layer in pools.refs(Placement([[0]], [0], [0], [0])) for ref in layer.values()]
     views, want = [ref.pages for ref in refs if isinstance(ref, PageRef)], []
     assert len(views) == 4
     for view in views:
@@ -327,8 +326,7 @@ def test_move_reads_everything_before_it_writes() -> None:
 
 def test_copy_slot_copies_every_layer_and_never_onto_the_zero_state() -> None:
     pools = make(MODELS["hybrid"]).pools
-    index = torch.tensor([1])
-    layers = pools.refs(index.view(1, 1), index, index, index)
+    layers = pools.refs(Placement([[1]], [1], [1], [1]))
     refs = [ref for layer in layers for ref in layer.values() if isinstance(ref, SlotRef)]
     assert len(refs) == 2
     for number, ref in enumerate(refs):
@@ -417,8 +415,7 @@ def test_a_page_in_two_tables_is_never_written() -> None:
 
 def test_check_sees_a_written_zero_state() -> None:
     manager = make(MODELS["hybrid"])
-    index = torch.zeros(1, dtype=torch.int64)
-    refs = manager.pools.refs(index.view(1, 1), index, index, index)
+    refs = manager.pools.refs(Placement([[0]], [0], [0], [0]))
     slot(refs[0], "h").write(torch.ones(1, 2))
     with pytest.raises(AssertionError, match="zero state was written"):
         manager.check()

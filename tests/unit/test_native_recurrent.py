@@ -14,35 +14,11 @@ from torch import Tensor
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef, TensorSlot
 from stretto.kernels.glr import glr
-from stretto.kernels.native.library import Op, Step
+from stretto.kernels.native.library import Step
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 from stretto.kernels.short_conv import short_conv
 
 ROOM, MAX_OUT = 160, 128
-
-
-class Commit(ctypes.Structure):
-    """`Commit` of src/commit.h."""
-
-    _fields_ = [("step", Step), ("num_accepted", ctypes.c_void_p), ("accepted_rows", ctypes.c_void_p)]
-
-
-class CommitTape(Tape):
-    """A tape with a second list of operations, which a commit runs."""
-
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.accepted = Commit()
-        self.step = self.accepted.step
-        self._commits: list[tuple[str, ctypes.Structure]] = []
-
-    def emit_commit(self, name: str, args: ctypes.Structure, *keep: object) -> None:
-        self._commits.append((name, args))
-        self._kept += keep
-
-    def commit(self) -> None:
-        ops = (Op * len(self._commits))(*(self.pool.library.op(name, args) for name, args in self._commits))
-        self.pool.run(ops, self.step)
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ class Recorded:
     """A recorded layer over a pool of states; inputs and outputs are NaN wherever a step does not write them."""
 
     def __init__(self, layer: Layer, states: Tensor, *, level: str = LEVELS[0], num_threads: int = 2) -> None:
-        self.tape = CommitTape(pool(level, num_threads), max_rows=ROOM, max_out=MAX_OUT, context=1)
+        self.tape = Tape(pool(level, num_threads), max_rows=ROOM, max_out=MAX_OUT, context=1)
         self.states = states.clone()
         self.buffers = [self.tape.empty(ALL_ROWS, *x.shape[1:]) for x in layer.make(1)]
         placeholder, none = Seqs.of([ROOM]), torch.empty(0, dtype=torch.int64)
@@ -308,7 +284,7 @@ def test_operands_may_be_columns_of_wider_rows() -> None:
     recorded = Recorded(layer, torch.zeros(2, *layer.state))
     seqs = Seqs.of([7])
     wanted = recorded.step(rows, seqs, [1], [1])
-    tape = CommitTape(pool(), max_rows=ROOM, max_out=8, context=1)
+    tape = Tape(pool(), max_rows=ROOM, max_out=8, context=1)
     whole = tape.empty(ALL_ROWS, 10 + 10 + 12 + 4 + 4)
     with tape.recording():
         q, k, v, g, beta = whole.split_with_sizes([10, 10, 12, 4, 4], -1)
