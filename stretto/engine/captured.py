@@ -49,7 +49,8 @@ class Captured:
         self.tape.run()
         rows = len(plan.out_rows)
         values, ids = self._best
-        return Scores(self._logits[:rows, : self._vocab_size], values[:rows].tolist(), ids[:rows].tolist())
+        logits = self._logits[:rows, : self._vocab_size]
+        return Scores(logits, values[:rows].tolist(), ids[:rows].tolist(), self.tape.pool)
 
     def commit(self, seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
         """Advance recurrent states over the accepted rows of the last call (as in `CacheManager.commit`)."""

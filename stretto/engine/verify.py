@@ -10,24 +10,28 @@ from torch import Tensor
 from stretto.core.drafter import Draft, Verdict
 from stretto.core.judge import Judge
 from stretto.engine.request import Request, TokenLogprobs
+from stretto.kernels.native.library import Pool
 from stretto.kernels.sampling import RowSampling, logprobs, picks, probs
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the head says about every row. logits: [R, W] fp32 or wider. top, argmax: per row, if they are known
-    already, its largest logit (NaN if there is one) and the lowest id that has it."""
+    already, its largest logit (NaN if there is one) and the lowest id that has it. threads: who draws tokens, if
+    native ones shall."""
 
     logits: Tensor
     top: list[float] | None = None
     argmax: list[int] | None = None
+    threads: Pool | None = None
 
     def at(self, index: Sequence[int]) -> "Scores":
         """Some of the rows."""
         if len(index) == len(self.logits):
             return self
-        pick = [None if known is None else [known[i] for i in index] for known in (self.top, self.argmax)]
-        return Scores(self.logits[torch.tensor(index)], *pick)  # type: ignore[arg-type]
+        top = None if self.top is None else [self.top[i] for i in index]
+        argmax = None if self.argmax is None else [self.argmax[i] for i in index]
+        return Scores(self.logits[torch.tensor(index)], top, argmax, self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def decide(scores: Scores, batch: Sequence[Asked], judge_for: Callable[[Request]
         own, how = scores.at(index), [sampling for i in which for sampling in rows[i]]
         if head == "picks":
             best = None if own.top is None or own.argmax is None else (own.top, own.argmax)
-            results = picks(own.logits, how, best)
+            results = picks(own.logits, how, best, own.threads)
         else:
             results = probs(own.logits, how)
         for i, part in zip(which, torch.split(results, [len(rows[i]) for i in which]), strict=True):

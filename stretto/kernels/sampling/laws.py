@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from stretto.core.errors import RunError, UserError
 from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
+from stretto.kernels.native.library import Pool
+from stretto.kernels.sampling import native
 from stretto.kernels.sampling.noise import Purpose, gumbel, gumbel_of_rows
 
 _FIRST_LOOK = (256, 4096, 16384)  # top_p sorts so many of the likeliest tokens before it sorts all
@@ -104,12 +107,18 @@ def process(logits: Tensor, row: RowSampling) -> Law:
     return Law(x, ids)
 
 
-def picks(logits: Tensor, rows: Sequence[RowSampling], known: tuple[list[float], list[int]] | None = None) -> Tensor:
+def picks(
+    logits: Tensor,
+    rows: Sequence[RowSampling],
+    known: tuple[list[float], list[int]] | None = None,
+    threads: Pool | None = None,
+) -> Tensor:
     """[R] int64: the token plain decoding emits after every row of `logits` [R, W].
 
     Temperature 0: the argmax, lowest id on a tie. Otherwise the Gumbel-max draw at the row's absolute position.
-    known: the largest logit of every row and its lowest id, where the head has found them.
-    Raises UserError if a row allows no token, RunError if a logit is NaN or +inf.
+    known: the largest logit of every row and its lowest id, where the head has found them. threads: native ones, if
+    they shall draw (from fp32 logits on the CPU). Raises UserError if a row allows no token, RunError if a logit is
+    NaN or +inf.
     """
     assert len(logits) == len(rows)
     x = _wide(logits)
@@ -119,16 +128,35 @@ def picks(logits: Tensor, rows: Sequence[RowSampling], known: tuple[list[float],
     else:
         best, chosen = known[0], torch.tensor(known[1], device=x.device)
     _check_finite(best)
+    _check_best([top for row, top in zip(rows, best, strict=True) if not row.is_adjusted])
+    drawn = [r for r, row in enumerate(rows) if not row.is_plain]
+    if drawn:
+        draw = _draw_in_torch if threads is None else partial(_draw_natively, threads=threads)
+        chosen[drawn] = draw([x[r] for r in drawn], [rows[r] for r in drawn], chosen[drawn].tolist())
+    return chosen
+
+
+def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int], threads: Pool) -> Tensor:
+    choices = []
+    for x, row, token in zip(xs, rows, argmax, strict=True):
+        if row.is_adjusted:
+            x = _adjust(x, row)
+            best, at = x.max(dim=0)
+            _check_best([best.item()])
+            token = int(at)
+        choices.append(native.Choice(x, token, row.sampling, row.noise, row.position))
+    return torch.tensor(native.choose(choices, threads))
+
+
+def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int]) -> Tensor:
+    chosen = torch.tensor(argmax, device=xs[0].device)
     few: list[int] = []
     laws: list[Tensor] = []
     survivors: list[Tensor] = []
-    for r, (row, top) in enumerate(zip(rows, best, strict=True)):
-        if row.is_plain:
-            _check_best([top])
-            continue
-        law = process(x[r], row)
-        if law.ids is None or 4 * len(law.ids) > x.shape[1]:  # a block of noise serves four tokens
-            noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(x.shape[1])).to(x.device)
+    for r, (x, row) in enumerate(zip(xs, rows, strict=True)):
+        law = process(x, row)
+        if law.ids is None or 4 * len(law.ids) > len(x):  # a block of noise serves four tokens
+            noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(len(x))).to(x.device)
             at = (law.logits + (noise if law.ids is None else noise[law.ids])).argmax()
             chosen[r] = at if law.ids is None else law.ids[at]
         elif len(law.ids) == 1:
@@ -141,7 +169,7 @@ def picks(logits: Tensor, rows: Sequence[RowSampling], known: tuple[list[float],
         noises, positions = [rows[r].noise for r in few], [rows[r].position for r in few]
         drawn = gumbel_of_rows(noises, positions, Purpose.TOKEN, survivors)
         for r, law_logits, ids, noise in zip(few, laws, survivors, drawn, strict=True):
-            chosen[r] = ids[(law_logits + noise.to(x.device)).argmax()]
+            chosen[r] = ids[(law_logits + noise.to(xs[0].device)).argmax()]
     return chosen
 
 

@@ -45,25 +45,26 @@ INLINE float scale_of(float amax) {
 }
 
 void quantize_group(const float* x, Block& out, int r) {
-    F32 a = load(x), b = load(x + 16);
-    float scale = scale_of(highest(max(abs(a), abs(b))));
-    float poison = sum(fma(a, set1(0.0f), mul(b, set1(0.0f))));  // NaN if any value is infinite or NaN
-    if (!(poison == 0.0f)) scale = poison, a = b = set1(0.0f);
-    F32 inverse = set1(poison == 0.0f ? 1.0f / scale : 0.0f);  // else the scale carries the NaN, not the integers
-    int32_t q[GROUP];
-    storei(q, to_int(mul(a, inverse)));
-    storei(q + 16, to_int(mul(b, inverse)));
-    int32_t half[2] = {0, 0};
-    for (int i = 0; i < GROUP; i++) {
-        int32_t low = int8_t(uint8_t(q[i]));
-        out.planes[r][i] = uint8_t((q[i] - low) >> 8);
-        out.planes[r][32 + i] = uint8_t(low);
-        half[i / 16] += q[i];
+    F32 values[2] = {load(x), load(x + 16)};
+    // Bits of absolute values are in the order of the values; infinity and NaN come last.
+    int32_t top = highest(max(bits(abs(values[0])), bits(abs(values[1]))));
+    float scale = NAN, inverse = 0.0f;  // of a group that is not finite: its scale says so, its integers are 0
+    if (top < 0x7F800000) {
+        float amax;
+        std::memcpy(&amax, &top, 4);
+        scale = scale_of(amax);
+        inverse = 1.0f / scale;
+    } else {
+        values[0] = values[1] = set1(0.0f);
+    }
+    for (int half = 0; half < 2; half++) {
+        I32 q = to_int(mul(values[half], set1(inverse)));
+        store_u8(out.planes[r] + 16 * half, shr<8>(add(q, set1i(128))));  // the low byte is signed
+        store_u8(out.planes[r] + 32 + 16 * half, q);
+        out.isums[r][half] = sum(q);
     }
     out.scales[r] = scale;
-    out.sums[r] = scale * float(half[0] + half[1]);
-    out.isums[r][0] = half[0];
-    out.isums[r][1] = half[1];
+    out.sums[r] = scale * float(out.isums[r][0] + out.isums[r][1]);
 }
 
 int64_t chunks(const QuantizeArgs& a, const Step& step) { return ceil_div(a.rows.of(&step), QUANTIZE_ROWS); }
@@ -206,29 +207,27 @@ __attribute__((noinline)) void quantized_rows(Part& part, int64_t row) {
         UNROLL for (int t = 0; t < 2; t++) store(sums[r] + HALF * t, y[t][r]);
 }
 
+// Rows panel .. panel + n - 1 of the outputs of one tile.
 template <class F>
-void quantized_tile(const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t rows) {
+void quantized_panel(const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t panel, int64_t n) {
     alignas(64) float sums[PANEL][TILE];
     const uint8_t* start = a.tiles + tile * bytes;
     int groups = a.d_in / GROUP;
-    for (int64_t panel = 0; panel < rows; panel += PANEL) {
-        int64_t n = rows - panel < PANEL ? rows - panel : PANEL;
-        Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0}};
-        // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
-        if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
-        for (int g = 0; g < groups; g += DEPTH) {
-            part.groups = groups - g < DEPTH ? groups - g : DEPTH;
-            int64_t r = 0;
-            for (; r + 4 <= n; r += 4) quantized_rows<F, 4>(part, r);
-            if (r + 2 <= n) quantized_rows<F, 2>(part, r), r += 2;
-            if (r < n) quantized_rows<F, 1>(part, r);
-            part.tile += int64_t(part.groups / F::GROUPS) * 2 * F::RECORD;
-            part.blocks += part.groups;
-            part.is_first = false;
-        }
-        for (int64_t r = 0; r < n; r++)
-            for (int t = 0; t < 2; t++) put(a, tile * TILE + t * HALF, panel + r, load(sums[r] + HALF * t));
+    Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0}};
+    // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
+    if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
+    for (int g = 0; g < groups; g += DEPTH) {
+        part.groups = groups - g < DEPTH ? groups - g : DEPTH;
+        int64_t r = 0;
+        for (; r + 4 <= n; r += 4) quantized_rows<F, 4>(part, r);
+        if (r + 2 <= n) quantized_rows<F, 2>(part, r), r += 2;
+        if (r < n) quantized_rows<F, 1>(part, r);
+        part.tile += int64_t(part.groups / F::GROUPS) * 2 * F::RECORD;
+        part.blocks += part.groups;
+        part.is_first = false;
     }
+    for (int64_t r = 0; r < n; r++)
+        for (int t = 0; t < 2; t++) put(a, tile * TILE + t * HALF, panel + r, load(sums[r] + HALF * t));
 }
 
 template <class F, int R>
@@ -267,15 +266,18 @@ int64_t chunks(const MatmulArgs& a, const Step& step) {
 void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
     int64_t bytes = tile_bytes(a.format, a.d_in), per = tiles_per_chunk(a), tiles = ceil_div(a.d_out, TILE);
     int64_t to = last * per < tiles ? last * per : tiles, rows = a.rows.of(&step);
-    // All rows of one tile before the next tile: the weights stay in the nearest cache meanwhile.
     dispatch(
         a.format,
         [&](auto f) {
             using F = decltype(f);
-            for (int64_t t = first * per; t < to; t++) quantized_tile<F>(a, t, bytes, rows);
+            // A panel of activations and a chunk of weights stay in the second cache.
+            for (int64_t panel = 0; panel < rows; panel += PANEL)
+                for (int64_t t = first * per; t < to; t++)
+                    quantized_panel<F>(a, t, bytes, panel, rows - panel < PANEL ? rows - panel : PANEL);
         },
         [&](auto f) {
             using F = decltype(f);
+            // All rows of one tile before the next tile: the weights stay in the nearest cache meanwhile.
             for (int64_t t = first * per; t < to; t++) {
                 const uint8_t* tile = a.tiles + t * bytes;
                 int64_t r = 0;

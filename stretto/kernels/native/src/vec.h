@@ -35,6 +35,7 @@ constexpr int LANES = 16;
 constexpr const char* LEVEL = "avx512";
 struct F32 { __m512 v; };
 struct I32 { __m512i v; };
+struct Wide { I32 high, low; };
 
 INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 INLINE I32 set1i(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -59,8 +60,16 @@ INLINE F32 bits(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
 INLINE I32 bits(F32 a) { return {_mm512_castps_si512(a.v)}; }
 INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 INLINE I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+INLINE I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 INLINE I32 band(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
 INLINE I32 bor(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+INLINE I32 bxor(I32 a, I32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+INLINE Wide wide_mul(I32 a, uint32_t factor) {
+    __m512i m = _mm512_set1_epi32(int32_t(factor));
+    __m512i even = _mm512_mul_epu32(a.v, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), m);
+    return {{_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd)},
+            {_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32))}};
+}
 template <int N> INLINE I32 shl(I32 a) { return {_mm512_slli_epi32(a.v, N)}; }
 template <int N> INLINE I32 shr(I32 a) { return {_mm512_srli_epi32(a.v, N)}; }
 INLINE I32 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
@@ -68,17 +77,23 @@ INLINE I32 load_s8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si1
 INLINE I32 load_u16(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
 INLINE F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 INLINE void store_u16(uint16_t* p, I32 a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(a.v)); }
+INLINE void store_u8(uint8_t* p, I32 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a.v)); }  // low bytes
+INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+INLINE int32_t highest(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 // acc + the sum of four products: unsigned bytes of `u`, signed bytes of `s`, in every lane.
 INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
+// Bit i is set where a < b in lane i.
+INLINE uint32_t lanes_less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 constexpr const char* LEVEL = "avx2";
 struct F32 { __m256 a, b; };
 struct I32 { __m256i a, b; };
+struct Wide { I32 high, low; };
 
 INLINE F32 set1(float x) { __m256 y = _mm256_set1_ps(x); return {y, y}; }
 INLINE I32 set1i(int32_t x) { __m256i y = _mm256_set1_epi32(x); return {y, y}; }
@@ -123,9 +138,22 @@ INLINE F32 bits(I32 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x
 INLINE I32 bits(F32 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 INLINE I32 add(I32 x, I32 y) { return BOTH(_mm256_add_epi32, x, y); }
 INLINE I32 sub(I32 x, I32 y) { return BOTH(_mm256_sub_epi32, x, y); }
+INLINE I32 max(I32 x, I32 y) { return BOTH(_mm256_max_epi32, x, y); }
 INLINE I32 band(I32 x, I32 y) { return BOTH(_mm256_and_si256, x, y); }
 INLINE I32 bor(I32 x, I32 y) { return BOTH(_mm256_or_si256, x, y); }
+INLINE I32 bxor(I32 x, I32 y) { return BOTH(_mm256_xor_si256, x, y); }
 #undef BOTH
+INLINE Wide wide_mul(I32 x, uint32_t factor) {
+    __m256i m = _mm256_set1_epi32(int32_t(factor)), *in[2] = {&x.a, &x.b};
+    Wide y;
+    __m256i *high[2] = {&y.high.a, &y.high.b}, *low[2] = {&y.low.a, &y.low.b};
+    for (int i = 0; i < 2; i++) {
+        __m256i even = _mm256_mul_epu32(*in[i], m), odd = _mm256_mul_epu32(_mm256_srli_epi64(*in[i], 32), m);
+        *high[i] = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+        *low[i] = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    }
+    return y;
+}
 template <int N> INLINE I32 shl(I32 x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 template <int N> INLINE I32 shr(I32 x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 INLINE I32 load_u8(const uint8_t* p) {
@@ -148,6 +176,25 @@ INLINE void store_u16(uint16_t* p, I32 x) {  // every lane holds a value below 2
     __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8);
     _mm256_storeu_si256((__m256i*)p, packed);
 }
+INLINE void store_u8(uint8_t* p, I32 x) {  // low bytes
+    __m256i low = _mm256_set1_epi32(0xFF);
+    __m256i packed = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    packed = _mm256_permute4x64_epi64(packed, 0xD8);
+    __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+    _mm_storeu_si128((__m128i*)p, bytes);
+}
+INLINE int32_t sum(I32 x) {
+    __m256i y = _mm256_add_epi32(x.a, x.b);
+    __m128i z = _mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    z = _mm_add_epi32(z, _mm_shuffle_epi32(z, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
+}
+INLINE int32_t highest(I32 x) {
+    __m256i y = _mm256_max_epi32(x.a, x.b);
+    __m128i z = _mm_max_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    z = _mm_max_epi32(z, _mm_shuffle_epi32(z, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
+}
 // Products of sixteen-bit halves: `maddubs` would saturate for byte weights.
 INLINE __m256i dot4_half(__m256i acc, __m256i u, __m256i s) {
     __m256i low = _mm256_set1_epi16(0xFF);
@@ -160,12 +207,18 @@ INLINE F32 select_less(F32 x, F32 y, F32 yes, F32 no) {
     return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
 }
+// Bit i is set where x < y in lane i.
+INLINE uint32_t lanes_less(F32 x, F32 y) {
+    uint32_t low = uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)));
+    return low | uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))) << 8;
+}
 
 #else
 
 constexpr const char* LEVEL = "generic";
 struct F32 { float v[16]; };
 struct I32 { int32_t v[16]; };
+struct Wide { I32 high, low; };
 
 #define EACH(T, expression) T r; for (int i = 0; i < 16; i++) r.v[i] = (expression); return r
 INLINE float half_to_float(uint16_t h) {
@@ -204,8 +257,19 @@ INLINE F32 bits(I32 a) { F32 r; std::memcpy(r.v, a.v, 64); return r; }
 INLINE I32 bits(F32 a) { I32 r; std::memcpy(r.v, a.v, 64); return r; }
 INLINE I32 add(I32 a, I32 b) { EACH(I32, int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }
 INLINE I32 sub(I32 a, I32 b) { EACH(I32, int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i]))); }
+INLINE I32 max(I32 a, I32 b) { EACH(I32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 INLINE I32 band(I32 a, I32 b) { EACH(I32, a.v[i] & b.v[i]); }
 INLINE I32 bor(I32 a, I32 b) { EACH(I32, a.v[i] | b.v[i]); }
+INLINE I32 bxor(I32 a, I32 b) { EACH(I32, a.v[i] ^ b.v[i]); }
+INLINE Wide wide_mul(I32 a, uint32_t factor) {
+    Wide y;
+    for (int i = 0; i < 16; i++) {
+        uint64_t product = uint64_t(uint32_t(a.v[i])) * factor;
+        y.high.v[i] = int32_t(uint32_t(product >> 32));
+        y.low.v[i] = int32_t(uint32_t(product));
+    }
+    return y;
+}
 template <int N> INLINE I32 shl(I32 a) { EACH(I32, int32_t(uint32_t(a.v[i]) << N)); }
 template <int N> INLINE I32 shr(I32 a) { EACH(I32, int32_t(uint32_t(a.v[i]) >> N)); }
 INLINE I32 load_u8(const uint8_t* p) { EACH(I32, p[i]); }
@@ -213,6 +277,17 @@ INLINE I32 load_s8(const int8_t* p) { EACH(I32, p[i]); }
 INLINE I32 load_u16(const uint16_t* p) { EACH(I32, p[i]); }
 INLINE F32 load_f16(const uint16_t* p) { EACH(F32, half_to_float(p[i])); }
 INLINE void store_u16(uint16_t* p, I32 a) { for (int i = 0; i < 16; i++) p[i] = uint16_t(a.v[i]); }
+INLINE void store_u8(uint8_t* p, I32 a) { for (int i = 0; i < 16; i++) p[i] = uint8_t(a.v[i]); }  // low bytes
+INLINE int32_t sum(I32 a) {
+    uint32_t total = 0;
+    for (int i = 0; i < 16; i++) total += uint32_t(a.v[i]);
+    return int32_t(total);
+}
+INLINE int32_t highest(I32 a) {
+    int32_t top = a.v[0];
+    for (int i = 1; i < 16; i++) top = a.v[i] > top ? a.v[i] : top;
+    return top;
+}
 INLINE I32 dot4(I32 acc, I32 u, I32 s) {
     for (int i = 0; i < 16; i++)
         for (int b = 0; b < 32; b += 8)
@@ -220,6 +295,12 @@ INLINE I32 dot4(I32 acc, I32 u, I32 s) {
     return acc;
 }
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) { EACH(F32, a.v[i] < b.v[i] ? yes.v[i] : no.v[i]); }
+// Bit i is set where a < b in lane i.
+INLINE uint32_t lanes_less(F32 a, F32 b) {
+    uint32_t r = 0;
+    for (int i = 0; i < 16; i++) r |= uint32_t(a.v[i] < b.v[i]) << i;
+    return r;
+}
 #undef EACH
 
 #endif
