@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -34,13 +33,16 @@ def run_rows(
     positions: Sequence[int] | None = None,
     out_rows: Sequence[int] | None = None,
     context: int = 4096,
+    coarse_from: int | None = None,
 ) -> Tensor:
     """Record `op` over buffers that hold `inputs` (equal numbers of rows), run it, and return its rows.
 
-    Buffers are poisoned with NaN first: what an operation does not write is seen.
+    Buffers are poisoned with NaN first: what an operation does not write is seen. coarse_from: the rows from here on
+    are a prompt, and prompts are coarse.
     """
     rows = len(inputs[0])
-    tape = Tape(pool(level, num_threads), max_rows=rows + 3, max_out=rows + 3, context=context)
+    sizes = {"max_rows": rows + 3, "max_out": rows + 3, "context": context}
+    tape = Tape(pool(level, num_threads), **sizes, coarse_prompts=coarse_from is not None)
     buffers = [tape.empty(ALL_ROWS, *x.shape[1:], dtype=x.dtype) for x in inputs]
     with tape.recording():
         out = op(*buffers)
@@ -50,8 +52,9 @@ def run_rows(
     ctypes.memset(out.data_ptr(), 0xFF, out.numel() * out.itemsize)
     where = int32(list(range(rows)) if positions is None else positions)
     wanted = int32(list(range(rows)) if out_rows is None else out_rows)
-    starts = int32([0, *accumulate([rows])])
-    tape.step.num_rows, tape.step.num_out, tape.step.num_seqs = rows, len(wanted), 1
+    starts = int32([0, rows] if coarse_from is None else [0, coarse_from, rows])
+    tape.step.num_rows, tape.step.num_out, tape.step.num_seqs = rows, len(wanted), len(starts) - 1
+    tape.step.num_step_seqs = 1
     tape.step.positions, tape.step.out_rows = ctypes.addressof(where), ctypes.addressof(wanted)
     tape.step.starts = ctypes.addressof(starts)
     tape.run()

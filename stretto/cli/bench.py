@@ -34,6 +34,7 @@ class Options:
     draft: str = option("as for `stretto run`", default="none", metavar="SPEC")
     dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
     backend: str = option("as for `stretto run`", default="auto", choices=("auto", "native", "torch"))
+    prefill: str = option("as for `stretto run`", default="exact", choices=("exact", "int8"))
     record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)  # noqa: RUF009  a field
     json: bool = option("print the record in place of the table", default=False)
 
@@ -54,6 +55,7 @@ def run(options: Options) -> int:
         draft=options.draft,
         dtype=options.dtype,
         backend=options.backend,
+        prefill=options.prefill,
         max_seqs=most,
         progress=progress("loading"),
         note=note,
@@ -63,7 +65,8 @@ def run(options: Options) -> int:
     # afterwards: on a shared machine the neighbours of the runs just measured
     machine = measure_machine(dtype, llm.backend_choice.threads)
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
-    name = f"bench {Path(options.model).name}, {llm.backend_choice.name}, {options.dtype}, draft {options.draft}"
+    words = (Path(options.model).name, llm.backend_choice.name, options.dtype, f"draft {options.draft}")
+    name = "bench " + ", ".join((*words, f"prefill {options.prefill}"))
     record = as_record(name, _words(options), samples, bounds, machine)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -54,6 +54,11 @@ class Options:
         default="auto",
         choices=("auto", "native", "torch"),
     )
+    prefill: str = option(
+        "exact, or int8: faster prompts with activations rounded to 8 bits (native only)",
+        default="exact",
+        choices=("exact", "int8"),
+    )
     ctx: int | None = option("longest prompt and answer together (default: what the model was made for)", default=None)
     stats: bool = option("close with a table of speeds and draft counters", default=False)
     show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
@@ -77,6 +82,7 @@ def run(options: Options) -> int:
             judge=options.judge,
             dtype=options.dtype,
             backend=options.backend,
+            prefill=options.prefill,
             context=options.ctx,
             max_seqs=1,
             chat_template=template,
@@ -147,6 +153,7 @@ def as_json(result: "Result", options: Options, backend: str) -> dict[str, Any]:
         "judge": options.judge,
         "dtype": options.dtype,
         "backend": backend,
+        "prefill": options.prefill,
         "prompt_token_ids": result.prompt_token_ids,
         "token_ids": result.token_ids,
     }

@@ -28,12 +28,22 @@ class Captured:
     `out_rows`, valid until the next call.
 
     threads: who runs it. max_rows: most rows of a step; context: most positions of a sequence, provisional rows too;
-    vocab_size: ids from here on do not count.
+    vocab_size: ids from here on do not count. coarse_prompts: see `Tape`.
     """
 
-    def __init__(self, lm: LM, pools: Pools, threads: Pool, *, max_rows: int, context: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        pools: Pools,
+        threads: Pool,
+        *,
+        max_rows: int,
+        context: int,
+        vocab_size: int,
+        coarse_prompts: bool = False,
+    ) -> None:
         self._vocab_size = vocab_size
-        self.tape = Tape(threads, max_rows=max_rows, max_out=max_rows, context=context)
+        self.tape = Tape(threads, max_rows=max_rows, max_out=max_rows, context=context, coarse_prompts=coarse_prompts)
         with self.tape.outside():
             nothing = torch.zeros(0, dtype=torch.int64)
             room = Seqs.of([self.tape.room])  # a placeholder: rows are those of the step

@@ -45,13 +45,15 @@ from stretto.models.lm import LM
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """Sizes. context: longest sequence; max_seqs: requests that run at once; max_rows: token budget of a step;
-    memory_bytes: for the cache; kv_dtype: of cached keys and values."""
+    memory_bytes: for the cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels multiply prompts
+    with 8-bit activations."""
 
     context: int
     max_seqs: int = 32
     max_rows: int = 512
     memory_bytes: int = 2 << 30
     kv_dtype: torch.dtype = torch.bfloat16
+    coarse_prompts: bool = False
 
 
 @dataclass(slots=True)
@@ -121,7 +123,9 @@ class Engine:
         self.captured: Captured | None = None
         if threads is not None:
             sizes = {"max_rows": self.scheduler.max_rows, "context": config.context + MAX_TREE_ROWS}
-            self.forward = self.captured = Captured(model, pools, threads, **sizes, vocab_size=self.vocab_size)
+            self.forward = self.captured = Captured(
+                model, pools, threads, **sizes, vocab_size=self.vocab_size, coarse_prompts=config.coarse_prompts
+            )
         self.drafter, self.draft_policy = drafter, draft_policy
         self.greedy, self.judge = Greedy(), judge or Coupled()
         self.eos_ids, self.clock = eos_ids, clock

@@ -29,6 +29,7 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+PREFILLS = ("exact", "int8")
 
 
 class LLM:
@@ -38,8 +39,9 @@ class LLM:
     "ngram:n=3,nodes=8", or a `Drafter` with a `DraftPolicy`. dtype: "bfloat16", or "float32" for the reference mode
     (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
-    `backend_choice` says what was taken and why. context: longest sequence, default what the model was made for.
-    note: gets one line when the kernels are compiled, which happens once.
+    `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
+    faster and rounds activations of prompts to 8 bits (native only). context: longest sequence, default what the model
+    was made for. note: gets one line when the kernels are compiled, which happens once.
     Raises UserError and its subclasses (see stretto.core.errors).
     """
 
@@ -51,6 +53,7 @@ class LLM:
         judge: str | Judge = "coupled",
         dtype: str = "bfloat16",
         backend: str = "auto",
+        prefill: str = "exact",
         context: int | None = None,
         max_seqs: int = 32,
         max_rows: int = 512,
@@ -66,6 +69,8 @@ class LLM:
             raise UserError(f"unknown dtype {dtype!r}", try_=f"one of {', '.join(DTYPES)}")
         if backend not in BACKENDS:
             raise UserError(f"unknown backend {backend!r}", try_=f"one of {', '.join(BACKENDS)}")
+        if prefill not in PREFILLS:
+            raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
         drafting = make_drafting(draft) if isinstance(draft, str) else draft
         file = open_model(resolve(str(model), env=env, progress=True))
         limit = file.config.context
@@ -84,6 +89,8 @@ class LLM:
         else:
             self.backend_choice = choose(backend, file.config, matrix_codecs(file), DTYPES[dtype], env, note)
         threads = self.backend_choice.threads
+        if threads is None and prefill != "exact":
+            raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))
         if threads is None:
             lm = load_model(file, DTYPES[dtype], progress).prepack()
         else:
@@ -96,6 +103,7 @@ class LLM:
                 max_rows=max_rows,
                 memory_bytes=memory_bytes,
                 kv_dtype=DTYPES[dtype],
+                coarse_prompts=prefill == "int8",
             ),
             drafter=drafting[0] if drafting else None,
             draft_policy=drafting[1] if drafting else None,

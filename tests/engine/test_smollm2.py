@@ -24,6 +24,7 @@ from stretto.engine.engine import Engine, EngineConfig
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_greedy.json"
 CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text())
 FEW = CASES[2:4]  # one prompt, raw and chat-formatted
+SIZES = ("max_rows", "max_seqs", "memory_bytes", "coarse_prompts")
 
 pytestmark = pytest.mark.model
 
@@ -45,7 +46,7 @@ def test_prompts_are_tokenized_as_by_the_oracle(llm: LLM) -> None:
 def outputs(llm: LLM, cases: list[dict[str, Any]], num_tokens: int, **options: Any) -> list[list[int]]:
     """Greedy ids through an engine of its own over the model of `llm`; end-of-text tokens do not stop it."""
     sizes = {"context": 512, "kv_dtype": llm.engine.config.kv_dtype}
-    sizes |= {key: options.pop(key) for key in ("max_rows", "max_seqs", "memory_bytes") if key in options}
+    sizes |= {key: options.pop(key) for key in SIZES if key in options}
     engine = Engine(llm.engine.model, EngineConfig(**sizes), threads=llm.backend_choice.threads, **options)
     sampling = Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True).resolve()
     requests = [engine.add(case["prompt_ids"], sampling) for case in cases]
@@ -127,9 +128,8 @@ def native(smollm2_path: Path) -> LLM:
     return LLM(smollm2_path, draft="none", context=512, backend="native")
 
 
-def native_logits(llm: LLM, plan: StepPlan) -> Tensor:
+def native_logits(engine: Engine, plan: StepPlan) -> Tensor:
     """Logits of every row of a plan without caches, through the engine's tape."""
-    engine = llm.engine
     assert engine.captured is not None
     engine.cache.admit(-1)
     assert engine.cache.reserve(-1, plan.seqs.num_rows)
@@ -139,26 +139,51 @@ def native_logits(llm: LLM, plan: StepPlan) -> Tensor:
     return logits
 
 
+def own(cases: list[dict[str, Any]], outputs: list[list[int]]) -> list[dict[str, Any]]:
+    """The cases with these outputs in place of the oracle's, for drafters that know the text."""
+    return [{**case, "output_ids": ids + [0] * 64} for case, ids in zip(cases, outputs, strict=True)]
+
+
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
 def test_native_answers_are_one_answer(llm: LLM, native: LLM, cases: list[dict[str, Any]]) -> None:
     """Bit for bit the same with any batch, split and draft, trees too; beside fp32 they differ at near ties only."""
     num_tokens = 24 if cases is FEW else 64
-    noise = gap_noise(llm.engine.model, lambda plan: native_logits(native, plan))
+    noise = gap_noise(llm.engine.model, lambda plan: native_logits(native.engine, plan))
     plain = outputs(native, cases, num_tokens)
     gaps = divergences(plain, cases)
     print(f"\nnative: {len(gaps)} of {len(cases)} answers leave fp32, at gaps {sorted(gaps)}, noise {noise:.3f}")
     assert all(gap < noise for gap in gaps)
-    own = [{**case, "output_ids": ids + [0] * 64} for case, ids in zip(cases, plain, strict=True)]
-    for name, options in variants(own).items():
+    for name, options in variants(own(cases, plain)).items():
         assert outputs(native, cases, num_tokens, **options) == plain, name
 
 
-def test_the_same_seed_gives_the_same_text_with_and_without_drafts(llm: LLM) -> None:
-    case = FEW[1]
-    sampling = Sampling(temperature=0.8, seed=7, max_tokens=24, ignore_eos=True).resolve()
+def test_coarse_prompts_differ_at_near_ties_only_and_drafts_change_nothing(llm: LLM, native: LLM) -> None:
+    """`--prefill int8`: the noise is that of 8-bit activations, and decoding is as exact as ever."""
+    config = EngineConfig(context=512, kv_dtype=native.engine.config.kv_dtype, coarse_prompts=True)
+    engine = Engine(native.engine.model, config, threads=native.backend_choice.threads)
+    exact, noise = (gap_noise(llm.engine.model, lambda p, e=e: native_logits(e, p)) for e in (native.engine, engine))
+    plain = outputs(native, FEW, 24, coarse_prompts=True)
+    gaps = divergences(plain, FEW)
+    print(
+        f"\nint8 prompts: {len(gaps)} of {len(FEW)} answers leave fp32, at gaps {gaps}, noise {noise:.3f} ({exact:.3f})"
+    )
+    assert all(gap < noise for gap in gaps) and noise > exact
+    options = variants(own(FEW, plain))
+    for name in ("alone", "ngram", "saboteur", "trees"):
+        assert outputs(native, FEW, 24, coarse_prompts=True, **options[name]) == plain, name
+
+
+@pytest.mark.parametrize("backend", ["llm", "native"])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_same_seed_gives_the_same_text_with_and_without_drafts(
+    request: pytest.FixtureRequest, backend: str, top_p: float
+) -> None:
+    llm, case = request.getfixturevalue(backend), FEW[1]
+    sampling = Sampling(temperature=0.8, top_p=top_p, seed=7, max_tokens=24, ignore_eos=True).resolve()
     found = []
     for options in ({}, {"drafter": NGram(), "draft_policy": Nodes(8)}):
-        engine = Engine(llm.engine.model, EngineConfig(context=512, kv_dtype=llm.engine.config.kv_dtype), **options)
+        config = EngineConfig(context=512, kv_dtype=llm.engine.config.kv_dtype)
+        engine = Engine(llm.engine.model, config, threads=llm.backend_choice.threads, **options)
         engine.add(case["prompt_ids"], sampling)
         found.append(finish(engine))
     assert found[0] == found[1]

@@ -175,6 +175,8 @@ BAD: dict[str, tuple[Sequence[str], int, str]] = {
     "no tokens": (["run", "TINY", "hi", "-n", "0"], 2, "max_tokens is 0"),
     "empty stop": (["run", "TINY", "hi", "--stop", ""], 2, "stop must be"),
     "dtype": (["run", "TINY", "hi", "--dtype", "bfloat32"], 2, "did you mean float32 or bfloat16?"),
+    "prefill": (["run", "TINY", "hi", "--prefill", "in8"], 2, "did you mean int8?"),
+    "coarse": (["run", "TINY", "hi", "--prefill", "int8", "--backend", "torch"], 2, "needs the native kernels"),
     "draft": (["run", "TINY", "hi", "--draft", "ngrm"], 2, "did you mean ngram?"),
     "draft setting": (["run", "TINY", "hi", "--draft", "ngram:nodes=0"], 2, "nodes is 0"),
     "judge": (["run", "TINY", "hi", "--judge", "copled"], 2, "did you mean coupled?"),

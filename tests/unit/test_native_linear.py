@@ -118,6 +118,31 @@ def test_not_a_number_is_not_hidden() -> None:
     assert not torch.isfinite(y).any()
 
 
+def coarse(x: Tensor) -> Tensor:
+    """Every 32 values as whole multiples of 1/127 of the largest of them, in fp64."""
+    groups = x.double().view(len(x), -1, 32)
+    scale = groups.abs().amax(2, keepdim=True) / 127
+    return (torch.round(groups / scale.clamp(min=1e-300)) * scale).view(x.shape)
+
+
+@pytest.mark.parametrize("codec", sorted(set(LAYOUTS) - set(PLAIN)))
+def test_prompts_may_be_coarse_and_decoding_never_is(codec: str) -> None:
+    x, weight = torch.randn(75, 512) * 3, [stored(codec, 96, 512)]
+    x[9] = 0
+    dense = weight[0].decode(torch.float32).double()
+    exact, all_coarse = product(x, weight), product(x, weight, coarse_from=0)
+    want = coarse(x) @ dense.T
+    assert (all_coarse - want).norm() / want.norm() < 1e-5 and not torch.equal(all_coarse, exact)
+    assert 2e-3 < relative_error(x, all_coarse, weight) < 1e-2, "what --prefill int8 costs"
+    for n in (0, 1, 2, 3, 5, 31, 63, 64, 67, 75):
+        y = product(x, weight, coarse_from=n)
+        assert torch.equal(y[:n], exact[:n]) and torch.equal(y[n:], all_coarse[n:]), n
+    for level in LEVELS:
+        assert torch.equal(product(x, weight, coarse_from=7, level=level, num_threads=3)[7:], all_coarse[7:]), level
+    x[3, 5], x[4, 9] = torch.nan, torch.inf
+    assert not torch.isfinite(product(x, weight, coarse_from=0)[3:5]).any()
+
+
 def test_a_weight_counts_what_it_streams() -> None:
     weight = pack([stored("q4_1", 64, 256)], pool())
     assert isinstance(weight, NativeWeight) and weight.nbytes == 64 * 256 // 32 * 20

@@ -58,7 +58,14 @@ class _PackArgs(ctypes.Structure):
 
 
 class _QuantizeArgs(ctypes.Structure):
-    _fields_ = [("rows", Rows), ("d_in", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("out", c_void_p)]
+    _fields_ = [
+        ("rows", Rows),
+        ("d_in", c_int32),
+        ("coarse_prompts", c_int32),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("out", c_void_p),
+    ]
 
 
 class _MatmulArgs(ctypes.Structure):
@@ -67,6 +74,8 @@ class _MatmulArgs(ctypes.Structure):
         ("d_in", c_int32),
         ("d_out", c_int32),
         ("format", c_int32),
+        ("coarse_prompts", c_int32),
+        ("unused", c_int32),
         ("tiles", c_void_p),
         ("bias", c_void_p),
         ("fixed", c_void_p),
@@ -168,6 +177,8 @@ def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_
                 d_in,
                 part.num_rows,
                 LAYOUTS.index(part.codec),
+                tape.coarse_prompts,
+                0,
                 part.data.data_ptr(),
                 None if bias is None else bias.data_ptr() + bias.itemsize * first,
                 None if fixed is None else fixed.data_ptr(),
@@ -197,6 +208,6 @@ def _quantize(tape: Tape, x: Tensor) -> Tensor:
     d_in = x.shape[1]
     assert d_in % _GROUP == 0, "rows of quantized weights are whole groups"
     blocks = tape.like(x, d_in // _GROUP * _BLOCK // 8, dtype=torch.uint8)
-    args = _QuantizeArgs(tape.rows(x), d_in, x.data_ptr(), x.stride(0), blocks.data_ptr())
+    args = _QuantizeArgs(tape.rows(x), d_in, tape.coarse_prompts, x.data_ptr(), x.stride(0), blocks.data_ptr())
     tape.emit("quantize", args)
     return blocks

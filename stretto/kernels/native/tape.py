@@ -43,14 +43,15 @@ class Tape:
     """A list of operations with the buffers they work on.
 
     max_rows: room for rows of activations; max_out: for rows that the head needs; context: positions a row may have.
+    coarse_prompts: sequences that are not in step form are multiplied with 8-bit activations instead of 16-bit ones.
     step: the rows of the next run.
 
     Operations run in the order of recording, so the memory of a buffer that nobody holds any more goes to the next one:
     a model of thirty layers needs the buffers of one.
     """
 
-    def __init__(self, pool: Pool, *, max_rows: int, max_out: int, context: int) -> None:
-        self.pool, self.context, self.accepted = pool, context, Commit()
+    def __init__(self, pool: Pool, *, max_rows: int, max_out: int, context: int, coarse_prompts: bool = False) -> None:
+        self.pool, self.context, self.coarse_prompts, self.accepted = pool, context, coarse_prompts, Commit()
         self.step: Step = self.accepted.step  # a view: operations of `commit` read what lies around it
         # whole blocks of the fixed-point form, which holds eight rows
         self._capacity = {ALL_ROWS: -(-max_rows // 8) * 8, OUT_ROWS: -(-max_out // 8) * 8}

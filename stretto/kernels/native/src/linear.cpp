@@ -25,10 +25,16 @@ struct Block {
 struct QuantizeArgs {
     Rows rows;
     int32_t d_in;
+    int32_t coarse_prompts;
     const float* x;
     int64_t x_stride;
     Block* out;
 };
+
+// The first row in coarse form.
+int64_t first_coarse(Rows rows, int32_t coarse_prompts, const Step& step) {
+    return coarse_prompts && rows.kind == ALL_ROWS ? step.starts[step.num_step_seqs] : rows.of(&step);
+}
 
 constexpr int QUANTIZE_ROWS = 4;
 
@@ -44,7 +50,7 @@ INLINE float scale_of(float amax) {
     return scale;
 }
 
-void quantize_group(const float* x, Block& out, int r) {
+void quantize_group(const float* x, Block& out, int r, bool is_coarse) {
     F32 values[2] = {load(x), load(x + 16)};
     // Bits of absolute values are in the order of the values; infinity and NaN come last.
     int32_t top = highest(max(bits(abs(values[0])), bits(abs(values[1]))));
@@ -52,14 +58,14 @@ void quantize_group(const float* x, Block& out, int r) {
     if (top < 0x7F800000) {
         float amax;
         std::memcpy(&amax, &top, 4);
-        scale = scale_of(amax);
-        inverse = 1.0f / scale;
+        scale = is_coarse ? amax * (1.0f / 127.0f) : scale_of(amax);
+        inverse = scale >= 0x1p-126f ? 1.0f / scale : 0.0f;
     } else {
         values[0] = values[1] = set1(0.0f);
     }
     for (int half = 0; half < 2; half++) {
         I32 q = to_int(mul(values[half], set1(inverse)));
-        store_u8(out.planes[r] + 16 * half, shr<8>(add(q, set1i(128))));  // the low byte is signed
+        store_u8(out.planes[r] + 16 * half, is_coarse ? q : shr<8>(add(q, set1i(128))));  // the low byte is signed
         store_u8(out.planes[r] + 32 + 16 * half, q);
         out.isums[r][half] = sum(q);
     }
@@ -70,10 +76,11 @@ void quantize_group(const float* x, Block& out, int r) {
 int64_t chunks(const QuantizeArgs& a, const Step& step) { return ceil_div(a.rows.of(&step), QUANTIZE_ROWS); }
 
 void run(const QuantizeArgs& a, const Step& step, int64_t first, int64_t last) {
-    int groups = a.d_in / GROUP, rows = a.rows.of(&step);
+    int64_t coarse = first_coarse(a.rows, a.coarse_prompts, step), rows = a.rows.of(&step);
+    int groups = a.d_in / GROUP;
     for (int64_t r = first * QUANTIZE_ROWS; r < last * QUANTIZE_ROWS && r < rows; r++)
         for (int g = 0; g < groups; g++)
-            quantize_group(a.x + r * a.x_stride + g * GROUP, a.out[r / 8 * groups + g], int(r % 8));
+            quantize_group(a.x + r * a.x_stride + g * GROUP, a.out[r / 8 * groups + g], int(r % 8), r >= coarse);
 }
 
 // -- products ----------------------------------------------------------------------------------------------------------
@@ -84,6 +91,8 @@ struct MatmulArgs {
     int32_t d_in;
     int32_t d_out;
     int32_t format;
+    int32_t coarse_prompts;
+    int32_t unused;
     const uint8_t* tiles;
     const float* bias;  // [d_out], or null
     const Block* fixed;
@@ -118,9 +127,10 @@ struct Ahead {
     }
 };
 
-// Some groups of one tile for rows r0 .. r0 + R - 1 of a block, added to y. Every load of an activation serves both halves of the tile, and there
-// are enough accumulators that no dot product waits for the one before it. Integers: the order is free.
-template <class F, int R>
+// Some groups of one tile for rows r0 .. r0 + R - 1 of a block, added to y. Every load of an activation serves both
+// halves of the tile, and there are enough accumulators that no dot product waits for the one before it. Integers: the
+// order is free.
+template <class F, int R, bool COARSE>
 INLINE void tile_rows(const uint8_t* tile, int groups, const Block* block, int r0, Ahead& ahead, F32 (&y)[2][R]) {
     constexpr int N = 8 / F::PARTS;
     const uint8_t* planes = block->planes[r0];
@@ -140,14 +150,14 @@ INLINE void tile_rows(const uint8_t* tile, int groups, const Block* block, int r
                         I32 h = four(planes + 64 * r + 4 * i), l = four(planes + 64 * r + 32 + 4 * i);
                         UNROLL for (int t = 0; t < 2; t++) {
                             high[t][r] = dot4(high[t][r], w[t], h);
-                            low[t][r] = dot4(low[t][r], w[t], l);
+                            if constexpr (!COARSE) low[t][r] = dot4(low[t][r], w[t], l);
                         }
                     }
                 }
                 UNROLL for (int t = 0; t < 2; t++) {
                     F32 scale = F::scale(tile + t * F::RECORD, g, part);
                     UNROLL for (int r = 0; r < R; r++) {
-                        I32 acc = add(shl<8>(high[t][r]), low[t][r]);
+                        I32 acc = COARSE ? high[t][r] : add(shl<8>(high[t][r]), low[t][r]);
                         if constexpr (F::LOG_ZERO >= 0) {
                             const int32_t* isum = isums + 2 * r;
                             I32 total = F::PARTS == 2 ? set1i(isum[part]) : add(set1i(isum[0]), set1i(isum[1]));
@@ -194,22 +204,34 @@ struct Part {
     Ahead ahead;
 };
 
-template <class F, int R>
+template <class F, int R, bool COARSE>
 __attribute__((noinline)) void quantized_rows(Part& part, int64_t row) {
     F32 y[2][R];
     float(*sums)[TILE] = part.sums + row;
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < 2; t++) y[t][r] = part.is_first ? set1(0.0f) : load(sums[r] + HALF * t);
     Ahead ahead = part.ahead;
-    tile_rows<F, R>(part.tile, part.groups, part.blocks + row / 8 * part.block_stride, int(row % 8), ahead, y);
+    tile_rows<F, R, COARSE>(part.tile, part.groups, part.blocks + row / 8 * part.block_stride, int(row % 8), ahead, y);
     part.ahead = ahead;
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < 2; t++) store(sums[r] + HALF * t, y[t][r]);
 }
 
-// Rows panel .. panel + n - 1 of the outputs of one tile.
+// Rows row .. end - 1 of a panel, four, two or one at a time: never across two blocks of eight.
+template <class F, bool COARSE>
+int64_t quantized_run(Part& part, int64_t row, int64_t end) {
+    while (row < end) {
+        if (row % 4 == 0 && row + 4 <= end) quantized_rows<F, 4, COARSE>(part, row), row += 4;
+        else if (row % 2 == 0 && row + 2 <= end) quantized_rows<F, 2, COARSE>(part, row), row += 2;
+        else quantized_rows<F, 1, COARSE>(part, row), row += 1;
+    }
+    return row;
+}
+
+// Rows panel .. panel + n - 1 of the outputs of one tile, those from `coarse` on in coarse form.
 template <class F>
-void quantized_panel(const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t panel, int64_t n) {
+void quantized_panel(
+    const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t panel, int64_t n, int64_t coarse) {
     alignas(64) float sums[PANEL][TILE];
     const uint8_t* start = a.tiles + tile * bytes;
     int groups = a.d_in / GROUP;
@@ -218,10 +240,8 @@ void quantized_panel(const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t p
     if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
     for (int g = 0; g < groups; g += DEPTH) {
         part.groups = groups - g < DEPTH ? groups - g : DEPTH;
-        int64_t r = 0;
-        for (; r + 4 <= n; r += 4) quantized_rows<F, 4>(part, r);
-        if (r + 2 <= n) quantized_rows<F, 2>(part, r), r += 2;
-        if (r < n) quantized_rows<F, 1>(part, r);
+        int64_t r = quantized_run<F, false>(part, 0, n < coarse - panel ? n : coarse - panel);
+        quantized_run<F, true>(part, r, n);
         part.tile += int64_t(part.groups / F::GROUPS) * 2 * F::RECORD;
         part.blocks += part.groups;
         part.is_first = false;
@@ -266,6 +286,7 @@ int64_t chunks(const MatmulArgs& a, const Step& step) {
 void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
     int64_t bytes = tile_bytes(a.format, a.d_in), per = tiles_per_chunk(a), tiles = ceil_div(a.d_out, TILE);
     int64_t to = last * per < tiles ? last * per : tiles, rows = a.rows.of(&step);
+    int64_t coarse = first_coarse(a.rows, a.coarse_prompts, step);
     dispatch(
         a.format,
         [&](auto f) {
@@ -273,7 +294,7 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
             // A panel of activations and a chunk of weights stay in the second cache.
             for (int64_t panel = 0; panel < rows; panel += PANEL)
                 for (int64_t t = first * per; t < to; t++)
-                    quantized_panel<F>(a, t, bytes, panel, rows - panel < PANEL ? rows - panel : PANEL);
+                    quantized_panel<F>(a, t, bytes, panel, rows - panel < PANEL ? rows - panel : PANEL, coarse);
         },
         [&](auto f) {
             using F = decltype(f);

@@ -44,11 +44,15 @@ struct Op {
 }  // extern "C"
 
 // A leading dimension that is known when a step runs: T, R, or a constant.
+enum : int32_t { ALL_ROWS = 1, OUT_ROWS = 2 };
+
 struct Rows {
-    int32_t kind;  // 0: `count`, 1: T, 2: R
+    int32_t kind;  // else `count`
     int32_t count;
 
-    int32_t of(const Step* step) const { return kind == 1 ? step->num_rows : kind == 2 ? step->num_out : count; }
+    int32_t of(const Step* step) const {
+        return kind == ALL_ROWS ? step->num_rows : kind == OUT_ROWS ? step->num_out : count;
+    }
 };
 
 // Registers `name_chunks` and `name_run` for the argument struct `Args`.
