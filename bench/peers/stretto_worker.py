@@ -1,4 +1,4 @@
-"""stretto, through its public Python API. options: {"draft": ...}."""
+"""stretto, through its public Python API. options: {"draft": ..., "prefill": "exact" if absent}."""
 
 import sys
 from typing import Any
@@ -17,8 +17,13 @@ class Stretto:
         from stretto import LLM, Sampling
 
         self.sampling = Sampling
-        settings = {"draft": options["draft"], "max_seqs": options["streams"], "context": options["context"]}
-        self.llm = LLM(model, draft=options["draft"], max_seqs=options["streams"], context=options["context"])
+        settings = {
+            "draft": options["draft"],
+            "prefill": options.get("prefill", "exact"),
+            "max_seqs": options["streams"],
+            "context": options["context"],
+        }
+        self.llm = LLM(model, **settings)
         choice = self.llm.backend_choice
         settings |= {"backend": choice.name, "why_not_native": choice.why}
         return {"version": f"stretto {stretto.__version__}, {choice.name}", "settings": settings}

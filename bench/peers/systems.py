@@ -63,6 +63,13 @@ OURS = (
         options={"draft": "ngram"},
         quantities=("decode x1, text that repeats",),
     ),
+    Variant(
+        system="stretto, int8 prompts",
+        script="stretto_worker.py",
+        file="gguf",
+        options={"draft": "none", "prefill": "int8"},
+        quantities=("first token after 32", "first token after 1024"),
+    ),
 )
 
 
