@@ -36,25 +36,6 @@ struct Factors {
     float scale, sum;
 };
 
-// One plane of signed bytes; 32 values share amax / 127.
-struct Int8 {
-    using Sum = I32;
-    static constexpr int PARTS = 2, CHAINS = 1;
-    static INLINE Sum zero() { return set1i(0); }
-    static INLINE I32 widen(I32 word, int part) { return band(down(word, part), set1i(0x0F0F0F0F)); }
-    static INLINE Sum dot(Sum sum, I32 w, I32 x) { return dot4(sum, w, x); }
-    static INLINE F32 value(Sum sum) { return to_float(sum); }
-    static INLINE Factors prepare(const float* x, uint8_t* to) {
-        F32 a = load(x), b = load(x + 16);
-        float amax = highest(max(abs(a), abs(b))), scale = amax > 0 ? amax / 127.0f : 1.0f;
-        int32_t q[GROUP], total = 0;
-        storei(q, to_int(mul(a, set1(1.0f / scale))));
-        storei(q + 16, to_int(mul(b, set1(1.0f / scale))));
-        for (int i = 0; i < GROUP; i++) to[i] = uint8_t(q[i]), total += q[i];
-        return {scale, scale * float(total)};
-    }
-};
-
 // Activations and codes in fp32.
 struct Fp32 {
     using Sum = F32;
@@ -256,8 +237,6 @@ void run(const Product<Form>& a, const Step&, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(prepare_int8, Prepare<Int8>)
-STRETTO_OP(multiply_int8, Product<Int8>)
 STRETTO_OP(prepare_fp32, Prepare<Fp32>)
 STRETTO_OP(multiply_fp32, Product<Fp32>)
 #if defined(__AVX512BF16__)

@@ -5,11 +5,11 @@
 Four forms multiply the same Q4_1 weights, in the tiles of src/formats.h, with 1 to 64 rows of activations:
 
     fixed point   the shipped product: 16-bit block fixed point, two byte planes (operations `quantize` and `matmul`)
-    int8          8-bit block fixed point: one plane
+    int8          8-bit block fixed point, one plane: what prompts are multiplied in with `--prefill int8`
     bf16          bf16 dot products; a table widens the nibbles
     fp32          fp32 multiply-adds; shifts and conversions widen the nibbles
 
-All apply scales and minima in fp32, group after group. The last three are in cpu_arithmetic.cpp; none uses AMX tiles.
+All apply scales and minima in fp32, group after group. The last two are in cpu_arithmetic.cpp; none uses AMX tiles.
 Times include preparing the rows, that is, bringing them into the form. A form is bound by the larger of two times, both
 measured in the same rounds: a read-only pass over the same bytes (where they do not lie in a cache), and its dot
 products at the rate at which one core executes them, times the threads.
@@ -43,7 +43,7 @@ from stretto.codecs.q4_1 import Q4_1
 from stretto.engine.measure import describe_machine
 from stretto.kernels.linear import native
 from stretto.kernels.native.build import supported_levels
-from stretto.kernels.native.library import Op, Step
+from stretto.kernels.native.library import Op
 from stretto.kernels.native.tape import aligned
 
 # SmolLM2: 30 layers of (q, k, v), output, (gate, up) and down in Q4_1, and a head of 49,152 rows in Q8_0
@@ -174,11 +174,13 @@ def measure(kernels: Kernels, forms: Sequence[Form], weights: Tensor, rounds: in
         note(f"round {turn + 1}/{rounds}")
         instructions(kernels.own, samples)
         for form, ops in preparations.items():
-            samples.preparing[form.name].append(nanoseconds(pools[1].run, ops, Step(), warm=True) / len(ops) / most)
+            samples.preparing[form.name].append(
+                nanoseconds(pools[1].run, ops, kernels.step(most), warm=True) / len(ops) / most
+            )
         kernels.result(FIXED, weights[0], most)  # leaves the rows as the tiles want them
         for rows, ops in tiles.items():
             blocks = len(ops) * rows * (TILE // 16) * (D_IN // GROUP)
-            spent = nanoseconds(pools[1].run, ops, Step(), warm=True)
+            spent = nanoseconds(pools[1].run, ops, kernels.step(rows), warm=True)
             samples.tile[rows].append(spent / blocks * samples.clock[-1])
         for case in cases([*forms[turn % len(forms) :], *forms[: turn % len(forms)]], pools):
             pool = pools[case.threads]
@@ -186,7 +188,7 @@ def measure(kernels: Kernels, forms: Sequence[Form], weights: Tensor, rounds: in
                 spent = nanoseconds(pool.run_once, [native.read_bytes(weights)])
                 samples.reading[case.threads].append(weights.nbytes / spent)
             ops, count = products[case.form, case.rows, case.in_memory]
-            spent = nanoseconds(pool.run, ops, Step(), warm=not case.in_memory)
+            spent = nanoseconds(pool.run, ops, kernels.step(case.rows), warm=not case.in_memory)
             samples.products[case].append(spent / count / case.rows)
     return samples
 

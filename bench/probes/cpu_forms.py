@@ -15,7 +15,7 @@ from stretto.core.env import read_env
 from stretto.kernels.linear import native
 from stretto.kernels.native.build import FLAGS, GCC_FLAGS, LEVELS, SOURCES, build, cpu_features, find_compiler
 from stretto.kernels.native.library import Op, Pool, Step, load
-from stretto.kernels.native.tape import Rows, aligned
+from stretto.kernels.native.tape import ALL_ROWS, Rows, aligned
 
 SOURCE = Path(__file__).with_name("cpu_arithmetic.cpp")
 D_IN, D_OUT, TILE, GROUP = 576, 1536, 32, 32  # a matrix of SmolLM2; rows of a tile, inputs of a group
@@ -35,9 +35,10 @@ class Form:
 
 
 FIXED = Form(name="fixed point", dots=16, instruction="dot", error=8e-5)
+INT8 = Form(name="int8", dots=8, instruction="dot", error=1e-2)
+SHIPPED = (FIXED, INT8)
 FORMS = (
-    FIXED,
-    Form(name="int8", dots=8, instruction="dot", error=1e-2),
+    *SHIPPED,
     Form(name="bf16", dots=16, instruction="bf16_dot", error=3e-3),
     Form(name="fp32", dots=32, instruction="fma", error=2e-6),
 )
@@ -50,12 +51,20 @@ INSTRUCTIONS = {
 }
 """512-bit instructions by the names of their loops in cpu_arithmetic.cpp."""
 SPINS = 16  # executed by one turn of a loop
+_PROMPT = Rows(ALL_ROWS, 0)
 
 
 class _QuantizeArgs(ctypes.Structure):
     """`QuantizeArgs` of src/linear.cpp."""
 
-    _fields_ = [("rows", Rows), ("d_in", c_int32), ("x", c_void_p), ("x_stride", c_int64), ("out", c_void_p)]
+    _fields_ = [
+        ("rows", Rows),
+        ("d_in", c_int32),
+        ("coarse_prompts", c_int32),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("out", c_void_p),
+    ]
 
 
 class _MatmulArgs(ctypes.Structure):
@@ -66,6 +75,8 @@ class _MatmulArgs(ctypes.Structure):
         ("d_in", c_int32),
         ("d_out", c_int32),
         ("format", c_int32),
+        ("coarse_prompts", c_int32),
+        ("unused", c_int32),
         ("tiles", c_void_p),
         ("bias", c_void_p),
         ("fixed", c_void_p),
@@ -102,12 +113,17 @@ class Kernels:
         self.factors = aligned((2 * x.numel() // GROUP,), torch.float32)
         self.y = aligned((len(x), D_OUT), torch.float32)
         self._kept: list[ctypes.Structure] = []  # operations hold addresses of their arguments
+        self._start = c_int32(0)
 
     def has(self, form: Form) -> bool:
-        return form is FIXED or hasattr(self.own, f"multiply_{form.name}_run")
+        return form in SHIPPED or hasattr(self.own, f"multiply_{form.name}_run")
 
     def pool(self, num_threads: int) -> Pool:
         return Pool(self.shipped, num_threads)
+
+    def step(self, rows: int) -> Step:
+        """What a list for so many rows runs with: they are a prompt, so that the coarse form applies."""
+        return Step(num_rows=rows, num_seqs=1, starts=ctypes.addressof(self._start))
 
     def products(self, form: Form, matrices: Sequence[int], rows: int) -> ctypes.Array[Op]:
         """A list that multiplies the first rows with the matrices at these addresses, one after the other."""
@@ -127,19 +143,19 @@ class Kernels:
     def result(self, form: Form, tiles: Tensor, rows: int) -> Tensor:
         """[rows, D_OUT]: the product with one matrix, from a buffer that held NaN."""
         self.y.fill_(torch.nan)
-        self.pool(1).run(self.products(form, [tiles.data_ptr()], rows), Step())
+        self.pool(1).run(self.products(form, [tiles.data_ptr()], rows), self.step(rows))
         return self.y[:rows].clone()
 
     def _prepare(self, form: Form, rows: int) -> Op:
-        if form is not FIXED:
+        if form not in SHIPPED:
             return self._own_op(f"prepare_{form.name}", rows, 0, 0)
-        args = _QuantizeArgs(Rows(0, rows), D_IN, self.x.data_ptr(), D_IN, self.values.data_ptr())
+        args = _QuantizeArgs(_PROMPT, D_IN, form is INT8, self.x.data_ptr(), D_IN, self.values.data_ptr())
         return self._shipped_op("quantize", args)
 
     def _multiply(self, form: Form, tiles: int, rows: int, d_out: int) -> Op:
-        if form is not FIXED:
+        if form not in SHIPPED:
             return self._own_op(f"multiply_{form.name}", rows, d_out, tiles)
-        sizes = (Rows(0, rows), D_IN, d_out, native.LAYOUTS.index("q4_1"))
+        sizes = (_PROMPT, D_IN, d_out, native.LAYOUTS.index("q4_1"), form is INT8, 0)
         y = (self.y.data_ptr(), D_OUT)
         return self._shipped_op("matmul", _MatmulArgs(*sizes, tiles, None, self.values.data_ptr(), None, 0, *y))
 
