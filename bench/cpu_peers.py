@@ -12,12 +12,10 @@ Whoever is missing is listed with the reason.
 """
 
 import argparse
-import datetime
 import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -38,6 +36,7 @@ from stretto.convert.hub import resolve
 from stretto.convert.load import open_model
 from stretto.core.env import read_env
 from stretto.engine.measure import describe_machine, read_bandwidth
+from stretto.engine.record import as_record, result
 from stretto.llm.sync import open_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -348,13 +347,7 @@ def report(
         for system, runner in best.items():
             samples = runner.samples[quantity]
             value, spread = statistics.median(samples), (min(samples), max(samples))
-            results.append(
-                {
-                    "quantity": f"{quantity}: {runner.variant.name}",
-                    "value": value, "unit": unit, "median_of": len(samples), "spread": [*spread],
-                    "bound": bounds.get(quantity),
-                }
-            )  # fmt: skip
+            results.append(result(f"{quantity}: {runner.variant.name}", unit, samples, bounds.get(quantity)))
             ours, share = any(system == variant.system for variant in OURS), runner.about["next_tokens_agree"]
             notes = [runner.variant.label] * bool(runner.variant.label)
             notes += [f"{share:.0%} of next tokens agree"] * (share < CLOSE)
@@ -369,27 +362,15 @@ def report(
         "threads": plan.threads, "load_average": os.getloadavg(), "bandwidth": statistics.median(bandwidth),
         "model_bytes": num_bytes, "systems": about, "absent": absent,
     }  # fmt: skip
-    record = {
-        "name": "SmolLM2-135M Q4_1 on a CPU, peers",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine,
-        "command": shlex.join(["python", "bench/cpu_peers.py", *sys.argv[1:]]),
-        "results": results,
-        "samples": every | {"bandwidth, bytes/s": bandwidth},
-    }
+    command = shlex.join(["python", "bench/cpu_peers.py", *sys.argv[1:]])
+    samples = every | {"bandwidth, bytes/s": bandwidth}
+    record = as_record("SmolLM2-135M Q4_1 on a CPU, peers", command, machine, results, samples)
     return record, groups
 
 
 def matrix_bytes(source: Path) -> int:
     """Bytes of the matrices in a GGUF file: what decoding one token has to read."""
     return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(source).tensors if len(tensor.shape) > 1)
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def note(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Cold start, peak memory, decode and prefill speed of the default model: writes bench/records/foundation.json.
+"""Cold start, peak memory, decode and prefill speed through torch: writes bench/records/foundation.json.
 
     python bench/foundation.py [--runs 5]
 
@@ -9,15 +9,16 @@ real text. The speeds come from `stretto bench` (its bounds too); nothing here i
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from stretto.engine.record import result
 
 RECORD = Path(__file__).parent / "records" / "foundation.json"
 STRETTO = [sys.executable, "-m", "stretto"]
+BACKEND = ["--backend", "torch"]
 ONE_TOKEN = ["run", "smollm2", "hi", "-n", "1", "--temp", "0"]
 ANSWER = ["run", "smollm2", "Why is the sky blue?", "-n", "128", "--temp", "0", "--draft", "none"]
 
@@ -34,30 +35,19 @@ def one_process(words: list[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1000
 
 
-def result(quantity: str, unit: str, runs: list[float], bound: float | None = None) -> dict[str, Any]:
-    """One row of a record."""
-    return {
-        "quantity": quantity,
-        "value": statistics.median(runs),
-        "unit": unit,
-        "median_of": len(runs),
-        "spread": [min(runs), max(runs)],
-        "bound": bound,
-    }
-
-
 def main() -> None:
     """Measure and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    one_process(ONE_TOKEN)  # warms the page cache
+    one_process([*ONE_TOKEN, *BACKEND])  # warms the page cache
     cold, peak = [], []
     for turn in range(runs):
         print(f"process {turn + 1}/{runs}", file=sys.stderr)
-        cold.append(one_process(ONE_TOKEN)[0])
-        peak.append(one_process(ANSWER)[1])
+        cold.append(one_process([*ONE_TOKEN, *BACKEND])[0])
+        peak.append(one_process([*ANSWER, *BACKEND])[1])
     words = ["bench", "smollm2", "--json", "--prompt-tokens", "128,512,1024", "--streams", "1,8", "--repeat", str(runs)]
+    words += BACKEND
     record = json.loads(subprocess.run([*STRETTO, *words], check=True, stdout=subprocess.PIPE).stdout)
     record["name"] = "SmolLM2-135M, torch, bf16"
     record["command"] = f"python bench/foundation.py --runs {runs}"

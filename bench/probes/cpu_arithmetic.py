@@ -21,11 +21,9 @@ are printed, a record has spreads and samples too.
 
 import argparse
 import ctypes
-import datetime
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -41,6 +39,7 @@ from torch import Tensor
 
 from stretto.codecs.q4_1 import Q4_1
 from stretto.engine.measure import describe_machine
+from stretto.engine.record import as_record, result
 from stretto.kernels.linear import native
 from stretto.kernels.native.build import supported_levels
 from stretto.kernels.native.library import Op
@@ -300,39 +299,21 @@ def record(samples: Samples, findings: Sequence[Finding]) -> dict[str, Any]:
     rows += [(f"{name}, to prepare a row", "ns", runs, None) for name, runs in samples.preparing.items()]
     least = FIXED.dots / median(samples.per_cycle[FIXED.instruction])
     rows += [(f"{ONE_TILE}, {plural(n, 'row')}", "cycles", runs, least) for n, runs in samples.tile.items()]
-    return {
-        "name": "arithmetic of products on this CPU",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": describe_machine() | {"load_average": os.getloadavg(), "weight_bytes": samples.weight_bytes},
-        "command": shlex.join(["python", "bench/probes/cpu_arithmetic.py", *sys.argv[1:]]),
-        "findings": {
-            found.form.name: {
-                "error": found.error,
-                "bits at any number of rows": said(found.same_at_any_rows),
-                "bits on levels": levels(found),
-            }
-            for found in findings
-        },
-        "results": [
-            {
-                "quantity": quantity,
-                "value": median(runs),
-                "unit": unit,
-                "median_of": len(runs),
-                "spread": [min(runs), max(runs)],
-                "bound": bound,
-            }
-            for quantity, unit, runs, bound in rows
-        ],
-        "samples": {quantity: runs for quantity, _, runs, _ in rows},
+    found = {
+        finding.form.name: {
+            "error": finding.error,
+            "bits at any number of rows": said(finding.same_at_any_rows),
+            "bits on levels": levels(finding),
+        }
+        for finding in findings
     }
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return as_record(
+        "arithmetic of products on this CPU",
+        shlex.join(["python", "bench/probes/cpu_arithmetic.py", *sys.argv[1:]]),
+        describe_machine() | {"load_average": os.getloadavg(), "weight_bytes": samples.weight_bytes, "findings": found},
+        [result(quantity, unit, runs, bound) for quantity, unit, runs, bound in rows],
+        {quantity: runs for quantity, _, runs, _ in rows},
+    )
 
 
 def plural(count: int, noun: str) -> str:

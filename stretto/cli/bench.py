@@ -1,12 +1,12 @@
 """`stretto bench`: prefill and decode speed of one model, as medians and as shares of what this machine allows."""
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stretto.cli._flags import argument, flags, option
-from stretto.cli._record import as_record
 from stretto.cli._terminal import note, print_json, progress, table
 from stretto.cli._text import PARAGRAPH
 from stretto.core.card import DRAFTERS
@@ -45,7 +45,8 @@ def run(options: Options) -> int:
     from stretto.convert.hub import resolve
 
     path = resolve(options.model, env=read_env())
-    from stretto.engine.measure import measure_machine, model_cost, prefill_cost
+    from stretto.engine.measure import describe_machine, measure_machine, model_cost, prefill_cost
+    from stretto.engine.record import as_record, result
     from stretto.llm import DTYPES, LLM
 
     dtype = DTYPES[options.dtype]
@@ -67,7 +68,9 @@ def run(options: Options) -> int:
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
     words = (Path(options.model).name, llm.backend_choice.name, options.dtype, f"draft {options.draft}")
     name = "bench " + ", ".join((*words, f"prefill {options.prefill}"))
-    record = as_record(name, _words(options), samples, bounds, machine)
+    results = [result(quantity, "tokens/s", runs, bounds[quantity]) for quantity, runs in samples.items()]
+    where = {**describe_machine(), **asdict(machine)}
+    record = as_record(name, shlex.join(["stretto", *_words(options)]), where, results, samples)
     if options.record is not None:
         options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         note(f"wrote {options.record}")
@@ -75,10 +78,10 @@ def run(options: Options) -> int:
         print_json(record)
         return 0
     rows = []
-    for result in record["results"]:
-        value, bound, (low, high) = result["value"], result["bound"], result["spread"]
+    for row in record["results"]:
+        value, bound, (low, high) = row["value"], row["bound"], row["spread"]
         share = f"{value / bound:.0%} of {bound:,.0f}"
-        rows.append((result["quantity"], f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}", share))
+        rows.append((row["quantity"], f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}", share))
     print(table(("quantity", "tokens/s", "spread", "of bound"), rows))
     note(f"bound: {machine.bandwidth / 1e9:.1f} GB/s read, {machine.flops / 1e9:,.0f} GFLOP/s in {options.dtype}")
     return 0

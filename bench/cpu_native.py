@@ -1,0 +1,176 @@
+"""The native kernels on this CPU, against what memory allows: writes bench/records/cpu_native.json.
+
+    python bench/cpu_native.py [--rounds 9]
+
+Every round measures everything once, and a read-only pass over as many bytes as a step streams right before and after
+each kind of step: the bound at that moment. Steps are those of the engine, with real text; a verification holds a
+pending token and fifteen drafts. Start-up and memory are those of processes of their own. Nothing here is a test.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+from foundation import ANSWER, ONE_TOKEN, one_process
+
+from stretto import LLM, Sampling
+from stretto.cli.bench import prompt_of
+from stretto.engine.measure import describe_machine, model_cost, native_bandwidth
+from stretto.engine.record import as_record, result
+
+RECORD = Path(__file__).parent / "records" / "cpu_native.json"
+NODES = 15
+LONG_CHAT = ["run", "smollm2", "-n", "64", "--temp", "0", "--draft", "none", "--raw", "--ctx", "2048"]
+
+
+class Bench:
+    """A model with its samples, by quantity; bounds are of the same rounds."""
+
+    def __init__(self) -> None:
+        sizes = {"backend": "native", "max_seqs": 32}
+        self.llm = LLM("smollm2", draft="none", **sizes)
+        self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
+        self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)
+        self.cost = model_cost(self.llm.engine.model, torch.bfloat16)
+        self.samples: dict[str, list[float]] = defaultdict(list)
+        self.units: dict[str, str] = {}
+        self.bounds: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, quantity: str, unit: str, value: float, bound: float | None = None) -> None:
+        self.samples[quantity].append(value)
+        self.units[quantity] = unit
+        if bound is not None:
+            self.bounds[quantity].append(bound)
+
+    def round(self, turn: int) -> None:
+        """Everything once."""
+        prompt = prompt_of(self.llm, 32, offset=turn)
+        before = self.pass_seconds()
+        plain, total = steps(self.llm, [prompt], 64)
+        bound = (before + self.pass_seconds()) / 2
+        self.add("decode x1", "tokens/s", len(plain) / total, 1 / bound)
+        self.add("one row: native step", "ms", 1e3 * median(plain), 1e3 * bound)
+        self.add("one row: Python and the rest", "us", 1e6 * (total - sum(plain)) / len(plain))
+        before = self.pass_seconds()
+        verify, _ = steps(self.drafting, [prompt * 3], 96, rows=1 + NODES)
+        bound = (before + self.pass_seconds()) / 2
+        if verify:  # drafts were as long as they may be
+            self.add(f"verification of {1 + NODES} rows: native step", "ms", 1e3 * median(verify), 1e3 * bound)
+            self.add(f"verification of {1 + NODES} rows, in passes over the weights", "", median(verify) / bound)
+        with busy_process():
+            plain, total = steps(self.llm, [prompt], 64)
+        self.add("decode x1 beside a busy process", "tokens/s", len(plain) / total)
+        for sampling, name in (
+            (greedy(32), ""),
+            (Sampling(ignore_eos=True, max_tokens=32, temperature=1.0), ", drawn"),
+        ):
+            prompts = [prompt_of(self.llm, 32, offset=turn + 17 * i) for i in range(32)]
+            started = time.perf_counter()
+            self.llm.generate(prompts, sampling)
+            self.add(f"total x32, 32 tokens each{name}", "tokens/s", 32 * 32 / (time.perf_counter() - started))
+        for llm, name in ((self.llm, "prefill"), (self.coarse, "prefill, int8")):
+            for n in (128, 1024):
+                found = llm.generate(prompt_of(llm, n, offset=turn), greedy(1))[0].timings.prompt_per_second
+                self.add(f"{name} {n}", "tokens/s", found)
+
+    def pass_seconds(self) -> float:
+        """Reading as many bytes as the weights have, once."""
+        threads = self.llm.backend_choice.threads
+        assert threads is not None
+        return self.cost.weight_bytes / native_bandwidth(threads, self.cost.weight_bytes, repeat=3).median
+
+
+def greedy(num_tokens: int) -> Sampling:
+    return Sampling(temperature=0.0, ignore_eos=True, max_tokens=num_tokens)
+
+
+def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[list[float], float]:
+    """Seconds inside the tape for every step with `rows` rows, and from the first such step to the last, all told."""
+    captured = llm.engine.captured
+    assert captured is not None
+    found: list[float] = []
+    edges: list[float] = []
+    run = captured.tape.run
+
+    def timed() -> None:
+        started = time.perf_counter()
+        run()
+        ended = time.perf_counter()
+        if captured.tape.step.num_rows == rows:
+            found.append(ended - started)
+            edges.extend((started, ended) if not edges else (ended,))
+
+    captured.tape.run = timed  # type: ignore[method-assign]
+    try:
+        llm.generate(prompts, greedy(new))
+    finally:
+        del captured.tape.run
+    return found, edges[-1] - edges[0] if edges else 0.0
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Another process that computes all the time, on one core."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        time.sleep(0.2)
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def start_up(bench: Bench, runs: int) -> None:
+    """Processes of their own: start, memory, and how long loading takes inside."""
+    words = [sys.executable, "-m", "stretto", *ONE_TOKEN, "--json"]
+    text = " ".join(["The quick brown fox jumps over the lazy dog."] * 180)  # 1,800 tokens
+    one_process(ONE_TOKEN)  # warms the page cache
+    for turn in range(runs):
+        print(f"process {turn + 1}/{runs}", file=sys.stderr)
+        bench.add("process start to first token", "s", one_process(ONE_TOKEN)[0])
+        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        bench.add("of it: reading and repacking the model", "s", json.loads(said)["timings"]["load_s"])
+        bench.add("peak memory of a 128-token answer", "MB", one_process(ANSWER)[1])
+        bench.add("peak memory, 1 stream, context 2,048 in use", "MB", one_process([*LONG_CHAT, text])[1])
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)  # nothing here computes with torch
+    bench = Bench()
+    start_up(bench, 5)
+    for turn in range(rounds):
+        print(f"round {turn + 1}/{rounds}", file=sys.stderr)
+        bench.round(turn)
+    machine = describe_machine() | {
+        "load_average": os.getloadavg(), "native": bench.llm.backend_choice.name,
+        "streamed_bytes": bench.cost.weight_bytes,
+    }  # fmt: skip
+    results = []
+    for quantity, runs in bench.samples.items():
+        bounds = bench.bounds.get(quantity)
+        results.append(result(quantity, bench.units[quantity], runs, median(bounds) if bounds else None))
+        low, high = results[-1]["spread"]
+        bound = f"  bound {results[-1]['bound']:.4g}" if bounds else ""
+        print(f"{quantity:50} {results[-1]['value']:>9.4g} {bench.units[quantity]:9} ({low:.4g} to {high:.4g}){bound}")
+    command = shlex.join(["python", "bench/cpu_native.py", *sys.argv[1:]])
+    samples = bench.samples | {f"bound of {quantity}": runs for quantity, runs in bench.bounds.items()}
+    record = as_record("SmolLM2-135M, native kernels", command, machine, results, samples)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {RECORD}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
