@@ -1,6 +1,6 @@
 """A small random language model of any layer kinds in fp64, and plain decoding without a cache as its oracle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -18,13 +18,21 @@ VOCAB, WIDTH = 23, 16
 HYBRID = ("attention", "gated_delta", "mamba2", "long_conv")
 
 
-def toy_lm(mixers: Sequence[str] = HYBRID, seed: int = 0, context: int = 512) -> LM:
-    """Layers with the given mixers; parameters large enough that every layer changes the output."""
+def toy_lm(
+    mixers: Sequence[str] = HYBRID,
+    seed: int = 0,
+    context: int = 512,
+    changes: Mapping[str, Mapping[str, object]] | None = None,
+) -> LM:
+    """Layers with the given mixers; parameters large enough that every layer changes the output.
+
+    changes: by mixer, arguments that differ from those of its card.
+    """
     torch.manual_seed(seed)
     layers = []
     for i, name in enumerate(mixers):
         card = MIXERS.card(name)
-        mixer = card.make(**{**card.tiny, "d_model": WIDTH})
+        mixer = card.make(**{**card.tiny, "d_model": WIDTH, **(changes or {}).get(name, {})})
         layers.append(Layer(mixer=mixer, channel=Dense.Config(d_model=WIDTH, d_hidden=24) if i % 2 == 0 else None))
     config = LMConfig(
         family="toy", d_model=WIDTH, vocab_size=VOCAB, layers=tuple(layers), norm_eps=1e-6, context=context,

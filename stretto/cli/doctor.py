@@ -156,6 +156,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "glr": (heads, heads, heads),
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
         "rmsnorm": (rows,),
+        "gates": (rows,),
         "fftconv": (rows, torch.zeros(32, 8, dtype=dtype)),
         "rowwise": (rows,),
     }

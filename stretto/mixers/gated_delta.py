@@ -22,10 +22,10 @@ from stretto.core.errors import UserError
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.kernels.gates import log_decay, sigmoid_gate, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.kernels.pointwise import sigmoid, softplus
-from stretto.kernels.rmsnorm import rms_norm
+from stretto.kernels.rmsnorm import rms_norm, unit_length
 from stretto.kernels.short_conv import short_conv
 
 _UNIT_EPS = 1e-6  # under the root: without it beta |k|^2 can pass 2 and the state explodes
@@ -105,12 +105,12 @@ class GatedDelta(Mixer):
         conv_state = None if cache is None else slot(cache, "conv")
         qkv = short_conv(qkv, self.conv_weight, seqs=seqs, state=conv_state, activation="silu")
         q, k, v = qkv.split_with_sizes([c.d_key, c.d_key, c.d_value], -1)
-        q_TGK, k_TGK = (_unit(part.view(len(x_TD), c.num_k_heads, c.head_k_dim).to(wide)) for part in (q, k))
-        beta_TH = sigmoid(b.to(wide)) * (2.0 if c.allow_neg_eigval else 1.0)
-        g_TH = -self.A_log.to(wide).exp() * softplus(a.to(wide) + self.dt_bias.to(wide))
+        q_TGK, k_TGK = (part.view(len(x_TD), c.num_k_heads, c.head_k_dim).to(wide) for part in (q, k))
+        beta_TH = sigmoid_gate(b.to(wide), scale=2.0 if c.allow_neg_eigval else 1.0)
+        g_TH = log_decay(time_step(a.to(wide), self.dt_bias), self.A_log)
         y_THV = glr(
-            q_TGK,
-            k_TGK,
+            unit_length(q_TGK, eps=_UNIT_EPS),
+            unit_length(k_TGK, eps=_UNIT_EPS),
             v.view(len(x_TD), c.num_v_heads, c.head_v_dim).to(wide),
             g=g_TH,
             beta=beta_TH,
@@ -122,11 +122,6 @@ class GatedDelta(Mixer):
         y_THV = rms_norm(y_THV, self.norm_weight, eps=c.eps, gate=gate_THV, norm_before_gate=True)
         out: Tensor = self.out_proj(y_THV.flatten(1).to(x_TD.dtype), seqs)
         return out
-
-
-def _unit(x: Tensor) -> Tensor:
-    """x [..., K] scaled to length 1."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _UNIT_EPS)
 
 
 CARD = Card(

@@ -21,10 +21,11 @@ from stretto.core.errors import UserError
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.kernels.gates import log_decay, scale_heads, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.kernels.pointwise import silu, softplus
 from stretto.kernels.rmsnorm import rms_norm
+from stretto.kernels.rowwise import glu
 from stretto.kernels.short_conv import short_conv
 
 
@@ -104,16 +105,16 @@ class Mamba2(Mixer):
         x, B, C = xBC.split_with_sizes([c.d_inner, c.num_groups * c.d_state, c.num_groups * c.d_state], -1)
         x_THV = x.view(len(x), c.num_heads, c.head_dim).to(wide)
         B_TGS, C_TGS = (part.view(len(x), c.num_groups, c.d_state) for part in (B, C))
-        dt_TH = softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*c.time_step_limit)
+        dt_TH = time_step(dt.to(wide), self.dt_bias, limit=c.time_step_limit)
         y_THV = glr(
             C_TGS,
             B_TGS,
-            dt_TH.unsqueeze(-1) * x_THV,
-            g=-dt_TH * self.A_log.to(wide).exp(),
+            scale_heads(x_THV, dt_TH),
+            g=log_decay(dt_TH, self.A_log),
             seqs=seqs,
             state=None if cache is None else slot(cache, "ssm"),
         )
-        y = (y_THV + self.D.to(wide).unsqueeze(-1) * x_THV).flatten(1)
+        y = scale_heads(x_THV, self.D, add=y_THV).flatten(1)
         if c.norm:
             y = rms_norm(
                 y,
@@ -124,7 +125,7 @@ class Mamba2(Mixer):
                 norm_before_gate=c.norm_before_gate,
             )
         else:
-            y = y * silu(z.to(wide))
+            y = glu(z.to(wide), y, activation="silu", num_step_rows=len(y))
         out: Tensor = self.out_proj(y.to(x_TD.dtype), seqs)
         return out
 

@@ -30,9 +30,20 @@ def packed(lm: LM) -> LM:
     return copy
 
 
-@pytest.fixture(scope="module")
-def oracle() -> LM:
-    return toy_lm(["attention"] * 3)
+MODELS: dict[str, tuple[list[str], dict[str, dict[str, object]]]] = {
+    "attention": (["attention"] * 3, {}),
+    "hybrid": (["gated_delta", "attention", "mamba2"], {}),
+    "hybrid with other options": (
+        ["mamba2", "gated_delta", "attention"],
+        {"mamba2": {"norm": False, "time_step_limit": (0.05, 1.0)}, "gated_delta": {"allow_neg_eigval": True}},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def oracle(request: pytest.FixtureRequest) -> LM:
+    mixers, changes = MODELS[request.param]
+    return toy_lm(mixers, changes=changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +78,13 @@ def test_levels_and_threads_give_the_same_answer(lm: LM, greedy: list[list[int]]
 def test_random_rounds_with_preemption(oracle: LM, lm: LM) -> None:
     length = 60
     want = {tuple(p): plain_decode(oracle, p, length) for p in PROMPTS}
-    per_token = sum(s.nbytes(torch.float32) for specs in lm.state_specs for s in specs)
-    memory = 14 * 16 * per_token  # one sequence and a few pages more: requests push each other out
-    tight = engine(lm, memory_bytes=memory, max_rows=40, drafter=Moody(want, 3), draft_policy=Nodes(8, 0, 5))
+    states = [(s.kind, s.nbytes(torch.float32)) for specs in lm.state_specs for s in specs]
+    per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
+    # one sequence and a few pages more: requests push each other out
+    memory = 14 * 16 * per_token + 5 * per_seq
+    tight = engine(
+        lm, memory_bytes=memory, max_seqs=4, max_rows=40, drafter=Moody(want, 3), draft_policy=Nodes(8, 0, 5)
+    )
     assert run_all(tight, Sampling(temperature=0, max_tokens=length)) == list(want.values())
 
 
@@ -99,3 +114,15 @@ def test_a_mixer_without_native_kernels_is_named() -> None:
     reason = why_not(toy_lm(["attention", "long_conv"]).config, torch.float32, pool())
     assert reason is not None and "has no native kernel" in reason
     assert why_not(toy_lm(["attention"]).config, torch.bfloat16, pool()) is None
+
+
+def test_models_with_native_kernels_are_known_before_they_are_loaded(oracle: LM) -> None:
+    assert why_not(oracle.config, torch.bfloat16, pool()) is None
+
+
+@pytest.mark.parametrize("options", [{"norm_before_gate": True}, {"num_groups": 4, "conv_bias": False}], ids=str)
+def test_recurrent_layers_alone(options: dict[str, object]) -> None:
+    oracle = toy_lm(["mamba2"] * 2, seed=2, changes={"mamba2": options})  # no layer has pages
+    want = [plain_decode(oracle, prompt, 12) for prompt in PROMPTS]
+    short = Sampling(temperature=0, max_tokens=12)
+    assert run_all(engine(packed(oracle)), short) == want

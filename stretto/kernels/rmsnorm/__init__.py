@@ -1,9 +1,10 @@
-"""Root-mean-square normalisation, plain, per group, and gated.
+"""Root-mean-square normalisation, plain, per group, and gated; unit length.
 
     n = x / sqrt(mean(x^2) + eps)        the mean over each of `groups` equal parts of the last dimension
     plain                y = n * weight
     gated                y = norm(x * silu(gate)) * weight                                              (Mamba-2)
     gated, norm first    y = norm(x) * weight * silu(gate)                                              (Gated DeltaNet)
+    unit length          y = x / sqrt(sum(x^2) + eps)
 
 Statistics and gates are fp32 or wider; the normalised value is rounded to x.dtype *before* the weight multiplies it,
 as Llama does: checkpoints of zero-centred weights pass 1 + w. Source: RMSNorm, arXiv 1910.07467.
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from stretto.kernels.pick import Impl, pick
 
-__all__ = ["rms_norm"]
+__all__ = ["rms_norm", "unit_length"]
+
+_ORDER: tuple[Impl, ...] = ("native", "torch", "reference")
 
 
 def rms_norm(
@@ -31,6 +34,12 @@ def rms_norm(
     x: [..., D]; weight: [D]; gate: the shape of x. Bound: bytes of x (and gate) read and y written.
     """
     assert x.shape[-1] % groups == 0 and (gate is None or gate.shape == x.shape)
-    run = pick("rmsnorm", ("native", "torch", "reference"), impl, x)
+    run = pick("rmsnorm", _ORDER, impl, x)
     y: Tensor = run(x, weight, eps=eps, groups=groups, gate=gate, norm_before_gate=norm_before_gate)
+    return y
+
+
+def unit_length(x: Tensor, *, eps: float, impl: Impl = "auto") -> Tensor:
+    """[..., D] in x.dtype (fp32 or wider): x / sqrt(sum(x^2) + eps) over the last dimension."""
+    y: Tensor = pick("rmsnorm.unit_length", _ORDER, impl, x)(x, eps=eps)
     return y

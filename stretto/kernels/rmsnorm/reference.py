@@ -27,3 +27,9 @@ def rmsnorm(
     if gate is not None and norm_before_gate:
         y = (y.double() * F.silu(gate.double())).to(x.dtype)
     return y
+
+
+def unit_length(x: Tensor, *, eps: float) -> Tensor:
+    """x / sqrt(sum(x^2) + eps)."""
+    y = x.double()
+    return (y / torch.sqrt((y * y).sum(-1, keepdim=True) + eps)).to(x.dtype)

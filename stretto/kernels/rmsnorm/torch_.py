@@ -33,3 +33,8 @@ def rmsnorm(
     if gate is not None and norm_before_gate:
         y = (y.to(wide) * silu(gate.to(wide))).to(x.dtype)
     return y
+
+
+def unit_length(x: Tensor, *, eps: float) -> Tensor:
+    """x / sqrt(sum(x^2) + eps)."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

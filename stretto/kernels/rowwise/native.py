@@ -30,8 +30,9 @@ class _GluArgs(ctypes.Structure):
         ("width", c_int32),
         ("act", c_int32),
         ("gate", c_void_p),
+        ("gate_stride", c_int64),
         ("up", c_void_p),
-        ("x_stride", c_int64),
+        ("up_stride", c_int64),
         ("y", c_void_p),
         ("y_stride", c_int64),
     ]
@@ -90,10 +91,10 @@ def residual_add(x: Tensor, branch: Tensor, *, scale: float) -> Tensor:
 def glu(gate: Tensor, up: Tensor, *, activation: Activation, num_step_rows: int) -> Tensor:
     """act(gate) * up. Every row is reproducible."""
     tape, width = current(), gate.shape[1]
-    assert gate.stride(1) == up.stride(1) == 1 and gate.stride(0) == up.stride(0)
+    assert gate.stride(1) == up.stride(1) == 1
     y = tape.like(gate, width)
     act = ("silu", "gelu_tanh").index(activation)
-    sources = (gate.data_ptr(), up.data_ptr(), gate.stride(0))
+    sources = (gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0))
     tape.emit("glu", _GluArgs(tape.rows(gate), width, act, *sources, y.data_ptr(), y.stride(0)))
     return y
 

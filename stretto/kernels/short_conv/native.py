@@ -85,6 +85,7 @@ def short_conv(
 def _padded(tape: Tape, rows: Tensor) -> Tensor:
     """[R, C rounded up to vectors] fp32: a copy of [R, C], zeros beyond."""
     padded = aligned((len(rows), -(-rows.shape[1] // _LANES) * _LANES), torch.float32)
-    with tape.outside():
-        padded[:, : rows.shape[1]] = rows
+    if not rows.is_meta:  # a pass that is only recorded to see whether it can be has no numbers
+        with tape.outside():
+            padded[:, : rows.shape[1]] = rows
     return padded

@@ -31,8 +31,8 @@ INLINE void each_row(const Args& a, const Step& step, int64_t first, int64_t las
 
 // -- root-mean-square norm -----------------------------------------------------------------------------------------------
 
-// Every part of `width` entries is normalised by itself: y = x / sqrt(mean(x^2) + eps) * weight. A gate multiplies x
-// before (mode 1) or y after (mode 2) by silu(gate).
+// Every part of `width` entries is normalised by itself: y = x / sqrt(sum(x^2) / divisor + eps) * weight. A gate
+// multiplies x before (mode 1) or y after (mode 2) by silu(gate).
 struct NormArgs {
     Rows rows;
     int32_t parts;
@@ -46,6 +46,8 @@ struct NormArgs {
     int64_t gate_stride;
     int32_t gate_mode;
     float eps;
+    float divisor;  // width, or 1 for unit length
+    int32_t unused;
     float* y;  // [rows, parts * width]
     int64_t y_stride;
 };
@@ -67,7 +69,7 @@ void run(const NormArgs& a, const Step& step, int64_t first, int64_t last) {
                 if (n < LANES) v = read(y + i, n);  // silu(0) is 0, but 0 * NaN is not: only what was written counts
                 squares = fma(v, v, squares);
             });
-            F32 scale = set1(1.0f / std::sqrt(sum(squares) / float(a.width) + a.eps));
+            F32 scale = set1(1.0f / std::sqrt(sum(squares) / a.divisor + a.eps));
             over(a.width, [&](int i, int n) {
                 F32 v = mul(read(y + i, n), scale);
                 if (weight) v = mul(v, read(weight + i, n));
@@ -123,8 +125,9 @@ struct GluArgs {
     int32_t width;
     int32_t act;
     const float* gate;
+    int64_t gate_stride;
     const float* up;
-    int64_t x_stride;
+    int64_t up_stride;
     float* y;
     int64_t y_stride;
 };
@@ -138,12 +141,77 @@ int64_t chunks(const GluArgs& a, const Step& step) { return row_chunks(a.rows, s
 
 void run(const GluArgs& a, const Step& step, int64_t first, int64_t last) {
     each_row(a, step, first, last, [&](int64_t r) {
-        const float *gate = a.gate + r * a.x_stride, *up = a.up + r * a.x_stride;
+        const float *gate = a.gate + r * a.gate_stride, *up = a.up + r * a.up_stride;
         float* y = a.y + r * a.y_stride;
         over(a.width, [&](int i, int n) {
             F32 g = read(gate + i, n);
             write(y + i, mul(a.act == 0 ? silu(g) : gelu(g), read(up + i, n)), n);
         });
+    });
+}
+
+// -- gates of recurrent layers -------------------------------------------------------------------------------------------
+
+// kind 0: y = clamp(softplus(x + parameters), low, high), 1: y = x * parameters, 2: y = low * sigmoid(x)
+struct GateArgs {
+    Rows rows;
+    int32_t width;
+    int32_t kind;
+    const float* x;
+    int64_t x_stride;
+    const float* parameters;  // [width], or null
+    float low;
+    float high;
+    float* y;
+    int64_t y_stride;
+};
+
+INLINE F32 gate(const GateArgs& a, F32 x, int i, int n) {
+    if (a.kind == 2) return mul(set1(a.low), sigmoid(x));
+    F32 p = read(a.parameters + i, n);
+    if (a.kind == 1) return mul(x, p);
+    return min(set1(a.high), max(set1(a.low), softplus(add(x, p))));  // in this order NaN stays NaN
+}
+
+int64_t chunks(const GateArgs& a, const Step& step) { return row_chunks(a.rows, step); }
+
+void run(const GateArgs& a, const Step& step, int64_t first, int64_t last) {
+    each_row(a, step, first, last, [&](int64_t r) {
+        const float* x = a.x + r * a.x_stride;
+        float* y = a.y + r * a.y_stride;
+        over(a.width, [&](int i, int n) { write(y + i, gate(a, read(x + i, n), i, n), n); });
+    });
+}
+
+// y = s x (+ add), one s per head
+struct ScaleHeadsArgs {
+    Rows rows;
+    int32_t heads;
+    int32_t width;
+    const float* x;  // [rows, heads, width]
+    int64_t x_stride;
+    const float* s;    // [rows, heads]
+    int64_t s_stride;  // 0: the same for every row
+    const float* add;  // [rows, heads, width], or null
+    int64_t add_stride;
+    float* y;  // [rows, heads, width]
+    int64_t y_stride;
+};
+
+int64_t chunks(const ScaleHeadsArgs& a, const Step& step) { return row_chunks(a.rows, step); }
+
+void run(const ScaleHeadsArgs& a, const Step& step, int64_t first, int64_t last) {
+    each_row(a, step, first, last, [&](int64_t r) {
+        for (int h = 0; h < a.heads; h++) {
+            int64_t head = int64_t(h) * a.width;
+            const float *x = a.x + r * a.x_stride + head, *add = a.add ? a.add + r * a.add_stride + head : nullptr;
+            F32 s = set1(a.s[r * a.s_stride + h]);
+            float* y = a.y + r * a.y_stride + head;
+            over(a.width, [&](int i, int n) {
+                F32 v = read(x + i, n);
+                write(y + i, add ? fma(s, v, read(add + i, n)) : mul(s, v), n);
+            });
+        }
     });
 }
 
@@ -259,6 +327,8 @@ void run(const BestArgs& a, const Step&, int64_t first, int64_t last) {
 STRETTO_OP(norm, NormArgs)
 STRETTO_OP(rope, RopeArgs)
 STRETTO_OP(glu, GluArgs)
+STRETTO_OP(gate, GateArgs)
+STRETTO_OP(scale_heads, ScaleHeadsArgs)
 STRETTO_OP(residual, ResidualArgs)
 STRETTO_OP(take, TakeArgs)
 STRETTO_OP(divide, DivideArgs)
