@@ -154,6 +154,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "rope": (heads,),
         "attention": (heads, heads, heads),
         "glr": (heads, heads, heads),
+        "dscan": (rows, rows),
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
         "rmsnorm": (rows,),
         "gates": (rows,),

@@ -33,6 +33,7 @@ def packed(lm: LM) -> LM:
 MODELS: dict[str, tuple[list[str], dict[str, dict[str, object]]]] = {
     "attention": (["attention"] * 3, {}),
     "hybrid": (["gated_delta", "attention", "mamba2"], {}),
+    "mamba": (["mamba", "attention", "mamba"], {}),
     "hybrid with other options": (
         ["mamba2", "gated_delta", "attention"],
         {"mamba2": {"norm": False, "time_step_limit": (0.05, 1.0)}, "gated_delta": {"allow_neg_eigval": True}},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef, TensorSlot
+from stretto.kernels.dscan import dscan
 from stretto.kernels.glr import glr
 from stretto.kernels.native.library import Step
 from stretto.kernels.native.tape import ALL_ROWS, Tape
@@ -55,6 +56,21 @@ def conv_layer(channels: int, width: int, *, bias: bool, silu: bool) -> Layer:
     return Layer(call, lambda rows: [torch.randn(rows, channels)], (width - 1, channels))
 
 
+def scan_layer(channels: int, num_states: int) -> Layer:
+    A_log, D = torch.randn(channels, num_states), torch.randn(channels)
+
+    def make(rows: int) -> list[Tensor]:
+        x, dt = torch.randn(rows, channels), torch.rand(rows, channels) ** 4
+        return [torch.randn(rows, num_states), x, torch.randn(rows, num_states), dt]
+
+    def call(rows: Sequence[Tensor], seqs: Seqs, slot: Slot, impl: Any) -> Tensor:
+        C, x, B, dt = rows
+        parameters = {"A_log_FS": A_log.to(x.dtype), "D_F": D.to(x.dtype)}
+        return dscan(x, dt, B, C, **parameters, seqs=seqs, state=slot, impl=impl)
+
+    return Layer(call, make, (num_states, channels))
+
+
 LAYERS = {
     "decay": lambda: glr_layer(6, 2, 37, 70, delta=False),
     "delta": lambda: glr_layer(4, 4, 66, 48, delta=True),
@@ -62,6 +78,9 @@ LAYERS = {
     "long keys": lambda: glr_layer(2, 1, 256, 17, delta=True),
     "conv": lambda: conv_layer(331, 4, bias=True, silu=True),
     "plain conv": lambda: conv_layer(16, 2, bias=False, silu=False),
+    "scan": lambda: scan_layer(331, 16),
+    "most states": lambda: scan_layer(16, 64),
+    "one channel": lambda: scan_layer(1, 40),
     "one tap": lambda: conv_layer(5, 1, bias=True, silu=False),
 }
 

@@ -20,21 +20,21 @@ _ORDER: tuple[Impl, ...] = ("native", "torch", "reference")
 NO_LIMIT = (0.0, math.inf)
 
 
-def time_step(x_TC: Tensor, bias_C: Tensor, *, limit: tuple[float, float] = NO_LIMIT, impl: Impl = "auto") -> Tensor:
-    """clamp(softplus(x + bias), *limit), [T, C] in x.dtype (fp32 or wider)."""
-    y: Tensor = pick("gates.time_step", _ORDER, impl, x_TC)(x_TC, bias_C, limit=limit)
+def time_step(x_TF: Tensor, bias_F: Tensor, *, limit: tuple[float, float] = NO_LIMIT, impl: Impl = "auto") -> Tensor:
+    """clamp(softplus(x + bias), *limit), [T, F] in x.dtype (fp32 or wider)."""
+    y: Tensor = pick("gates.time_step", _ORDER, impl, x_TF)(x_TF, bias_F, limit=limit)
     return y
 
 
-def log_decay(dt_TC: Tensor, A_log_C: Tensor, *, impl: Impl = "auto") -> Tensor:
-    """-dt exp(A_log), [T, C] in dt.dtype (fp32 or wider)."""
-    y: Tensor = pick("gates.log_decay", _ORDER, impl, dt_TC)(dt_TC, A_log_C)
+def log_decay(dt_TF: Tensor, A_log_F: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """-dt exp(A_log), [T, F] in dt.dtype (fp32 or wider)."""
+    y: Tensor = pick("gates.log_decay", _ORDER, impl, dt_TF)(dt_TF, A_log_F)
     return y
 
 
-def sigmoid_gate(x_TC: Tensor, *, scale: float = 1.0, impl: Impl = "auto") -> Tensor:
-    """scale * sigmoid(x), [T, C] in x.dtype (fp32 or wider)."""
-    y: Tensor = pick("gates.sigmoid_gate", _ORDER, impl, x_TC)(x_TC, scale=scale)
+def sigmoid_gate(x_TF: Tensor, *, scale: float = 1.0, impl: Impl = "auto") -> Tensor:
+    """scale * sigmoid(x), [T, F] in x.dtype (fp32 or wider)."""
+    y: Tensor = pick("gates.sigmoid_gate", _ORDER, impl, x_TF)(x_TF, scale=scale)
     return y
 
 

@@ -28,6 +28,7 @@ from stretto.kernels.native.library import Commit, Op, Pool, Step
 
 _V = TypeVar("_V")
 ALIGN = 64
+LANES = 16  # fp32 numbers of a vector
 
 
 class Rows(ctypes.Structure):
@@ -109,6 +110,14 @@ class Tape:
             with self.outside():
                 self._constants[key] = make()
         return self._constants[key]  # type: ignore[no-any-return]
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """[R, C rounded up to vectors] fp32: a copy of the parameters [R, C], zeros beyond."""
+        copy = aligned((len(rows), -(-rows.shape[1] // LANES) * LANES), torch.float32)
+        if not rows.is_meta:  # a pass that is only recorded to see whether it can be has no numbers
+            with self.outside():
+                copy[:, : rows.shape[1]] = rows
+        return copy
 
     @contextmanager
     def outside(self) -> Iterator[None]:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
-from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, Tape, aligned, current, why_not_here
+from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, aligned, current, why_not_here
 
 MAX_WIDTH = 16  # of src/recurrent.cpp
-_LANES = 16
 
 
 class _Args(ctypes.Structure):
@@ -62,8 +61,8 @@ def short_conv(
     tape, (channels, width) = current(), weight.shape
     assert tape.rows(x).kind == ALL_ROWS and x.stride(1) == 1
     y = tape.empty(ALL_ROWS, channels)
-    taps, zeros = _padded(tape, weight.T), aligned((channels,), torch.float32)
-    offset = None if bias is None else _padded(tape, bias[None])
+    taps, zeros = tape.padded(weight.T), aligned((channels,), torch.float32)
+    offset = None if bias is None else tape.padded(bias[None])
     args = _Args(channels, width, activation == "silu", 0, x.data_ptr(), x.stride(0), taps.data_ptr())
     args.bias, args.zeros = None if offset is None else offset.data_ptr(), zeros.data_ptr()
     args.y, args.y_stride = y.data_ptr(), y.stride(0)
@@ -80,12 +79,3 @@ def short_conv(
     replay.x, replay.x_stride = notes.data_ptr(), notes.stride(0)
     tape.emit_commit("short_conv_replay", replay, states, notes)
     return y
-
-
-def _padded(tape: Tape, rows: Tensor) -> Tensor:
-    """[R, C rounded up to vectors] fp32: a copy of [R, C], zeros beyond."""
-    padded = aligned((len(rows), -(-rows.shape[1] // _LANES) * _LANES), torch.float32)
-    if not rows.is_meta:  # a pass that is only recorded to see whether it can be has no numbers
-        with tape.outside():
-            padded[:, : rows.shape[1]] = rows
-    return padded

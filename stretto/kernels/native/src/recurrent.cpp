@@ -6,49 +6,12 @@
 // prefill, in a draft and in a replay. A state belongs to one sequence: nobody else reads where a sequence writes.
 #include <type_traits>
 
-#include "commit.h"
+#include "paths.h"
 #include "vec.h"
 
 using namespace vec;
 
 namespace {
-
-// The rows of one sequence: consecutive ones, or those of a list.
-struct Path {
-    const int32_t* list;
-    int64_t start;
-    int count;
-
-    int64_t at(int i) const { return start + (list ? list[i] : i); }
-};
-
-Path rows_of(const Step& step, int64_t b) { return {nullptr, step.starts[b], step.starts[b + 1] - step.starts[b]}; }
-
-// The provisional rows of sequence b, and where their inputs are noted: those of all sequences lie side by side.
-struct Noted {
-    Path rows;
-    int64_t to;
-};
-
-Noted noted_of(const Step& step, int64_t b, int64_t room) {
-    Noted noted = {rows_of(step, b), 0};
-    noted.rows.start += step.num_definite[b];
-    noted.rows.count -= step.num_definite[b];
-    if (noted.rows.count == 0) return noted;
-    for (int64_t i = 0; i < b; i++) noted.to += rows_of(step, i).count - step.num_definite[i];
-    if (noted.to + noted.rows.count > room) __builtin_trap();
-    return noted;
-}
-
-// The accepted rows of sequence b, where they are noted.
-Path accepted_of(const Step& step, int64_t b, int64_t room) {
-    const Commit& commit = commit_of(step);
-    Path path = {commit.accepted_rows + b * MAX_TREE_ROWS, 0, commit.num_accepted[b]};
-    if (path.count == 0) return path;
-    Noted noted = noted_of(step, b, room);
-    path.start = noted.to - noted.rows.start;
-    return path;
-}
 
 // -- gated linear recurrence -----------------------------------------------------------------------------------------
 
@@ -261,13 +224,6 @@ INLINE void each_strip(const GlrArgs& a, int64_t first, int64_t last, int64_t se
 
 To piece(const GlrArgs& a, int64_t slot, int64_t head, int64_t first) {
     return {a.states + (slot * a.heads + head) * a.num_k * a.num_v + first, a.num_v};
-}
-
-// Whether a row of the sequence continues another than the one before it.
-bool branches(const int32_t* parents, int definite, int rows) {
-    for (int i = definite; i < rows; i++)
-        if (parents[i] != i - 1) return true;
-    return false;
 }
 
 // What a replay of provisional rows needs of this strip; shared operands are noted with the first strip of theirs.

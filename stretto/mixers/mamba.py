@@ -1,0 +1,112 @@
+"""Mamba: a state-space layer whose every channel decays S numbers by an input-dependent step (S6).
+
+    x, z = u W_in                                  x <- silu(short_conv(x))
+    delta, B, C = x W_x                            dt_t = softplus(delta W_dt + dt_bias)
+    h_t = e^{dt_t A} h_{t-1} + dt_t x_t B_t^T      h: (S, d_inner), kept in fp32 or wider; A = -exp(A_log) < 0
+    y_t = h_t C_t + D x_t                          out = (y * silu(z)) W_out
+
+delta has dt_rank numbers, B and C have S, shared by all channels. The bias of the time steps is a parameter of its own,
+so that no rule about biases resets it, and stays in fp32. Paper: arXiv 2312.00752.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stretto.core.card import Can, Card
+from stretto.core.mixer import Mixer
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.kernels.dscan import dscan
+from stretto.kernels.gates import time_step
+from stretto.kernels.linear import Linear
+from stretto.kernels.rowwise import glu
+from stretto.kernels.short_conv import short_conv
+
+
+class Mamba(Mixer):
+    wide_params = ("A_log", "D", "dt_bias")
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        """dt_rank: default d_model / 16, rounded up. bias: of the projections in and out."""
+
+        d_model: int
+        expand: int = 2
+        d_state: int = 16
+        dt_rank: int | None = None
+        conv_width: int = 4
+        conv_bias: bool = True
+        bias: bool = False
+
+        @property
+        def d_inner(self) -> int:
+            return self.expand * self.d_model
+
+        @property
+        def d_step(self) -> int:
+            """Numbers from which a token's time steps are made."""
+            return -(-self.d_model // 16) if self.dt_rank is None else self.dt_rank
+
+        def build(self) -> "Mamba":
+            return Mamba(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.d_model = c.d_model
+        self.in_proj = Linear(c.d_model, {"x": c.d_inner, "z": c.d_inner}, bias=c.bias)
+        bound = c.conv_width**-0.5
+        self.conv_weight = nn.Parameter(torch.empty(c.d_inner, c.conv_width).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.zeros(c.d_inner)) if c.conv_bias else None
+        self.x_proj = Linear(c.d_inner, {"delta": c.d_step, "B": c.d_state, "C": c.d_state})
+        self.dt_proj = Linear(c.d_step, {"dt": c.d_inner})
+        nn.init.uniform_(self.dt_proj.weight, -(c.d_step**-0.5), c.d_step**-0.5)
+        dt = torch.empty(c.d_inner).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.A_log = nn.Parameter(torch.arange(1.0, c.d_state + 1).log().repeat(c.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(c.d_inner))
+        self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
+
+    @property
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        c = self.config
+        return (
+            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_inner), kind="slot", rollback="replay"),
+            StateSpec(name="ssm", shape=(c.d_state, c.d_inner), dtype=torch.float32, kind="slot", rollback="replay"),
+        )
+
+    def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        x_TF, z_TF = self.in_proj.split(self.in_proj(x_TD, seqs))
+        conv_state = None if cache is None else slot(cache, "conv")
+        x_TF = short_conv(x_TF, self.conv_weight, self.conv_bias, seqs=seqs, state=conv_state, activation="silu")
+        delta, B_TS, C_TS = self.x_proj.split(self.x_proj(x_TF, seqs))
+        dt_TF = time_step(self.dt_proj(delta, seqs).to(wide), self.dt_bias)
+        y_TF = dscan(
+            x_TF.to(wide),
+            dt_TF,
+            B_TS,
+            C_TS,
+            A_log_FS=self.A_log,
+            D_F=self.D,
+            seqs=seqs,
+            state=None if cache is None else slot(cache, "ssm"),
+        )
+        y_TF = glu(z_TF.to(wide), y_TF, activation="silu", num_step_rows=len(y_TF))
+        out: Tensor = self.out_proj(y_TF.to(x_TD.dtype), seqs)
+        return out
+
+
+CARD = Card(
+    name="mamba",
+    make=Mamba.Config,
+    idea="state-space layer whose every channel decays its own small state by an input-dependent step",
+    paper="2312.00752",
+    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    tiny={"d_model": 16, "d_state": 5, "dt_rank": 3},
+    state="F*S fp32 + (conv_width-1)*F, F = expand*D",
+    cost="O(T F S)",
+)
