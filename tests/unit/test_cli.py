@@ -154,6 +154,18 @@ def test_wrong_settings_are_refused_before_torch_is_imported(words: list[str]) -
     assert done.stdout == "2 False\n", done.stderr
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_an_answer_does_not_need_torchs_compiler(tiny: Path, backend: str) -> None:
+    """Importing it takes a second, and several of torch's conveniences do so on their first use."""
+    probe = (
+        "import sys; from stretto.cli import main; code = main(sys.argv[1:]);"
+        "print(code, [m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", probe, "run", str(tiny), "hi", "--raw", "-n", "2", "--json", "--backend", backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[Sequence[str], int, str]] = {

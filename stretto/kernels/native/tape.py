@@ -234,6 +234,12 @@ class _NothingVanishes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.allows_all = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """A tape is never recorded inside torch.compile, and asking torch to see to that imports its compiler: a second
+        of every start."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_about_dtypes = func is torch.ops.aten.promote_types.default
         if not (self.allows_all or func.is_view or is_about_dtypes):
