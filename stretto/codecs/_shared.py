@@ -1,12 +1,14 @@
 """What all block formats share: walking over blocks in bounded memory, half-precision scales, nibbles.
 
-A codec file gives `unpack` (bytes of blocks -> fp32 values) and `scales` (the numbers that must be finite); the ones
-that can write pass their `pack` to `encode_blocks`. Letters: N blocks.
+A codec file gives `unpack` (bytes of blocks -> fp32 values) and `floats` (where the numbers lie that must be finite);
+the ones that can write pass their `pack` to `encode_blocks`. Letters: N blocks.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,18 +17,35 @@ from stretto.core.errors import ModelFileError, UserError
 from stretto.core.packed import Packed
 
 STEP = 1 << 20  # values handled at a time: 4 MB of fp32
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 
 
 class BlockCodec(Codec):
-    """A codec whose rows are sequences of blocks: `block` values in `block_bytes` bytes."""
+    """A codec whose rows are sequences of blocks: `block` values in `block_bytes` bytes.
+
+    floats: the stored floating-point numbers of a block, as their type and the bytes [first, last) that hold them.
+    """
+
+    floats: ClassVar[tuple[torch.dtype, int, int]]
 
     @abstractmethod
     def unpack(self, blocks: Tensor) -> Tensor:
         """uint8 [N, block_bytes] -> fp32 [N, block], the format's own order of operations."""
 
-    @abstractmethod
     def scales(self, blocks: Tensor) -> Tensor:
-        """uint8 [N, block_bytes] -> float [N, n]: the stored floating-point numbers."""
+        """uint8 [N, block_bytes] -> fp32 [N, n]: the stored floating-point numbers."""
+        dtype, first, last = self.floats
+        # The copy also aligns what a file may hold at an odd address.
+        return blocks[:, first:last].clone(memory_format=torch.contiguous_format).view(dtype).float()
+
+    def first_not_finite(self, blocks: Tensor) -> int | None:
+        """Of uint8 [N, block_bytes] on the CPU: the first block that holds NaN or infinity. Looks at exponents, where
+        they lie: a load reads every block of a model here."""
+        dtype, first, last = self.floats
+        held = blocks.numpy()[:, first:last]
+        bits = held.view(np.uint16) if dtype.itemsize == 2 else held.view(np.uint32)
+        bad = bits & _EXPONENTS[dtype] == _EXPONENTS[dtype]
+        return int(bad.any(axis=1).argmax()) if bad.any() else None
 
     def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
         """Values [*shape] in `dtype`. Beside the result, only a few times 4 MB are held at any moment."""
@@ -78,20 +97,14 @@ def check_finite(packed: Packed, name: str, where: str) -> None:
     assert isinstance(codec, BlockCodec), f"{codec.name} has no scales to check"
     per_row = max(1, packed.shape[-1] // codec.block) if packed.shape else 1
     for first, blocks in _walk(codec, packed):
-        bad = ~torch.isfinite(codec.scales(blocks)).all(dim=1)
-        if bool(bad.any()):
-            row = (first + int(bad.nonzero()[0])) // per_row
+        bad = codec.first_not_finite(blocks)
+        if bad is not None:
+            row = (first + bad) // per_row
             raise ModelFileError(
                 f"{where}: tensor {name!r} has a scale or value that is not finite, in row {row}",
                 why="NaN or infinity in a weight spreads to every output",
                 try_="download or convert the file again",
             )
-
-
-def halves(blocks: Tensor, first: int, last: int) -> Tensor:
-    """Bytes [first, last) of every block as fp16, in fp32: [N, (last - first) / 2]."""
-    # The copy also aligns what a file may hold at an odd address.
-    return blocks[:, first:last].clone(memory_format=torch.contiguous_format).view(torch.float16).float()
 
 
 def nibbles(qs: Tensor) -> Tensor:

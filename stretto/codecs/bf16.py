@@ -12,12 +12,10 @@ class BF16(BlockCodec):
     """2 bytes a value, rounded to nearest even; NaN stays NaN (quiet, sign and upper payload kept)."""
 
     name, block, block_bytes = "bf16", 1, 2
+    floats = (torch.bfloat16, 0, 2)
 
     def unpack(self, blocks: Tensor) -> Tensor:
-        return blocks.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return self.unpack(blocks)
+        return self.scales(blocks)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width] as bf16."""

@@ -1,8 +1,9 @@
 """F16: IEEE half precision, little endian. Largest value 65504."""
 
+import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, halves
+from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes
 from stretto.core.card import Can, Card
 from stretto.core.packed import Packed
 
@@ -11,12 +12,10 @@ class F16(BlockCodec):
     """2 bytes a value, rounded to nearest even."""
 
     name, block, block_bytes = "f16", 1, 2
+    floats = (torch.float16, 0, 2)
 
     def unpack(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 2)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return self.unpack(blocks)
+        return self.scales(blocks)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width] as fp16. UserError if a value is not finite in fp16: it must not turn into infinity."""

@@ -12,13 +12,10 @@ class F32(BlockCodec):
     """4 bytes a value; every bit pattern survives."""
 
     name, block, block_bytes = "f32", 1, 4
+    floats = (torch.float32, 0, 4)
 
     def unpack(self, blocks: Tensor) -> Tensor:
-        # `clone` because a file may hold the bytes at an odd address, where they cannot be viewed as floats.
-        return blocks.clone(memory_format=torch.contiguous_format).view(torch.float32)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return self.unpack(blocks)
+        return self.scales(blocks)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width] as fp32."""

@@ -12,7 +12,7 @@ Gaussian fp32 values, 1 in 700 for values that were bf16 before.
 import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, halves, inverse, join_nibbles, nibbles
+from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse, join_nibbles, nibbles
 from stretto.core.card import Can, Card
 from stretto.core.packed import Packed
 
@@ -21,12 +21,10 @@ class Q4_0(BlockCodec):
     """18 bytes for 32 values."""
 
     name, block, block_bytes = "q4_0", 32, 18
+    floats = (torch.float16, 0, 2)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return nibbles(blocks[:, 2:]).float().sub_(8).mul_(self.scales(blocks))
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 2)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""

@@ -8,7 +8,7 @@ Encoding follows ggml: m = min, d = (max - min) / 15, q = trunc((x - m) / d + 1/
 import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, halves, inverse, join_nibbles, nibbles
+from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse, join_nibbles, nibbles
 from stretto.core.card import Can, Card
 from stretto.core.packed import Packed
 
@@ -17,13 +17,11 @@ class Q4_1(BlockCodec):
     """20 bytes for 32 values."""
 
     name, block, block_bytes = "q4_1", 32, 20
+    floats = (torch.float16, 0, 4)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, m = self.scales(blocks).chunk(2, dim=1)
         return nibbles(blocks[:, 4:]).float().mul_(d).add_(m)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 4)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""

@@ -3,9 +3,10 @@
 bytes 0-1 d (fp16)    2-5 fifth bits, bit j of value j    6-21 four low bits, ordered as in Q4_0
 """
 
+import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, fifth_bits, halves, nibbles
+from stretto.codecs._shared import BlockCodec, fifth_bits, nibbles
 from stretto.core.card import Can, Card
 
 
@@ -13,13 +14,11 @@ class Q5_0(BlockCodec):
     """22 bytes for 32 values."""
 
     name, block, block_bytes = "q5_0", 32, 22
+    floats = (torch.float16, 0, 2)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         q = nibbles(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])
         return q.float().sub_(16).mul_(self.scales(blocks))
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 2)
 
 
 CARD = Card(

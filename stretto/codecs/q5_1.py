@@ -3,9 +3,10 @@
 bytes 0-1 d (fp16)    2-3 m (fp16)    4-7 fifth bits, bit j of value j    8-23 four low bits, ordered as in Q4_1
 """
 
+import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, fifth_bits, halves, nibbles
+from stretto.codecs._shared import BlockCodec, fifth_bits, nibbles
 from stretto.core.card import Can, Card
 
 
@@ -13,14 +14,12 @@ class Q5_1(BlockCodec):
     """24 bytes for 32 values."""
 
     name, block, block_bytes = "q5_1", 32, 24
+    floats = (torch.float16, 0, 4)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, m = self.scales(blocks).chunk(2, dim=1)
         q = nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])
         return q.float().mul_(d).add_(m)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 4)
 
 
 CARD = Card(

@@ -7,7 +7,7 @@ bytes 0-1 d, 2-3 dmin (fp16)    4-15 s_i and m_i, six bits each
 import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, halves, nibbles, six_bit_scales
+from stretto.codecs._shared import BlockCodec, nibbles, six_bit_scales
 from stretto.core.card import Can, Card
 
 
@@ -15,6 +15,7 @@ class Q5_K(BlockCodec):
     """176 bytes for 256 values."""
 
     name, block, block_bytes = "q5_k", 256, 176
+    floats = (torch.float16, 0, 4)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, dmin = self.scales(blocks).chunk(2, dim=1)
@@ -24,9 +25,6 @@ class Q5_K(BlockCodec):
         high = (blocks[:, None, 16:48] >> shifts) & 1
         q = (low | (high << 4)).float()
         return q.mul_((d * s)[:, :, None]).sub_((dmin * m)[:, :, None]).flatten(1)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 4)
 
 
 CARD = Card(

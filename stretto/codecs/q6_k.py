@@ -9,7 +9,7 @@ then their high halves, and bits 2k, 2k + 1 of the high bytes.
 import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, halves, nibbles
+from stretto.codecs._shared import BlockCodec, nibbles
 from stretto.core.card import Can, Card
 
 
@@ -17,6 +17,7 @@ class Q6_K(BlockCodec):
     """210 bytes for 256 values."""
 
     name, block, block_bytes = "q6_k", 256, 210
+    floats = (torch.float16, 208, 210)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         low = nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 16, 16)
@@ -24,9 +25,6 @@ class Q6_K(BlockCodec):
         high = ((blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 16, 16)
         s = self.scales(blocks) * blocks[:, 192:208].view(torch.int8).float()
         return (low | (high << 4)).float().sub_(32).mul_(s[:, :, None]).flatten(1)
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 208, 210)
 
 
 CARD = Card(

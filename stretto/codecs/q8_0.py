@@ -9,7 +9,7 @@ rounded to fp16.
 import torch
 from torch import Tensor
 
-from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, halves, inverse
+from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse
 from stretto.core.card import Can, Card
 from stretto.core.packed import Packed
 
@@ -18,12 +18,10 @@ class Q8_0(BlockCodec):
     """34 bytes for 32 values."""
 
     name, block, block_bytes = "q8_0", 32, 34
+    floats = (torch.float16, 0, 2)
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return blocks[:, 2:].view(torch.int8).float().mul_(self.scales(blocks))
-
-    def scales(self, blocks: Tensor) -> Tensor:
-        return halves(blocks, 0, 2)
 
     def encode(self, x: Tensor) -> Packed:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""

@@ -36,7 +36,9 @@ class Packed:
 
     def permute_rows(self, index: torch.Tensor) -> Packed:
         """The leading dimension reordered by `index` [rows] (a copy of the bytes, exact for every codec)."""
-        return Packed(self.codec, self.shape, self.data[index])
+        return Packed(
+            self.codec, self.shape, self.data.index_select(0, index)
+        )  # row by row: indexing goes byte by byte
 
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The values, `[*shape]` in `dtype`; computed in fp32 and rounded once."""
