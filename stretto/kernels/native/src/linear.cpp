@@ -36,7 +36,7 @@ int64_t first_coarse(Rows rows, int32_t coarse_prompts, const Step& step) {
     return coarse_prompts && rows.kind == ALL_ROWS ? step.starts[step.num_step_seqs] : rows.of(&step);
 }
 
-constexpr int QUANTIZE_ROWS = 4;
+constexpr int QUANTIZE_ROWS = 8;  // a block: its scales share cache lines, which two threads would fight for
 
 // The largest power of two that keeps |x| / scale at 127 * 256 + 127 or below; 1 for a group of zeros.
 INLINE float scale_of(float amax) {
