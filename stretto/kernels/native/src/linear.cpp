@@ -117,13 +117,18 @@ INLINE I32 four(const uint8_t* p) {
     return set1i(x);
 }
 
-// Memory that comes next, fetched while there is something to compute: `lines` cache lines at a time.
+// Memory that comes next, fetched while there is something to compute: `lines` cache lines at a time. What is read once
+// passes by the outer caches, which keep what others need between two steps: Python, keys and values, activations.
 struct Ahead {
     const uint8_t* next;
     int lines;
+    bool is_read_once;
 
     INLINE void fetch() {
-        for (int i = 0; i < lines; i++, next += 64) __builtin_prefetch(next);
+        for (int i = 0; i < lines; i++, next += 64) {
+            if (is_read_once) __builtin_prefetch(next, 0, 0);
+            else __builtin_prefetch(next, 0, 3);
+        }
     }
 };
 
@@ -228,14 +233,15 @@ int64_t quantized_run(Part& part, int64_t row, int64_t end) {
     return row;
 }
 
-// Rows panel .. panel + n - 1 of the outputs of one tile, those from `coarse` on in coarse form.
+// Up to PANEL rows from `panel` on of the outputs of one tile, those from `coarse` on in coarse form.
 template <class F>
 void quantized_panel(
-    const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t panel, int64_t n, int64_t coarse) {
+    const MatmulArgs& a, int64_t tile, int64_t bytes, int64_t rows, int64_t panel, int64_t coarse) {
     alignas(64) float sums[PANEL][TILE];
     const uint8_t* start = a.tiles + tile * bytes;
+    int64_t n = rows - panel < PANEL ? rows - panel : PANEL;
     int groups = a.d_in / GROUP;
-    Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0}};
+    Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0, rows <= PANEL}};
     // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
     if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
     for (int g = 0; g < groups; g += DEPTH) {
@@ -294,7 +300,7 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
             // A panel of activations and a chunk of weights stay in the second cache.
             for (int64_t panel = 0; panel < rows; panel += PANEL)
                 for (int64_t t = first * per; t < to; t++)
-                    quantized_panel<F>(a, t, bytes, panel, rows - panel < PANEL ? rows - panel : PANEL, coarse);
+                    quantized_panel<F>(a, t, bytes, rows, panel, coarse);
         },
         [&](auto f) {
             using F = decltype(f);
