@@ -474,6 +474,47 @@ def test_ctrl_c_stops_one_answer_and_keeps_the_chat(chat: Run, monkeypatch: pyte
     assert signal.getsignal(signal.SIGINT) is before
 
 
+# -- without native kernels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["no compiler", "a compiler that fails"])
+def test_torch_answers_where_nothing_can_be_compiled(cli: Run, tiny: Path, tmp_path: Path, is_there: bool) -> None:
+    tools, cache = tmp_path / "tools", tmp_path / "empty"
+    tools.mkdir()
+    if is_there:
+        (tools / "c++").write_text("#!/bin/sh\necho no space in the register >&2\nexit 1\n")
+        (tools / "c++").chmod(0o755)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRETTO_")}
+    environ |= {"PATH": str(tools), "STRETTO_CACHE": str(cache)}
+    run = ["run", "--json", str(tiny), "Hello", "-n", "4", "--temp", "0"]
+
+    def start(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "stretto", *run, *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)
+
+    done = start()
+    lines = done.stderr.splitlines()
+    reasons = [line for line in lines if "not on the native kernels" in line]
+    assert done.returncode == 0 and len(reasons) == 1 and len(lines) == (2 if is_there else 1), done.stderr
+    answer, want = json.loads(done.stdout), json.loads(cli(*run, "--backend", "torch")[1])
+    assert answer["backend"] == "torch" and answer["token_ids"] == want["token_ids"] and len(want["token_ids"]) == 4
+    if is_there:
+        assert "compiling the native kernels" in lines[0]
+        log = Path(reasons[0].rsplit(" ", 1)[1])
+        assert log.is_relative_to(cache) and "no space in the register" in log.read_text()
+    else:
+        assert "no C++ compiler" in reasons[0] and not cache.exists()
+
+    done = start("--backend", "native")
+    lines = done.stderr.splitlines()[is_there:]
+    assert (done.returncode, done.stdout) == (2, "") and [line.partition(":")[0] for line in lines] == [
+        "error",
+        "why",
+        "try",
+    ]
+    assert ("do not compile" if is_there else "no C++ compiler") in lines[1]
+
+
 # -- other verbs -------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,14 @@
 """The builder: private, atomic, named by what went in, and replaceable by torch when it cannot work."""
 
+import ctypes
+import errno
+import os
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -34,7 +40,9 @@ def test_a_build_is_found_again_and_is_ours_alone(small: Path) -> None:
     assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in (first.parent, first.parent.parent))
     made = first.stat().st_mtime_ns
     assert build("generic", small, clean=True).stat().st_mtime_ns > made
-    assert not [p for p in first.parent.iterdir() if p.name not in ("lock", "libstretto.so")], "nothing is left behind"
+    left = {path.name for path in first.parent.iterdir()}
+    assert left == {"lock", "libstretto.so", "build.log"}, "nothing is left behind"
+    assert (first.parent / "build.log").read_text() == ""
 
 
 def test_other_sources_and_levels_are_other_builds(small: Path) -> None:
@@ -75,6 +83,75 @@ def test_first_starts_at_once_build_once(tmp_path: Path) -> None:
     assert len({output.splitlines()[-1] for output in outputs}) == 1
 
 
+def test_warnings_are_in_the_log(small: Path) -> None:
+    (builder.SOURCES / "one.cpp").write_text("int one(double x) { return x; }\n")
+    assert "conversion]" in (build("generic", small).parent / "build.log").read_text()
+
+
+def test_a_killed_build_is_made_again(small: Path) -> None:
+    library = build("generic", small)
+    library.unlink()
+    (library.parent / "work1").mkdir()
+    (library.parent / "work1" / "libstretto.so").write_bytes(b"half of it")
+    notes: list[str] = []
+    assert ctypes.CDLL(str(build("generic", small, note=notes.append))).one() == 1 and len(notes) == 1
+    assert not (library.parent / "work1").exists()
+
+
+def test_builds_that_nobody_used_for_a_month_go(small: Path) -> None:
+    def version(number: int, level: str = "generic") -> Path:
+        (builder.SOURCES / "one.cpp").write_text(f'extern "C" int one() {{ return {number}; }}\n')
+        return build(level, small)
+
+    old, used, other = version(1), version(2), version(1, LEVEL)
+    month = time.time() - builder.KEEP_SECONDS - 60
+    for library in (old, used, other):
+        os.utime(library.parent, (month, month))
+    assert version(2) == used and old.exists(), "only what compiles tidies up"
+    version(3)
+    assert used.exists() and other.exists() == (LEVEL != "generic") and not old.parent.exists()
+
+
+def test_a_library_that_cannot_be_loaded_is_a_reason(small: Path) -> None:
+    library = build("generic", small)
+    library.write_bytes(b"\x7fELF")
+    with pytest.raises(RunError, match="cannot be loaded") as caught:
+        load(library)
+    assert str(library) in str(caught.value.why) and str(library.parent) in str(caught.value.try_)
+
+
+def test_a_cache_that_cannot_be_used_is_a_reason(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.write_text("a file")
+    with pytest.raises(RunError, match="cannot be built") as caught:
+        build("generic", small)
+    assert str(small) in str(caught.value.why)
+    small.unlink()
+    library = build("generic", small)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(RunError, match="cannot be built") as caught:
+            build("generic", small)
+    assert "belongs to another user" in str(caught.value.why)
+    library.parent.parent.chmod(0o777)
+    assert build("generic", small) == library and stat.S_IMODE(library.parent.parent.stat().st_mode) == 0o700
+
+
+def test_a_cache_that_can_only_be_read_serves_what_it_holds(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = build("generic", small)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("utime", "chmod"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(Path, "mkdir", lambda path, *_, **__: None if path.exists() else refuse())
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    assert build("generic", small) == library
+    with pytest.raises(RunError, match="cannot be built"):
+        build("generic", small, clean=True)
+
+
 def test_the_library_says_what_it_was_compiled_for() -> None:
     env = read_env()
     for level in supported_levels():
@@ -86,3 +163,17 @@ def test_settings_that_cannot_be_are_refused() -> None:
         thread_pool(read_env({"STRETTO_LEVEL": "avx9"}))
     with pytest.raises(UserError, match="STRETTO_THREADS=-1"):
         read_env({"STRETTO_THREADS": "-1"})
+
+
+def test_a_forked_process_ends_without_the_threads() -> None:
+    code = (
+        "import os, sys, native; pool = native.pool(); child = os.fork();"
+        "sys.exit(0) if child == 0 else sys.exit(os.waitpid(child, 0)[1])"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -13,8 +13,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from stretto.core.errors import RunError
@@ -27,6 +29,10 @@ FLAGS = (
     "-pthread",
     "-ffp-contract=off",  # every fused multiply-add is written by hand: bits must not change with the compiler
     "-fno-math-errno",
+    "-Wall",  # into the log of the build; there are none
+    "-Wextra",
+    "-Wpedantic",
+    "-Wconversion",
 )
 GCC_FLAGS = ("-fno-schedule-insns2",)  # rescheduling spills accumulators: 10.2 cycles become 11.6
 LEVELS = {
@@ -40,6 +46,8 @@ NEEDS = {
     "avx2": {"avx2", "fma", "f16c"},
     "generic": set(),
 }
+KEEP_SECONDS = 30 * 24 * 3600  # since the last use: every new version leaves the build of the old one behind
+LOG = "build.log"
 _log = logging.getLogger(__name__)
 
 
@@ -68,8 +76,20 @@ def build(
     """The library of `level`, compiled now if the cache lacks it. Two processes that need it build it once.
 
     compiler: a name or path (default: what `find_compiler` finds). note: gets one line if something is compiled.
-    clean: compile again. Raises RunError without a compiler, or with the path of its log if compiling fails.
+    clean: compile again. Raises RunError without a compiler, with the path of its log if compiling fails, and if the
+    cache cannot be used. Warnings are in `LOG` beside the library.
     """
+    try:
+        return _build(level, cache, compiler, note, clean)
+    except OSError as problem:
+        raise RunError(
+            "the native kernels cannot be built",
+            why=str(problem),
+            try_="STRETTO_CACHE=FOLDER, one that is yours; without one everything runs through torch, slower",
+        ) from problem
+
+
+def _build(level: str, cache: Path, compiler: str, note: Callable[[str], None] | None, clean: bool) -> Path:
     program = find_compiler(compiler)
     if program is None:
         raise RunError(
@@ -85,6 +105,10 @@ def build(
         key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     folder = _private(cache / "native") / f"{level}-{key.hexdigest()[:16]}"
     library = _private(folder) / "libstretto.so"
+    with suppress(OSError):  # a cache that can only be read may hold a library
+        os.utime(folder)  # its last use
+    if library.exists() and not clean:
+        return library
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
         if library.exists() and not clean:
@@ -92,36 +116,53 @@ def build(
         if note is not None:
             note(f"compiling the native kernels for {level} (once, some seconds) ...")
         _log.info("compiling %s into %s", level, folder)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
+        _remove(folder.glob("work*"), older_than=0)  # of builds that were killed
+        _remove(folder.parent.glob(f"{level}-*"), older_than=KEEP_SECONDS)
+        with tempfile.TemporaryDirectory(prefix="work", dir=folder) as work:
             units = [source for source in sources if source.suffix == ".cpp"]
             objects = [Path(work) / f"{unit.stem}.o" for unit in units]
             commands = [[program, *flags, "-c", str(u), "-o", str(o)] for u, o in zip(units, objects, strict=True)]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-                list(workers.map(lambda command: _compile(command, folder), commands))
+                warnings = "".join(workers.map(lambda command: _compile(command, folder), commands))
             made = Path(work) / library.name
-            _compile([program, *flags, "-shared", *map(str, objects), "-o", str(made)], folder)
+            warnings += _compile([program, *flags, "-shared", *map(str, objects), "-o", str(made)], folder)
+            (folder / LOG).write_text(warnings, encoding="utf-8")
             made.replace(library)  # atomic: a library is there whole or not at all
     return library
 
 
 def _private(folder: Path) -> Path:
-    """`folder`, made if needed, ours alone."""
+    """`folder`, made if needed, ours alone. Raises PermissionError if it is somebody else's."""
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # fails if it is not ours
+    status = folder.stat()
+    if status.st_uid != os.geteuid():  # root may change every mode
+        raise PermissionError(f"{folder} belongs to another user")
+    if status.st_mode & 0o777 != 0o700:
+        folder.chmod(0o700)
     return folder
+
+
+def _remove(folders: Iterable[Path], *, older_than: float) -> None:
+    """Remove those that were last changed more than this many seconds ago."""
+    for folder in folders:
+        with suppress(FileNotFoundError):  # two processes may be at it
+            if time.time() - folder.stat().st_mtime >= older_than:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _output(command: Sequence[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def _compile(command: Sequence[str], folder: Path) -> None:
+def _compile(command: Sequence[str], folder: Path) -> str:
+    """Run a compiler and return its warnings."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        log = folder / "build.log"
+        log = folder / LOG
         log.write_text(" ".join(command) + "\n" + done.stdout + done.stderr, encoding="utf-8")
         raise RunError(
             "the native kernels do not compile",
             why=f"{command[0]} ended with {done.returncode}; its output is in {log}",
             try_="another compiler (STRETTO_CXX=clang++); without one everything runs through torch, slower",
         )
+    return done.stdout + done.stderr

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from stretto.core.errors import RunError
+
 SPIN_SECONDS = 200e-6  # how long idle threads watch for work before they sleep: the pause between two steps
 
 
@@ -47,10 +49,18 @@ class Commit(ctypes.Structure):
 
 
 class Library:
-    """A loaded library. level: the instruction-set level it was compiled for."""
+    """A loaded library. level: the instruction-set level it was compiled for.
+
+    Raises RunError if it cannot be loaded: its file is damaged, or nothing may be executed where the cache is.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._lib = ctypes.CDLL(str(path))
+        try:
+            self._lib = ctypes.CDLL(str(path))
+        except OSError as problem:
+            raise RunError(
+                "the native kernels cannot be loaded", why=str(problem), try_=f"remove {path.parent}, or STRETTO_CACHE"
+            ) from problem
         self._lib.level.restype = ctypes.c_char_p
         self.level: str = self._lib.level().decode()
         for name in ("pool_new", "weight_tile_bytes", "step_size", "commit_size"):
@@ -96,7 +106,7 @@ class Pool:
         self.library = library
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self._handle = library.new_pool(self.num_threads)
-        weakref.finalize(self, library.free_pool, self._handle)
+        weakref.finalize(self, _free, library, self._handle, os.getpid())
 
     def run(self, ops: ctypes.Array[Op], step: Step) -> None:
         """Run a list once, in order. Returns when all of it is done (other Python threads go on meanwhile)."""
@@ -106,6 +116,11 @@ class Pool:
         """Run operations that read nothing from a step: packing weights, probes."""
         ops = (Op * len(calls))(*(self.library.op(name, args) for name, args in calls))
         self.run(ops, Step())
+
+
+def _free(library: Library, handle: int, process: int) -> None:
+    if os.getpid() == process:  # threads do not follow a fork: waiting for them there would have no end
+        library.free_pool(handle)
 
 
 @cache
