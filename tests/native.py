@@ -18,7 +18,8 @@ LEVELS = supported_levels()
 @cache
 def pool(level: str = LEVELS[0], num_threads: int = 2) -> Pool:
     """Threads that run the kernels of `level`; compiled into the user's cache, as everywhere."""
-    return Pool(load(build(level, read_env().cache_dir)), num_threads)
+    env = read_env()
+    return Pool(load(build(level, env.cache_dir, compiler=env.cxx)), num_threads)
 
 
 def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:

@@ -119,7 +119,7 @@ struct Simple {
     static INLINE const uint8_t* codes(const uint8_t* record, int) { return record; }
     static INLINE F32 scale(const uint8_t* record, int, int) { return load_f16((const uint16_t*)(record + Codes::BYTES)); }
     static INLINE F32 minimum(const uint8_t* record, int) {
-        return load_f16((const uint16_t*)(record + Codes::BYTES + 32));
+        return MINIMUM ? load_f16((const uint16_t*)(record + Codes::BYTES + 32)) : set1(0.0f);
     }
     static void put(uint8_t* record, int lane, uint16_t d, uint16_t m) {
         std::memcpy(record + Codes::BYTES + 2 * lane, &d, 2);

@@ -1,0 +1,111 @@
+#include "attention.cpp"
+#include "driver.h"
+
+namespace driver {
+namespace {
+
+struct Layer {
+    int heads, groups, key_size, value_size;
+    bool is_bf16;
+    int window, page_size;
+};
+
+uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return uint16_t(bits >> 16);
+}
+
+// Pages of keys or values: what lies before the rows of the step is random, the rest NaN.
+class Pages {
+  public:
+    Pages(const StepRows& rows, const std::vector<Seq>& seqs, const Layer& layer, int size)
+        : rows_(rows), seqs_(seqs), layer_(layer), row_(layer.groups * size), width_(layer.is_bf16 ? 2 : 4),
+          bytes_(int64_t(rows.num_pages) * layer.page_size * row_ * width_) {}
+
+    uint8_t* get() const { return bytes_.get(); }
+    void reset(uint64_t seed) {
+        Random random(seed);
+        bytes_.poison();
+        for (size_t b = 0; b < seqs_.size(); b++) {
+            const int32_t* table = rows_.step.block_table + int64_t(b) * rows_.step.block_width;
+            for (int at = 0; at < seqs_[b].context; at++) {
+                int64_t slot = int64_t(table[at / layer_.page_size]) * layer_.page_size + at % layer_.page_size;
+                for (int i = 0; i < row_; i++) {
+                    float x = random.value();
+                    uint16_t half = to_bf16(x);
+                    std::memcpy(&bytes_[(slot * row_ + i) * width_], width_ == 2 ? (void*)&half : (void*)&x,
+                                size_t(width_));
+                }
+            }
+        }
+    }
+
+  private:
+    const StepRows& rows_;
+    const std::vector<Seq>& seqs_;
+    const Layer& layer_;
+    int row_, width_;
+    Buffer<uint8_t> bytes_;
+};
+
+void drive(
+    const Runner& runner, Random& random, const Layer& layer, const std::vector<Seq>& seqs, int64_t num_partials
+) {
+    StepRows rows(random, seqs, layer.page_size);
+    int n = rows.step.num_rows, keys = layer.groups * layer.key_size, all = layer.groups * layer.value_size;
+    Matrix q(random, n, layer.heads * layer.key_size), k(random, n, keys), v(random, n, all);
+    q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
+    Pages k_pages(rows, seqs, layer, layer.key_size), v_pages(rows, seqs, layer, layer.value_size);
+    Buffer<float> o(int64_t(n) * layer.heads * layer.value_size), lse(int64_t(n) * layer.heads);
+    Buffer<float> partials(num_partials * layer.heads * (layer.value_size + 2));
+    AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
+                         k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
+    AttentionArgs args = {layer.heads,   layer.groups,  layer.key_size, layer.value_size, layer.is_bf16,
+                          layer.page_size, 0.3f,        layer.window,   q.get(),          q.stride(),
+                          k_pages.get(), v_pages.get(), o.get(),        lse.get(),        partials.get(),
+                          num_partials};
+    MergeArgs merge = {args};
+    Ops ops = {OP(kv_append, append), OP(attention, args)};
+    if (num_partials) ops.push_back(OP(attention_merge, merge));
+    auto reset = [&] { k_pages.reset(7), v_pages.reset(8), o.poison(), lse.poison(), partials.poison(); };
+    runner.run(num_partials ? "kv_append attention attention_merge" : "kv_append attention", ops, rows.step, reset,
+               [&](Outputs& out) {
+                   for (auto* buffer : {&o, &lse})
+                       for (int64_t i = 0; i < buffer->count(); i++) {
+                           if (!((*buffer)[i] - (*buffer)[i] == 0.0f)) fail("attention left a number out");
+                           out.push_back((*buffer)[i]);
+                       }
+               });
+}
+
+}  // namespace
+
+void drive_attention(const Runner& runner) {
+    Random random(3);
+    const Layer layers[] = {
+        {9, 3, 64, 64, true, 0, 16},    {4, 2, 20, 8, false, 0, 5},  {6, 2, 8, 20, true, 300, 16},
+        {17, 1, 5, 3, false, 0, 1},     {100, 1, 16, 16, true, 70, 8}, {2, 2, 20, 64, false, 256, 16},
+        {2, 1, 256, 256, true, 0, 16}, {20, 1, 37, 70, true, 0, 3},
+    };
+    for (const Layer& layer : layers)
+        for (int64_t partials : {0, 5, 400}) {  // none, not enough, enough
+            int context = partials == 400 ? 520 : 280;
+            drive(runner, random, layer, {Seq::chain(random.below(2) ? 0 : 17, 1, 1)}, partials);
+            drive(runner, random, layer,
+                  {Seq::chain(255, 1, 1), Seq::chain(context, 1, 1), Seq::tree(random, 250, 9, 1), Seq::chain(0, 3, 0)},
+                  partials);
+            if (partials == 5) continue;
+            drive(runner, random, layer,
+                  {Seq::tree(random, 0, 8, 0), Seq::tree(random, 245, 20, 1), Seq::chain(31, 5, 1)}, partials);
+        }
+    for (int rows : {2, 8, 65, 130})
+        drive(runner, random, layers[rows % 4],
+              {Seq::chain(random.below(100), rows, rows), Seq::chain(0, 0, 0), Seq::chain(40, 33, 33)}, 64);
+    for (int i : {2, 3}) drive(runner, random, layers[i], {Seq::comb(240, 1), Seq::comb(0, 0)}, 64);
+    std::vector<Seq> many;  // more items than chunks
+    for (int i = 0; i < 50; i++) many.push_back(Seq::chain(random.below(40), 1, 1));
+    drive(runner, random, layers[0], many, 16);
+}
+
+}  // namespace driver

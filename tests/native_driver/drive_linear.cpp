@@ -1,0 +1,103 @@
+#include "driver.h"
+#include "linear.cpp"
+
+namespace driver {
+namespace {
+
+// Bytes of one block of a file, its inputs, and where its fp16 numbers are.
+struct Stored {
+    int bytes, inputs;
+    std::vector<int> halves;
+};
+
+const Stored FILES[] = {{18, 32, {0}},     {20, 32, {0, 2}},  {22, 32, {0}},    {24, 32, {0, 2}},
+                        {34, 32, {0}},     {144, 256, {0, 2}}, {176, 256, {0, 2}}, {210, 256, {208}},
+                        {4, 1, {}},        {2, 1, {}},         {2, 1, {}}};
+
+uint16_t small_half(Random& random) {  // subnormal ones among them
+    return uint16_t((random.word() & 0x83FF) | (random.below(4) << 11));
+}
+
+// Rows of a matrix as a file stores them. They start at any byte, as in a mapped file.
+class Source {
+  public:
+    Source(Random& random, int format, int rows, int d_in)
+        : row_bytes(int64_t(d_in / FILES[format].inputs) * FILES[format].bytes), offset_(random.below(4)),
+          bytes_(offset_ + rows * row_bytes) {
+        const Stored& stored = FILES[format];
+        for (int64_t i = 0; i < bytes_.count(); i++) bytes_[i] = uint8_t(random.word());
+        for (int64_t at = offset_; at < bytes_.count(); at += stored.bytes) {
+            float x = random.value();
+            uint16_t half = small_half(random);
+            uint32_t bits;
+            std::memcpy(&bits, &x, 4);
+            for (int place : stored.halves) half = small_half(random), std::memcpy(&bytes_[at + place], &half, 2);
+            if (format == f32) std::memcpy(&bytes_[at], &x, 4);
+            if (format == f16) std::memcpy(&bytes_[at], &half, 2);
+            if (format == bf16) half = uint16_t(bits >> 16), std::memcpy(&bytes_[at], &half, 2);
+        }
+    }
+
+    const uint8_t* get() const { return bytes_.get() + offset_; }
+    const int64_t row_bytes;
+
+  private:
+    int64_t offset_;
+    Buffer<uint8_t> bytes_;
+};
+
+// A matrix of this format: repacked, multiplied with `rows` rows, and looked up.
+void drive(const Runner& runner, Random& random, int format, int rows, int d_in, int d_out) {
+    Source source(random, format, d_out, d_in);
+    Buffer<uint8_t> tiles(ceil_div(d_out, TILE) * weight_tile_bytes(format, d_in));
+    PackArgs pack = {d_in, d_out, format, 0, source.get(), source.row_bytes, tiles.get()};
+    runner.run("pack_weight", {OP(pack_weight, pack)}, Step{}, [&] { tiles.poison(); }, [&](Outputs& out) {
+        for (int64_t i = 0; i < tiles.count(); i++) out.push_back(float(tiles[i]));
+    });
+
+    Step step = {};
+    Rows counted = {random.below(3), rows};
+    step.num_rows = counted.kind == 1 ? rows : 1, step.num_out = counted.kind == 2 ? rows : 1;
+    bool is_plain = format >= f32;
+    int64_t blocks = is_plain ? 0 : ceil_div(rows, 8) * (d_in / GROUP);
+    Matrix x(random, rows, d_in), y(random, rows, d_out);
+    x.fill(random, 3.0f);
+    Buffer<Block> fixed(blocks);
+    Buffer<float> bias(d_out);
+    for (int i = 0; i < d_out; i++) bias[i] = random.value();
+    QuantizeArgs quantize = {counted, d_in, x.get(), x.stride(), fixed.get()};
+    MatmulArgs matmul = {counted,     d_in,    d_out,      format,  tiles.get(), random.below(2) ? bias.get() : nullptr,
+                         fixed.get(), x.get(), x.stride(), y.get(), y.stride()};
+    Ops ops = {OP(matmul, matmul)};
+    if (!is_plain) ops.insert(ops.begin(), OP(quantize, quantize));
+    auto reset = [&] { fixed.poison(), y.poison(); };
+    runner.run(is_plain ? "matmul" : "quantize matmul", ops, step, reset, [&](Outputs& out) { y.read(out); });
+
+    std::vector<int64_t> ids = {0, d_out - 1};
+    for (int i = 2; i < rows; i++) ids.push_back(random.below(d_out));
+    ids.resize(size_t(rows));
+    Buffer<int64_t> tokens(ids);
+    step.num_rows = rows, step.tokens = tokens.get();
+    Matrix looked_up(random, rows, d_in);
+    EmbedArgs embed = {d_in, format, tiles.get(), 1.5f, 0, looked_up.get(), looked_up.stride()};
+    runner.run("embed", {OP(embed, embed)}, step, [&] { looked_up.poison(); },
+               [&](Outputs& out) { looked_up.read(out); });
+}
+
+}  // namespace
+
+void drive_linear(const Runner& runner) {
+    Random random(1);
+    for (int format = 0; format < NUM_FORMATS; format++) {
+        int inputs = FILES[format].inputs;
+        for (int rows : {1, 2, 3, 5, 8, 17, 65}) {
+            int d_in = inputs == 256  ? random.one_of({256, 512, 768})
+                       : inputs == 32 ? random.one_of({32, 64, 96, 288})  // more groups than are read at a time
+                                      : random.one_of({1, 2, 33, 100});
+            drive(runner, random, format, rows, d_in, random.one_of({1, 15, 16, 17, 32, 33, 70}));
+        }
+        drive(runner, random, format, 3, inputs == 1 ? 130 : 256, 900);  // several chunks
+    }
+}
+
+}  // namespace driver

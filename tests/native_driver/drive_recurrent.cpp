@@ -1,0 +1,124 @@
+#include "driver.h"
+#include "recurrent.cpp"
+
+namespace driver {
+namespace {
+
+// What a step leaves behind, and the rows of it that are kept: a path through the provisional rows.
+class Accepted {
+  public:
+    Accepted(Random& random, StepRows& rows, const std::vector<Seq>& seqs) {
+        std::vector<int32_t> counts, kept(seqs.size() * MAX_TREE_ROWS, INT32_MAX);
+        for (size_t b = 0; b < seqs.size(); b++) {
+            const Seq& seq = seqs[b];
+            std::vector<int> path;
+            int provisional = seq.rows() - seq.definite;
+            if (provisional > 0 && random.below(4))
+                for (int at = seq.definite + random.below(provisional); at >= seq.definite;
+                     at = seq.parents[size_t(at)])
+                    path.insert(path.begin(), at);
+            for (size_t i = 0; i < path.size(); i++)
+                kept[b * MAX_TREE_ROWS + i] = rows.step.starts[b] + path[i];
+            counts.push_back(int32_t(path.size()));
+            num_provisional += provisional;
+        }
+        commit = {rows.step, rows.keep(counts), rows.keep(kept)};
+    }
+
+    Commit commit = {};
+    int num_provisional = 0;
+};
+
+// States of twice as many slots as there are sequences.
+void reset(const Buffer<float>& states, uint64_t seed) {
+    Random random(seed);
+    for (int64_t i = 0; i < states.count(); i++) states[i] = random.value();
+}
+
+void read_states(const Buffer<float>& states, Outputs& out) {
+    for (int64_t i = 0; i < states.count(); i++) {
+        if (!(states[i] - states[i] == 0.0f)) fail("a state is not finite");
+        out.push_back(states[i]);
+    }
+}
+
+void drive_glr(
+    const Runner& runner, Random& random, const std::vector<Seq>& seqs, int heads, int groups, int K, int V
+) {
+    StepRows rows(random, seqs);
+    Accepted accepted(random, rows, seqs);
+    int64_t n = rows.step.num_rows, width = groups * K + heads * V + 2 * heads;
+    Matrix q(random, n, groups * K), k(random, n, groups * K), v(random, n, heads * V), g(random, n, heads);
+    Matrix beta(random, n, heads), o(random, n, heads * V);
+    float small = 1.0f / float(K);
+    q.fill(random), k.fill(random, small), v.fill(random), g.fill(random, 0.2f), beta.fill(random);
+    Buffer<float> states(2 * int64_t(seqs.size()) * heads * K * V), notes(accepted.num_provisional * width);
+    bool is_delta = random.below(2);
+    GlrArgs args = {};
+    args.heads = heads, args.groups = groups, args.num_k = K, args.num_v = V, args.scale = 0.5f;
+    args.q = q.get(), args.q_stride = q.stride(), args.k = k.get(), args.k_stride = k.stride();
+    args.v = v.get(), args.v_stride = v.stride(), args.g = g.get(), args.g_stride = g.stride();
+    args.o = o.get(), args.o_stride = o.stride();
+    if (is_delta) args.beta = beta.get(), args.beta_stride = beta.stride();
+    auto read = [&](Outputs& out) { o.read(out); };
+    runner.run("glr", {OP(glr, args)}, rows.step, [&] { o.poison(); }, read);
+
+    args.states = states.get(), args.notes = notes.get(), args.room = accepted.num_provisional;
+    GlrReplayArgs replay = {args};
+    replay.of.k = notes.get(), replay.of.v = replay.of.k + groups * K, replay.of.g = replay.of.v + heads * V;
+    replay.of.beta = is_delta ? replay.of.g + heads : nullptr;
+    replay.of.k_stride = replay.of.v_stride = replay.of.g_stride = replay.of.beta_stride = width;
+    replay.of.q = nullptr, replay.of.o = nullptr;
+    runner.run("glr glr_replay", {OP(glr, args), OP(glr_replay, replay)}, accepted.commit.step,
+               [&] { o.poison(), notes.poison(), reset(states, 11); },
+               [&](Outputs& out) { read(out), read_states(states, out); });
+}
+
+void drive_conv(const Runner& runner, Random& random, const std::vector<Seq>& seqs, int channels, int width) {
+    StepRows rows(random, seqs);
+    Accepted accepted(random, rows, seqs);
+    int64_t n = rows.step.num_rows, padded = ceil_div(channels, LANES) * LANES;
+    Matrix x(random, n, channels), y(random, n, channels);
+    x.fill(random);
+    Buffer<float> taps(width * padded), bias(padded), zeros(channels), notes(accepted.num_provisional * channels);
+    Buffer<float> states(2 * int64_t(seqs.size()) * (width - 1) * channels);
+    for (auto* buffer : {&taps, &bias, &zeros})
+        for (int64_t i = 0; i < buffer->count(); i++)
+            (*buffer)[i] = buffer != &zeros && i % padded < channels ? random.value() : 0.0f;
+    ShortConvArgs args = {};
+    args.channels = channels, args.width = width, args.silu = random.below(2);
+    args.x = x.get(), args.x_stride = x.stride(), args.y = y.get(), args.y_stride = y.stride();
+    args.taps = taps.get(), args.bias = random.below(2) ? bias.get() : nullptr, args.zeros = zeros.get();
+    auto read = [&](Outputs& out) { y.read(out); };
+    runner.run("short_conv", {OP(short_conv, args)}, rows.step, [&] { y.poison(); }, read);
+
+    args.states = states.get(), args.notes = notes.get(), args.room = accepted.num_provisional;
+    ShortConvReplayArgs replay = {args};
+    replay.of.x = notes.get(), replay.of.x_stride = channels;
+    runner.run("short_conv short_conv_replay", {OP(short_conv, args), OP(short_conv_replay, replay)},
+               accepted.commit.step, [&] { y.poison(), notes.poison(), reset(states, 12); },
+               [&](Outputs& out) { read(out), read_states(states, out); });
+}
+
+}  // namespace
+
+void drive_recurrent(const Runner& runner) {
+    Random random(4);
+    std::vector<std::vector<Seq>> cases = {
+        {Seq::chain(0, 1, 1)},
+        {Seq::chain(5, 1, 1), Seq::chain(0, 2, 2), Seq::chain(9, 0, 0)},
+        {Seq::chain(3, 5, 1), Seq::chain(0, 8, 0), Seq::tree(random, 2, 9, 1), Seq::tree(random, 0, 17, 0)},
+        {Seq::comb(4, 1), Seq::chain(1, 65, 65), Seq::tree(random, 7, 64, 3)},
+    };
+    for (const auto& seqs : cases) {
+        drive_glr(runner, random, seqs, 4, 2, 8, 20);
+        drive_glr(runner, random, seqs, 3, 1, 37, 70);
+        drive_glr(runner, random, seqs, 3, 3, 1, 1);
+        drive_glr(runner, random, seqs, 6, 1, 64, 33);
+        drive_glr(runner, random, seqs, 2, 2, 256, 16);
+        for (int channels : {1, 16, 20, 130, 331, 1000})
+            for (int width : {1, 2, 4, 16}) drive_conv(runner, random, seqs, channels, width);
+    }
+}
+
+}  // namespace driver

@@ -1,0 +1,79 @@
+// Pools under a thread sanitizer: short lists one after another, two pools at once, pools that come and go. Every list
+// adds up numbers over several operations, each of which needs all of the one before.
+#include <chrono>
+#include <thread>
+
+#include "driver.h"
+
+namespace {
+
+constexpr int MOST = 40;
+
+struct AddArgs {
+    const int* from;  // [MOST], or null
+    int* to;          // [MOST]
+    int chunks;
+};
+
+int64_t chunks(const AddArgs& a, const Step&) { return a.chunks; }
+
+void run(const AddArgs& a, const Step& step, int64_t first, int64_t last) {
+    int sum = 0;
+    for (int i = 0; a.from && i < MOST; i++) sum += a.from[i];
+    for (int64_t i = first; i < last; i++) a.to[i] = sum + step.num_rows;
+}
+
+}  // namespace
+
+STRETTO_OP(add, AddArgs)
+
+namespace {
+
+void once(void* pool, int round) {
+    int values[4][MOST] = {};
+    const int counts[] = {round % MOST, 1, MOST, 1 + round % 3};
+    AddArgs args[4];
+    Ops ops;
+    for (int i = 0; i < 4; i++) {
+        args[i] = {i ? values[i - 1] : nullptr, values[i], counts[i]};
+        ops.push_back({add_chunks, add_run, &args[i]});
+    }
+    Step step = {};
+    step.num_rows = round;
+    pool_run(pool, ops.data(), int64_t(ops.size()), &step);
+    int64_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        int64_t value = sum + round;
+        sum = counts[i] * value;
+        for (int j = 0; j < counts[i]; j++)
+            if (values[i][j] != int(value)) driver::fail("an operation began before the one before it was over");
+    }
+}
+
+void drive(int num_threads, int64_t spin_ns, int rounds) {
+    void* pool = pool_new(num_threads, spin_ns);
+    for (int round = 1; round <= rounds; round++) {
+        once(pool, round % 9);
+        if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // all of them sleep
+    }
+    pool_free(pool);
+}
+
+}  // namespace
+
+int main() {
+    for (int threads = 1; threads <= 4; threads++)
+        for (int64_t spin_ns : {0, 1000, 200000}) drive(threads, spin_ns, 400);
+    std::thread other([] { drive(3, 1000, 500); });
+    drive(2, 1000, 500);
+    other.join();
+    void* shared = pool_new(3, 1000);  // callers take turns
+    std::thread caller([&] {
+        for (int i = 0; i < 300; i++) once(shared, i % 9);
+    });
+    for (int i = 0; i < 300; i++) once(shared, i % 9);
+    caller.join();
+    pool_free(shared);
+    for (int i = 0; i < 40; i++) drive(1 + i % 4, 1000, i % 3);  // come and go, some unused
+    std::printf("pool\n");
+}

@@ -1,0 +1,127 @@
+"""The kernels under sanitizers: a program of its own (tests/native_driver) calls every operation over buffers that end
+where their contents end, and stresses the pool of threads. Its sums show that compilers agree on every bit."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stretto.core.env import read_env
+from stretto.kernels.native.build import FLAGS, LEVELS, LOG, SOURCES, build, find_compiler, supported_levels
+
+DRIVER = Path(__file__).parents[1] / "native_driver"
+COMPILERS = ("", "clang++")  # "": what a user gets
+# Reads whose values are not used stay in the program. Nothing is inlined, or checks take minutes to compile; a null
+# pointer shows without a check of its own.
+PLAIN = ("-O0", "-g1", "-Dalways_inline=unused", "-fno-sanitize=null,object-size")
+MEMORY = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", *PLAIN)
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0",  # they are looked for with ptrace, which is not allowed everywhere
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def run(command: Sequence[object]) -> str:
+    """What a command prints; fails with what it says to standard error."""
+    environ = {**os.environ, **OPTIONS}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environ, check=False)
+    if done.returncode:
+        last = done.stdout.splitlines()[-1:]
+        pytest.fail(f"{command[0]} ended with {done.returncode} after {last}:\n{done.stderr[:6000]}", pytrace=False)
+    return done.stdout
+
+
+def compiler() -> str:
+    program = find_compiler(read_env().cxx)
+    assert program is not None, "these tests need a C++ compiler and its sanitizers: apt-get install g++"
+    return program
+
+
+def compiled(units: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
+    """Compile units side by side: (source, object file, flags) of each."""
+    language = [flag for flag in FLAGS if not flag.startswith(("-O", "-W"))]
+    commands = []
+    for source, made, flags in sorted(units, key=lambda unit: -unit[0].stat().st_size):  # what takes long comes first
+        made.parent.mkdir(parents=True, exist_ok=True)
+        commands.append([compiler(), *language, f"-I{SOURCES}", *flags, "-c", source, "-o", made])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        list(workers.map(run, commands))
+
+
+def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
+    """The program; a clear failure where the compiler came without its sanitizers."""
+    command = [compiler(), f"-fsanitize={sanitizer}", "-pthread", *objects, "-ldl", "-o", program]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (
+        f"the sanitizers of {command[0]} are missing (libasan, libubsan and libtsan come with g++ on Debian and "
+        f"Ubuntu; elsewhere they are packages of these names):\n{done.stderr[:3000]}"
+    )
+    return program
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The driver for every level of this CPU, with the kernels compiled into it."""
+    root = tmp_path_factory.mktemp("drivers")
+    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "pool.cpp"]
+    objects = {level: {source: root / level / f"{source.stem}.o" for source in sources} for level in supported_levels()}
+    compiled(
+        [
+            (source, made, [*MEMORY, *LEVELS[level]])
+            for level, of_level in objects.items()
+            for source, made in of_level.items()
+        ]
+    )
+    return {
+        level: linked(list(of_level.values()), "address,undefined", root / level / "driver")
+        for level, of_level in objects.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def sums(drivers: dict[str, Path]) -> dict[str, str]:
+    """What the drivers print. A test that asks for it fails if a sanitizer found something."""
+    with ThreadPoolExecutor(2) as workers:
+        return dict(zip(drivers, workers.map(lambda driver: run([driver]), drivers.values()), strict=True))
+
+
+def test_sanitizers_find_nothing_and_levels_agree(sums: dict[str, str]) -> None:
+    assert len(set(sums.values())) == 1
+    driven = {name for line in sums["generic"].splitlines() for name in line.split()[:-1]}
+    registered = {
+        name for unit in SOURCES.glob("*.cpp") for name in re.findall(r"^STRETTO_OP\((\w+)", unit.read_text(), re.M)
+    }
+    assert driven == registered, "every operation is driven"
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize("level", supported_levels())
+def test_compilers_warn_of_nothing_and_agree(
+    drivers: dict[str, Path], sums: dict[str, str], level: str, name: str
+) -> None:
+    """The library as users get it, called by the driver."""
+    if name and shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    env = read_env()
+    library = build(level, env.cache_dir, compiler=name or env.cxx)
+    assert (library.parent / LOG).read_text() == ""
+    assert run([drivers[level], library]) == sums["generic"]
+
+
+def test_threads_race_for_nothing(tmp_path: Path) -> None:
+    flags = ["-fsanitize=thread", "-O1", "-g1"]
+    objects = {source: tmp_path / f"{source.stem}.o" for source in (DRIVER / "pool_stress.cpp", SOURCES / "pool.cpp")}
+    compiled([(source, made, flags) for source, made in objects.items()])
+    program = linked(list(objects.values()), "thread", tmp_path / "pool_stress")
+    # older sanitizers cannot place their memory where addresses are random in more than 28 bits
+    fixed = ["setarch", os.uname().machine, "-R"]
+    works = (
+        shutil.which("setarch") and subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode == 0
+    )
+    assert run([*(fixed if works else []), program]) == "pool\n"
