@@ -62,7 +62,7 @@ def main() -> None:
         caches, steps = lm.tensor_caches(num_seqs=1), []
         for t, token in enumerate(tokens):
             seqs = Seqs.of([1], [t], num_step=1)  # one new row after t cached ones, in step form
-            steps.append(lm(StepPlan(token[None], seqs, torch.tensor([0]), caches)))
+            steps.append(lm(StepPlan([int(token)], seqs, [0], caches)))
     print(f"whole sequence against token by token, largest difference: {(whole - torch.cat(steps)).abs().max():.1e}")
 
 

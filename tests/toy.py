@@ -51,7 +51,7 @@ def plain_decode(lm: LM, prompt: Sequence[int], n: int, sampling: Sampling | Non
     tokens = list(prompt)
     for _ in range(n):
         row = RowSampling(sampling, Noise(sampling.seed or 0), len(tokens), tuple(prompt), tuple(tokens[len(prompt) :]))
-        tokens.append(int(picks(lm(StepPlan.of([tokens]))[-1:], [row])))
+        tokens += picks(lm(StepPlan.of([tokens]))[-1:], [row])
     return tokens[len(prompt) :]
 
 

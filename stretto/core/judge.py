@@ -3,9 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import Any, Literal
 
 from stretto.core.drafter import Draft, Verdict
 
@@ -35,11 +33,11 @@ class Judge(ABC):
     """What `judge` reads per row: `picks` (the token plain decoding would emit there) or `probs` (its full law)."""
 
     @abstractmethod
-    def judge(self, draft: Draft, rows: Tensor, position: int, noise: Noise) -> Verdict:
+    def judge(self, draft: Draft, rows: Any, position: int, noise: Noise) -> Verdict:
         """Decide one request.
 
-        rows: for head `picks` [N + 1] int64, for `probs` [N + 1, W] fp32; row 0 is the pending token, row i + 1 is
-        node i. position: absolute position of the token that follows the pending one.
+        rows: for head `picks` N + 1 token ids (a sequence), for `probs` [N + 1, W] fp32 (a tensor); row 0 is the
+        pending token, row i + 1 is node i. position: absolute position of the token that follows the pending one.
         """
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,22 +11,31 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepPlan:
     """One forward pass over packed rows. Valid until the next one is packed; nothing else is ambient.
 
-    tokens: [T] int64. out_rows: [R] int64, the rows whose hidden state the head needs.
-    caches: one per layer, or None for training (zero entry state, nothing written).
+    token_ids: T of them. wanted: the R rows whose hidden state the head needs. caches: one per layer, or None for
+    training (zero entry state, nothing written). Integers stay Python's until a layer asks for tensors.
     """
 
-    tokens: Tensor
+    token_ids: Sequence[int]
     seqs: Seqs
-    out_rows: Tensor
+    wanted: Sequence[int]
     caches: Sequence[LayerCache] | None = None
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[T] int64."""
+        return torch.tensor(self.token_ids, dtype=torch.int64, device=self.seqs.device)
+
+    @cached_property
+    def out_rows(self) -> Tensor:
+        """[R] int64."""
+        return torch.tensor(self.wanted, dtype=torch.int64, device=self.seqs.device)
 
     @staticmethod
     def of(prompts: Sequence[Sequence[int]], caches: Sequence[LayerCache] | None = None) -> "StepPlan":
         """Whole sequences without context, every row wanted: training, scoring and tests."""
         seqs = Seqs.of([len(p) for p in prompts])
-        tokens = torch.tensor([t for p in prompts for t in p], dtype=torch.int64)
-        return StepPlan(tokens, seqs, torch.arange(len(tokens)), caches)
+        return StepPlan([t for p in prompts for t in p], seqs, range(seqs.num_rows), caches)

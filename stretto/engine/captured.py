@@ -6,8 +6,8 @@ native kernel cannot be recorded, and runs through torch (`why_not` says so befo
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,23 +44,25 @@ class Captured:
     ) -> None:
         self._vocab_size = vocab_size
         self.tape = Tape(threads, max_rows=max_rows, max_out=max_rows, context=context, coarse_prompts=coarse_prompts)
+        room = Seqs.of([self.tape.room])  # a placeholder: rows are those of the step
         with self.tape.outside():
-            nothing = torch.zeros(0, dtype=torch.int64)
-            room = Seqs.of([self.tape.room])  # a placeholder: rows are those of the step
-            plan = StepPlan(nothing, room, nothing, pools.refs(Placement()))
+            plan = StepPlan((), room, (), pools.refs(Placement()))
+            assert len(plan.tokens) == len(plan.out_rows) == 0
         with self.tape.recording():
             self._logits: Tensor = lm(plan)
             self._best = best(self._logits, vocab_size)
+        values, ids = (x.data_ptr() for x in self._best)
+        self._top = (ctypes.c_float * len(self._logits)).from_address(values)
+        self._argmax = (ctypes.c_int32 * len(self._logits)).from_address(ids)
         self._held: object = None  # what the step points to
 
     def __call__(self, plan: StepPlan) -> Scores:
         assert isinstance(plan.caches, Caches)
         self._describe(plan, plan.caches.placement)
         self.tape.run()
-        rows = len(plan.out_rows)
-        values, ids = self._best
-        logits = self._logits[:rows, : self._vocab_size]
-        return Scores(logits, values[:rows].tolist(), ids[:rows].tolist(), self.tape.pool)
+        rows = len(plan.wanted)
+        logits = lambda: self._logits[:rows, : self._vocab_size]  # noqa: E731
+        return Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.pool)
 
     def commit(self, seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
         """Advance recurrent states over the accepted rows of the last call (as in `CacheManager.commit`)."""
@@ -68,8 +70,8 @@ class Captured:
         rows = [0] * (MAX_TREE_ROWS * seqs.num_seqs)
         for b, path in enumerate(paths):
             rows[b * MAX_TREE_ROWS : b * MAX_TREE_ROWS + len(path)] = [seqs.starts[b] + row for row in path]
-        arrays = _ints([len(path) for path in paths]), _ints(rows)
-        kept.num_accepted, kept.accepted_rows = (ctypes.addressof(values) for values in arrays)
+        arrays = array("i", [len(path) for path in paths]), array("i", rows)
+        kept.num_accepted, kept.accepted_rows = (values.buffer_info()[0] for values in arrays)
         self.tape.commit()
 
     def _describe(self, plan: StepPlan, placement: Placement) -> None:
@@ -82,27 +84,34 @@ class Captured:
             if seqs.parents[b] is None:
                 positions += range(context, context + rows)
             else:
-                positions += (context + depth for depth in seqs.depths(b))
+                positions += [context + depth for depth in seqs.depths(b)]
         width = max(map(len, placement.tables), default=0)
-        arrays: dict[str, ctypes.Array[Any]] = {
-            "positions": _ints(positions),
-            "seq_ids": _ints([b for b, n in enumerate(seqs.lens) for _ in range(n)]),
-            "starts": _ints(seqs.starts),
-            "contexts": _ints(seqs.contexts),
-            "num_definite": _ints(seqs.definite),
-            "parents": _ints(parents),
-            "out_rows": _ints(plan.out_rows.tolist()),
-            "slot_mapping": (ctypes.c_int64 * len(placement.slot_mapping))(*placement.slot_mapping),
-            "block_table": _ints([n for table in placement.tables for n in (*table, *[0] * (width - len(table)))]),
-            "state_source": _ints(placement.source),
-            "state_destination": _ints(placement.destination),
-        }
-        step.num_rows, step.num_out = seqs.num_rows, len(plan.out_rows)
+        step.num_rows, step.num_out = seqs.num_rows, len(plan.wanted)
         step.num_seqs, step.num_step_seqs, step.block_width = seqs.num_seqs, seqs.num_step, width
-        step.tokens = plan.tokens.data_ptr()
-        for name, values in arrays.items():
-            setattr(step, name, ctypes.addressof(values))
-        self._held = (plan.tokens, arrays)
+        # One buffer for all integers of a width: memory is scattered enough after a pass over the weights.
+        wide = array("q", (*plan.token_ids, *placement.slot_mapping))
+        step.tokens = wide.buffer_info()[0]
+        step.slot_mapping = step.tokens + wide.itemsize * len(plan.token_ids)
+        narrow = array("i")
+        places = []
+        for name, values in (
+            ("positions", positions),
+            ("seq_ids", [b for b, n in enumerate(seqs.lens) for _ in range(n)]),
+            ("starts", seqs.starts),
+            ("contexts", seqs.contexts),
+            ("num_definite", seqs.definite),
+            ("parents", parents),
+            ("out_rows", plan.wanted),
+            ("block_table", [n for table in placement.tables for n in (*table, *[0] * (width - len(table)))]),
+            ("state_source", placement.source),
+            ("state_destination", placement.destination),
+        ):
+            places.append((name, len(narrow)))
+            narrow.extend(values)
+        base = narrow.buffer_info()[0]
+        for name, at in places:
+            setattr(step, name, base + narrow.itemsize * at)
+        self._held = (wide, narrow)
 
 
 def why_not(config: LMConfig, kv_dtype: torch.dtype, threads: Pool) -> str | None:
@@ -120,7 +129,3 @@ def why_not(config: LMConfig, kv_dtype: torch.dtype, threads: Pool) -> str | Non
     except NotRecordable as problem:
         return problem.why
     return None
-
-
-def _ints(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    return (ctypes.c_int32 * len(values))(*values)

@@ -119,7 +119,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max(config.max_rows, config.max_seqs + 1)
         )
-        self.forward: Callable[[StepPlan], Scores] = lambda plan: Scores(model(plan)[:, : self.vocab_size])
+        self.forward: Callable[[StepPlan], Scores] = self._through_torch
         self.captured: Captured | None = None
         if threads is not None:
             sizes = {"max_rows": self.scheduler.max_rows, "context": config.context + MAX_TREE_ROWS}
@@ -174,11 +174,20 @@ class Engine:
         """Whether no request is queued or running."""
         return not self._requests
 
+    def _through_torch(self, plan: StepPlan) -> Scores:
+        logits = self.model(plan)[:, : self.vocab_size]
+        return Scores(lambda: logits)
+
     # -- one step --------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def step(self) -> list[Event]:
         """Advance every scheduled request; returns what happened. Empty if there is nothing to do."""
+        if self.captured is not None:
+            return self._step()
+        with torch.inference_mode():  # a native step has nothing that could record gradients
+            return self._step()
+
+    def _step(self) -> list[Event]:
         started = self.clock()
         batch = self._schedule()
         if not batch:
@@ -188,7 +197,7 @@ class Engine:
         asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
         scores = self.forward(plan)
         verdicts = decide(scores, asked, self._judge_for) if asked else []
-        logprobs = emitted_logprobs(scores.logits, asked, verdicts)
+        logprobs = emitted_logprobs(scores, asked, verdicts)
         self._commit(batch, seqs, asked, verdicts)
         self._observe(batch, asked, verdicts, self.clock() - started)
         return [self._advance(*one) for one in zip(asked, verdicts, logprobs, strict=True)]
@@ -234,12 +243,12 @@ class Engine:
     def _pack(self, batch: Sequence[Placed], drafts: Sequence[Draft]) -> tuple[StepPlan, Seqs]:
         """Tokens, positions, pages and slots of the step, as the arguments of one forward pass."""
         tokens: list[int] = []
-        out_rows: list[int] = []
+        wanted: list[int] = []
         contexts = [self.cache.length(p.request.rid) for p in batch]
         for placed, draft, context in zip(batch, drafts, contexts, strict=True):
             tokens += [*placed.request.tokens[context : context + placed.num_rows], *draft.tokens]
             if placed.is_last:
-                out_rows += range(len(tokens) - len(draft) - 1, len(tokens))
+                wanted += range(len(tokens) - len(draft) - 1, len(tokens))
         seqs = Seqs.of(
             [p.num_rows + len(d) for p, d in zip(batch, drafts, strict=True)],
             contexts,
@@ -248,7 +257,7 @@ class Engine:
             num_step=sum(p.is_decode for p in batch),
         )
         caches = self.cache.pack([p.request.rid for p in batch], seqs)
-        return StepPlan(torch.tensor(tokens), seqs, torch.tensor(out_rows, dtype=torch.int64), caches), seqs
+        return StepPlan(tokens, seqs, wanted, caches), seqs
 
     def _judge_for(self, request: Request) -> Judge:
         return self.greedy if request.sampling.temperature == 0 else self.judge

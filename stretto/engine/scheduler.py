@@ -62,10 +62,8 @@ class Scheduler:
         self.preempted = []
         placed: dict[int, Placed] = {}
         budget = self.max_rows
-        decodes = [r for r in self.running if self._need(r) == 1]
-        prefills = [r for r in self.running if self._need(r) > 1]
-        for request in (*decodes, *prefills):
-            if request in self.running:  # it may have been preempted meanwhile
+        for request in sorted(self.running, key=lambda r: self._need(r) != 1):
+            if not self.preempted or request in self.running:  # it may have been preempted meanwhile
                 budget -= self._place(request, budget, placed)
         while self.waiting and not self.preempted and budget > 0 and len(self.running) < self.max_seqs:
             request = self._next_waiting()

@@ -4,7 +4,6 @@ import gc
 import sys
 
 import pytest
-import torch
 from drafters import Oracle, Saboteur, TreeOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ def verify(draft, truth):
         right.append(right[parent] and token == truth[depths[parent]])
         depths.append(depths[parent] + 1)
     picks = [truth[d] if ok else 0 for d, ok in zip(depths, right, strict=True)]
-    return Greedy().judge(draft, torch.tensor(picks), 0, Noise(0))
+    return Greedy().judge(draft, picks, 0, Noise(0))
 
 
 def check_shape(draft, max_nodes, card=None):

@@ -41,7 +41,7 @@ def test_decoding_equals_transformers(name: str, form: str, saved: Checkpoints) 
     for n in (6, *[1] * (len(IDS) - 6)):
         step = 1 if form == "step" and n == 1 else 0
         seqs = Seqs.of([n], [at], num_step=step)
-        rows.append(lm(StepPlan(torch.tensor(IDS[at : at + n]), seqs, torch.arange(n), caches)))
+        rows.append(lm(StepPlan(IDS[at : at + n], seqs, range(n), caches)))
         at += n
     close(torch.cat(rows), want)
 

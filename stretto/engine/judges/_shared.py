@@ -13,6 +13,8 @@ from stretto.core.judge import children
 
 def walk(draft: Draft, token_at: Callable[[int, int], int]) -> Verdict:
     """`token_at(row, depth)`: the plain token after row `row` (0 = pending, i + 1 = node i), `depth` nodes down."""
+    if not draft.tokens:
+        return Verdict((), (token_at(0, 0),))
     kids: Sequence[Sequence[int]] = children(draft)
     path: list[int] = []
     emitted: list[int] = []

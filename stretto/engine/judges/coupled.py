@@ -9,7 +9,7 @@ likely tokens) lose nothing.
 The universal coupling by shared noise: arXiv 2506.00413.
 """
 
-from torch import Tensor
+from collections.abc import Sequence
 
 from stretto.core.card import Can, Card, Exactness
 from stretto.core.drafter import Draft, Verdict
@@ -22,8 +22,8 @@ class Coupled(Judge):
 
     head: Head = "picks"
 
-    def judge(self, draft: Draft, rows: Tensor, position: int, noise: Noise) -> Verdict:
-        return walk_picks(draft, rows.tolist())
+    def judge(self, draft: Draft, rows: Sequence[int], position: int, noise: Noise) -> Verdict:
+        return walk_picks(draft, rows)
 
 
 CARD = Card(

@@ -4,7 +4,7 @@ The head's picks are argmaxes (the lowest id on a tie, fp32 logits), so the emit
 decoding's, token for token, for any chain or tree.
 """
 
-from torch import Tensor
+from collections.abc import Sequence
 
 from stretto.core.card import Can, Card, Exactness
 from stretto.core.drafter import Draft, Verdict
@@ -17,8 +17,8 @@ class Greedy(Judge):
 
     head: Head = "picks"
 
-    def judge(self, draft: Draft, rows: Tensor, position: int, noise: Noise) -> Verdict:
-        return walk_picks(draft, rows.tolist())
+    def judge(self, draft: Draft, rows: Sequence[int], position: int, noise: Noise) -> Verdict:
+        return walk_picks(draft, rows)
 
 
 CARD = Card(

@@ -110,10 +110,10 @@ def process(logits: Tensor, row: RowSampling) -> Law:
 def picks(
     logits: Tensor,
     rows: Sequence[RowSampling],
-    known: tuple[list[float], list[int]] | None = None,
+    known: tuple[Sequence[float], Sequence[int]] | None = None,
     threads: Pool | None = None,
-) -> Tensor:
-    """[R] int64: the token plain decoding emits after every row of `logits` [R, W].
+) -> list[int]:
+    """The token plain decoding emits after every row of `logits` [R, W].
 
     Temperature 0: the argmax, lowest id on a tie. Otherwise the Gumbel-max draw at the row's absolute position.
     known: the largest logit of every row and its lowest id, where the head has found them. threads: native ones, if
@@ -123,20 +123,27 @@ def picks(
     assert len(logits) == len(rows)
     x = _wide(logits)
     if known is None:
-        top, chosen = x.max(dim=1)
-        best = top.tolist()
-    else:
-        best, chosen = known[0], torch.tensor(known[1], device=x.device)
-    _check_finite(best)
-    _check_best([top for row, top in zip(rows, best, strict=True) if not row.is_adjusted])
+        top, argmax = x.max(dim=1)
+        known = top.tolist(), argmax.tolist()
+    _check_finite(known[0])
+    _check_best([top for row, top in zip(rows, known[0], strict=True) if not row.is_adjusted])
+    chosen = list(known[1])
     drawn = [r for r, row in enumerate(rows) if not row.is_plain]
     if drawn:
         draw = _draw_in_torch if threads is None else partial(_draw_natively, threads=threads)
-        chosen[drawn] = draw([x[r] for r in drawn], [rows[r] for r in drawn], chosen[drawn].tolist())
+        tokens = draw([x[r] for r in drawn], [rows[r] for r in drawn], [chosen[r] for r in drawn])
+        for r, token in zip(drawn, tokens, strict=True):
+            chosen[r] = token
     return chosen
 
 
-def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int], threads: Pool) -> Tensor:
+def greedy(top: Sequence[float], argmax: Sequence[int]) -> list[int]:
+    """`picks` of plain rows at temperature 0 whose largest logits, and where they are, the head has found."""
+    _check_best(top)
+    return list(argmax)
+
+
+def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int], threads: Pool) -> list[int]:
     choices = []
     for x, row, token in zip(xs, rows, argmax, strict=True):
         if row.is_adjusted:
@@ -145,11 +152,11 @@ def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: li
             _check_best([best.item()])
             token = int(at)
         choices.append(native.Choice(x, token, row.sampling, row.noise, row.position))
-    return torch.tensor(native.choose(choices, threads))
+    return native.choose(choices, threads)
 
 
-def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int]) -> Tensor:
-    chosen = torch.tensor(argmax, device=xs[0].device)
+def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int]) -> list[int]:
+    chosen = list(argmax)
     few: list[int] = []
     laws: list[Tensor] = []
     survivors: list[Tensor] = []
@@ -158,9 +165,9 @@ def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: li
         if law.ids is None or 4 * len(law.ids) > len(x):  # a block of noise serves four tokens
             noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(len(x))).to(x.device)
             at = (law.logits + (noise if law.ids is None else noise[law.ids])).argmax()
-            chosen[r] = at if law.ids is None else law.ids[at]
+            chosen[r] = int(at if law.ids is None else law.ids[at])
         elif len(law.ids) == 1:
-            chosen[r] = law.ids[0]
+            chosen[r] = int(law.ids[0])
         else:
             few.append(r)
             laws.append(law.logits)
@@ -169,7 +176,7 @@ def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: li
         noises, positions = [rows[r].noise for r in few], [rows[r].position for r in few]
         drawn = gumbel_of_rows(noises, positions, Purpose.TOKEN, survivors)
         for r, law_logits, ids, noise in zip(few, laws, survivors, drawn, strict=True):
-            chosen[r] = ids[(law_logits + noise.to(xs[0].device)).argmax()]
+            chosen[r] = int(ids[(law_logits + noise.to(xs[0].device)).argmax()])
     return chosen
 
 
@@ -201,7 +208,7 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_finite(best: list[float]) -> None:
+def _check_finite(best: Sequence[float]) -> None:
     """`best`: the largest logit of every row; `max` hands NaN on."""
     for value in best:
         if math.isnan(value) or value == math.inf:
@@ -211,7 +218,7 @@ def _check_finite(best: list[float]) -> None:
             )
 
 
-def _check_best(best: list[float]) -> None:
+def _check_best(best: Sequence[float]) -> None:
     _check_finite(best)
     if -math.inf in best:
         raise UserError("no token is allowed", why="bans, the grammar and the model's own mask exclude every token")
