@@ -3,6 +3,7 @@
 import datetime
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,14 +42,12 @@ def as_record(
 
 def _commit() -> str:
     """The commit of the checkout this package runs from, or its version."""
-    import stretto
-
-    folder = Path(stretto.__file__).parent.parent
+    folder = Path(__file__).parents[2]
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return f"version {stretto.__version__}"
+        return f"version {version('stretto')}"
     return done.stdout.strip()
