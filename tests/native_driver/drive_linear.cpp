@@ -1,5 +1,6 @@
 #include "driver.h"
 #include "linear.cpp"
+#include "weights.cpp"
 
 namespace driver {
 namespace {
@@ -57,7 +58,9 @@ void drive(const Runner& runner, Random& random, int format, int rows, int d_in,
 
     Step step = {};
     Rows counted = {random.below(3), rows};
-    step.num_rows = counted.kind == 1 ? rows : 1, step.num_out = counted.kind == 2 ? rows : 1;
+    step.num_rows = counted.kind == ALL_ROWS ? rows : 1, step.num_out = counted.kind == OUT_ROWS ? rows : 1;
+    int32_t coarse = random.below(2), starts[3] = {0, random.below(rows + 1), rows};  // the second one is a prompt
+    step.starts = starts, step.num_seqs = 2, step.num_step_seqs = 1;
     bool is_plain = format >= f32;
     int64_t blocks = is_plain ? 0 : ceil_div(rows, 8) * (d_in / GROUP);
     Matrix x(random, rows, d_in), y(random, rows, d_out);
@@ -65,9 +68,10 @@ void drive(const Runner& runner, Random& random, int format, int rows, int d_in,
     Buffer<Block> fixed(blocks);
     Buffer<float> bias(d_out);
     for (int i = 0; i < d_out; i++) bias[i] = random.value();
-    QuantizeArgs quantize = {counted, d_in, x.get(), x.stride(), fixed.get()};
-    MatmulArgs matmul = {counted,     d_in,    d_out,      format,  tiles.get(), random.below(2) ? bias.get() : nullptr,
-                         fixed.get(), x.get(), x.stride(), y.get(), y.stride()};
+    QuantizeArgs quantize = {counted, d_in, coarse, x.get(), x.stride(), fixed.get()};
+    const float* added = random.below(2) ? bias.get() : nullptr;
+    MatmulArgs matmul = {counted, d_in,        d_out,   format,     coarse,  0,         tiles.get(),
+                         added,   fixed.get(), x.get(), x.stride(), y.get(), y.stride()};
     Ops ops = {OP(matmul, matmul)};
     if (!is_plain) ops.insert(ops.begin(), OP(quantize, quantize));
     auto reset = [&] { fixed.poison(), y.poison(); };

@@ -22,7 +22,8 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
     Matrix both(random, num_rows, 2 * width);  // gate and up lie side by side
     both.fill(random, 200.0f);
     for (int act : {0, 1}) {
-        GluArgs glu = {counted, width, act, both.get(), both.get() + width, both.stride(), y.get(), y.stride()};
+        GluArgs glu = {counted,       width,           act,           both.get(),
+                       both.stride(), both.get() + width, both.stride(), y.get(), y.stride()};
         run("glu", OP(glu, glu), y);
     }
 
@@ -51,9 +52,17 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
             NormArgs norm = {counted,         parts,       width, in.get(),
                              in.stride(),     width,       random.below(3) ? weight.get() : nullptr,
                              own ? width : 0, mode ? gate.get() : nullptr, gate.stride(), mode, 1e-5f,
-                             out.get(),       out.stride()};
+                             float(width),    0,           out.get(),    out.stride()};
             run("norm", OP(norm, norm), out);
         }
+
+    Buffer<float> parameters(width);
+    for (int i = 0; i < width; i++) parameters[i] = random.value();
+    for (int kind : {0, 1, 2}) {
+        GateArgs gate = {counted,   width, kind, x.get(), x.stride(), kind == 2 ? nullptr : parameters.get(),
+                         0.25f, 4.0f, y.get(), y.stride()};
+        run("gate", OP(gate, gate), y);
+    }
 
     int heads = 1 + random.below(3), half = random.below(2) ? width / 2 : width / 3, positions = 7 + num_rows;
     Matrix in(random, num_rows, heads * width), out(random, num_rows, heads * width);
@@ -63,6 +72,16 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
     RopeArgs rope = {counted,  heads,       width,         half,        0,           in.get(),
                      in.stride(), cosines.get(), sines.get(), out.get(), out.stride()};
     run("rope", OP(rope, rope), out);
+    bool is_shared = random.below(2);  // one factor for all rows
+    Matrix factors(random, is_shared ? 1 : num_rows, heads), sum(random, num_rows, heads * width);
+    factors.fill(random), sum.fill(random);
+    ScaleHeadsArgs scale = {counted,       heads,
+                            width,         in.get(),
+                            in.stride(),   factors.get(),
+                            is_shared ? 0 : factors.stride(), random.below(2) ? sum.get() : nullptr,
+                            sum.stride(),  out.get(),
+                            out.stride()};
+    run("scale_heads", OP(scale_heads, scale), out);
 }
 
 }  // namespace

@@ -258,6 +258,8 @@ void drive_linear(const Runner&);
 void drive_pointwise(const Runner&);
 void drive_attention(const Runner&);
 void drive_recurrent(const Runner&);
+void drive_scan(const Runner&);
+void drive_sample(const Runner&);
 void drive_bandwidth(const Runner&);
 
 }  // namespace driver

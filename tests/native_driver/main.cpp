@@ -11,5 +11,7 @@ int main(int count, char** words) {
     driver::drive_pointwise(runner);
     driver::drive_attention(runner);
     driver::drive_recurrent(runner);
+    driver::drive_scan(runner);
+    driver::drive_sample(runner);
     driver::drive_bandwidth(runner);
 }

@@ -284,4 +284,11 @@ INLINE auto dispatch(int32_t format, Quantized quantized, Plain plain) {
     }
 }
 
+// Of one tile.
+inline int64_t tile_bytes(int32_t format, int32_t d_in) {
+    return dispatch(
+        format, [&](auto f) { return int64_t(d_in / (GROUP * f.GROUPS)) * 2 * f.RECORD; },
+        [&](auto f) { return int64_t(d_in) * TILE * f.ITEM; });
+}
+
 }  // namespace formats
