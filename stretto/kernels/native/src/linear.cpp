@@ -191,7 +191,7 @@ INLINE void put(const MatmulArgs& a, int64_t first, int64_t row, F32 y) {
 }
 
 // Rows of a panel share a tile while it lies in the nearest cache, a few groups at a time.
-constexpr int PANEL = 64, DEPTH = 8;
+constexpr int PANEL = 32, DEPTH = 8;
 
 struct Part {
     const uint8_t* tile;   // of these groups
