@@ -35,10 +35,13 @@ class _Step:
 
 
 class CacheManager:
-    """Pages and slots of all requests, by request id. `seqs` of a call lists its requests in the order of `rids`."""
+    """Pages and slots of all requests, by request id. `seqs` of a call lists its requests in the order of `rids`.
 
-    def __init__(self, pools: Pools) -> None:
-        self.pools = pools
+    clears: whether new pages are cleared, for readers that look at a page beyond the tokens it holds.
+    """
+
+    def __init__(self, pools: Pools, *, clears: bool = True) -> None:
+        self.pools, self._clears = pools, clears
         self._blocks = BlockPool(pools.num_blocks)
         self._slots = SlotPool(pools.num_slots)
         self._requests: dict[int, _Request] = {}
@@ -76,7 +79,8 @@ class CacheManager:
             if not table.reserve(self._blocks, table.length + num_rows):
                 return False
             # Padded reads multiply what earlier owners left behind by zero: one NaN of theirs would become ours.
-            self.pools.clear(table.blocks[held:])
+            if self._clears and len(table.blocks) > held:
+                self.pools.clear(table.blocks[held:])
         if needs_slot:
             request.slot = self._slots.alloc()
         return True

@@ -115,7 +115,7 @@ class Engine:
             kv_dtype=config.kv_dtype,
             state_dtype=model.dtype,
         )
-        self.cache = CacheManager(pools)
+        self.cache = CacheManager(pools, clears=threads is None)  # native attention reads what a row sees and no more
         self.scheduler = Scheduler(
             self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max(config.max_rows, config.max_seqs + 1)
         )

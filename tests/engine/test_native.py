@@ -6,8 +6,10 @@ from native import LEVELS, pool
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from toy import Nodes, plain_decode, toy_lm
 
+from stretto.cache.pools import Placement
 from stretto.core.card import CODECS
 from stretto.core.sampling import Sampling
+from stretto.core.state import PageRef
 from stretto.engine.captured import why_not
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.kernels.linear import Linear
@@ -68,6 +70,18 @@ def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object)
 def test_greedy_equals_plain_decoding(lm: LM, greedy: list[list[int]], name: str, sizes: dict[str, int]) -> None:
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
     assert run_all(engine(lm, **sizes, **options(name, known, 5, 0, 9, 1)), GREEDY) == greedy
+
+
+@pytest.mark.parametrize("name", ["none", "tree oracle"])
+def test_what_pages_held_before_does_not_matter(lm: LM, greedy: list[list[int]], name: str) -> None:
+    """Native engines do not clear pages: NaN there, of another request or of nobody, is never read."""
+    known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
+    poisoned = engine(lm, max_rows=7, **options(name, known, 5, 0, 9, 1))
+    for layer in poisoned.cache.pools.refs(Placement()):
+        for ref in layer.values():
+            if isinstance(ref, PageRef):
+                ref.pages[1:] = torch.nan  # page 0 is nobody's
+    assert run_all(poisoned, GREEDY) == greedy
 
 
 @pytest.mark.parametrize("level", LEVELS)
