@@ -3,9 +3,10 @@
     python bench/cpu_native.py [--rounds 9]
 
 Every round measures everything once, and a read-only pass over as many bytes as a step streams right before and after
-each kind of step: the bound at that moment. Steps are those of the engine, with real text; a verification holds a
-pending token and fifteen drafts, and is also bound by the rate at which both threads multiply at that moment, which is
-that of 64 rows with weights in a cache (two processors of a shared machine can be one core). Start-up and memory are those of processes of their own. Nothing here is a test.
+each kind of step: the bound at that moment. Steps are those of the engine, with real text. A verification holds a
+pending token and fifteen drafts; it is also bound by what both threads multiply at that moment, which is what they
+reach for 64 rows with weights in a cache (two processors of a shared machine can be one core). Start-up and memory are
+those of processes of their own. Nothing here is a test.
 """
 
 import argparse
