@@ -1,5 +1,7 @@
 #include "attention.cpp"
+#include "attention_merge.cpp"
 #include "driver.h"
+#include "kv.cpp"
 
 namespace driver {
 namespace {

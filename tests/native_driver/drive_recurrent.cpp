@@ -1,5 +1,6 @@
 #include "recurrent.cpp"
 #include "recurrent_cases.h"
+#include "short_conv.cpp"
 
 namespace driver {
 namespace {

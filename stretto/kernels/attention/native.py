@@ -15,7 +15,7 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
 from stretto.kernels.native.tape import ALL_ROWS, NotRecordable, aligned, current, why_not_here
 
-SPLIT = 256  # keys of one softmax, as in src/attention.cpp
+SPLIT = 256  # keys of one softmax, as in src/attention_tiles.h
 MAX_SIZE, MAX_GROUP = 256, 128  # of a head; of the query heads that share a key head
 PARTIAL_ROWS = 16  # rows with the longest context whose partial results find room; more are not shared out
 

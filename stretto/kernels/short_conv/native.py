@@ -1,4 +1,4 @@
-"""Short convolution row by row along ancestors (src/recurrent.cpp), recorded on the tape.
+"""Short convolution row by row along ancestors (src/short_conv.cpp), recorded on the tape.
 
 The tail of a sequence's inputs is read from its pool at the step's source and left at its destination after the
 definite rows. Inputs of provisional rows are noted in a buffer of the head's rows, to which all of them belong, and an
@@ -16,7 +16,7 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
 from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, aligned, current, why_not_here
 
-MAX_WIDTH = 16  # of src/recurrent.cpp
+MAX_WIDTH = 16  # of src/short_conv.cpp
 
 
 class _Args(ctypes.Structure):

@@ -11,92 +11,15 @@
 // a row does not see are never added, not even with weight 0, so the bits of a row depend on its query and its list
 // alone: not on the rows beside it, on the form of the call (decoding, verification, prefill), on threads or on the
 // instruction set.
-#include "attention_tiles.h"
-#include "op.h"
+#include "attention.h"
 
 using namespace tiles;
 
 namespace {
 
-constexpr int TARGET_LINES = 96;  // lines (a row and a query head) that share tiles, unless one row has more
 constexpr int MAX_LINES = 128, MAX_SIZE = 256;
 constexpr int FEW_LINES = 24;  // memory is their bound: keys and values are asked for ahead of time
 constexpr int MAX_TREE = 64;   // rows; longer sequences are chains
-
-struct AttentionArgs {
-    int32_t num_heads;
-    int32_t num_kv_heads;
-    int32_t key_size;
-    int32_t value_size;
-    int32_t is_bf16;  // pages; else fp32
-    int32_t page_size;
-    float scale;
-    int32_t window;  // 0: none
-    const float* q;  // heads of a row are contiguous
-    int64_t q_stride;
-    const uint8_t* k_pages;  // [P, page_size, G, K]
-    const uint8_t* v_pages;  // [P, page_size, G, V]
-    float* o;                // [T, H, V]
-    float* lse;              // [T, H]
-    float* partials;         // per row and split: m [H], l [H], o [H, V]
-    int64_t num_partials;    // how many of these there is room for
-
-    int64_t partial_size() const { return int64_t(num_heads) * (value_size + 2); }
-};
-
-// -- which work there is ----------------------------------------------------------------------------------------------
-
-INLINE int least(int a, int b) { return a < b ? a : b; }
-INLINE int most(int a, int b) { return a > b ? a : b; }
-
-// How the rows of one sequence fall into items. Few rows: one item per key head and split, which leaves a partial
-// result. More: one per key head and block of rows, which goes through all splits.
-struct Cut {
-    int num_rows, first_split, num_splits, parts;  // parts: splits or blocks
-    int64_t first_partial;                         // -1: none
-
-    bool is_split() const { return first_partial >= 0; }
-};
-
-class Cuts {
-  public:
-    const int per_group, block_rows;
-
-    Cuts(const AttentionArgs& a, const Step& step)
-        : per_group(a.num_heads / a.num_kv_heads),
-          block_rows(per_group < TARGET_LINES ? TARGET_LINES / per_group : 1), a_(a), step_(step) {}
-
-    // Of sequence b; to be called for all sequences in order.
-    Cut next(int b) {
-        int n = step_.starts[b + 1] - step_.starts[b], length = step_.contexts[b] + n;
-        int blocks = n <= block_rows ? n > 0 : (n + block_rows - 1) / block_rows;
-        int first = a_.window ? most(0, step_.contexts[b] + 1 - a_.window) / SPLIT : 0;
-        Cut c = {n, first, (length + SPLIT - 1) / SPLIT - first, blocks, -1};
-        int64_t partials = int64_t(n) * c.num_splits;
-        if (blocks == 1 && c.num_splits > 1 && used_ + partials <= a_.num_partials) {
-            c.parts = c.num_splits, c.first_partial = used_;
-            used_ += partials;
-        }
-        return c;
-    }
-
-  private:
-    const AttentionArgs& a_;
-    const Step& step_;
-    int64_t used_ = 0;
-};
-
-// The keys [lo, hi) of its list that a row sees.
-struct Range {
-    int lo, hi;
-
-    static Range of(const AttentionArgs& a, const Step& step, int64_t row) {
-        int hi = step.positions[row] + 1;
-        return {a.window ? most(0, hi - a.window) : 0, hi};
-    }
-    Range within(int first, int last) const { return {most(lo, first), least(hi, last)}; }
-    bool is_empty() const { return lo >= hi; }
-};
 
 // -- one item ---------------------------------------------------------------------------------------------------------
 
@@ -415,128 +338,6 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
     }
 }
 
-// -- merging partial results ------------------------------------------------------------------------------------------
-
-struct MergeArgs {
-    AttentionArgs a;
-};
-
-constexpr int64_t MERGE_FLOATS = 1 << 15;  // less than that is not worth several threads
-
-// Up to 16 heads of one row.
-void merge_heads(
-    const AttentionArgs& a, const Step& step, const Cut& cut, const float* partials, int64_t row, int head) {
-    alignas(64) float m[LANES], l[LANES], old_share[LANES], new_share[LANES];
-    int heads = least(LANES, a.num_heads - head), size = a.value_size;
-    Range range = Range::of(a, step, row);
-    int first = range.lo / SPLIT, last = (range.hi - 1) / SPLIT;
-    float* o = a.o + (row * a.num_heads + head) * size;
-    F32 top = set1(0.0f), total = set1(0.0f);
-    for (int split = first; split <= last; split++) {
-        const float* p = partials + (split - cut.first_split) * a.partial_size() + head;
-        F32 m_p = load_n(p, heads), l_p = load_n(p + a.num_heads, heads);
-        p += 2 * a.num_heads + int64_t(head) * (size - 1);
-        if (split == first) {
-            top = m_p, total = l_p;
-            std::memcpy(o, p, size_t(heads) * size_t(size) * 4);
-            continue;
-        }
-        Merged x = merge(top, total, m_p, l_p);
-        top = x.m, total = x.l;
-        x.store(m, l, old_share, new_share);
-        for (int h = 0; h < heads; h++)
-            for (int d = 0; d < size; d += LANES) {
-                F32 old = get(o + h * size, d, size), added = get(p + h * size, d, size);
-                put(o + h * size, d, size, merged(old, old_share[h], added, new_share[h]));
-            }
-    }
-    store(m, top), store(l, total);
-    for (int h = 0; h < heads; h++) {
-        for (int d = 0; d < size; d += LANES) put(o + h * size, d, size, div(get(o + h * size, d, size), set1(l[h])));
-        a.lse[row * a.num_heads + head + h] = log_sum(m[h], l[h]);
-    }
-}
-
-int64_t chunks(const MergeArgs& args, const Step& step) {
-    const AttentionArgs& a = args.a;
-    Cuts cuts(a, step);
-    int64_t rows = 0, partials = 0;
-    for (int b = 0; b < step.num_seqs; b++) {
-        Cut cut = cuts.next(b);
-        if (cut.is_split()) rows += cut.num_rows, partials += int64_t(cut.num_rows) * cut.num_splits;
-    }
-    bool is_small = partials * a.num_heads * a.value_size < MERGE_FLOATS;
-    return is_small ? rows > 0 : rows * ceil_div(a.num_heads, LANES);
-}
-
-void run(const MergeArgs& args, const Step& step, int64_t first, int64_t last) {
-    const AttentionArgs& a = args.a;
-    int64_t per_row = ceil_div(a.num_heads, LANES), before = 0;
-    if (chunks(args, step) == 1) last = INT64_MAX;  // all of it
-    Cuts cuts(a, step);
-    for (int b = 0; b < step.num_seqs && before < last; b++) {
-        Cut cut = cuts.next(b);
-        if (!cut.is_split()) continue;
-        int64_t here = cut.num_rows * per_row;
-        for (int64_t i = first > before ? first - before : 0; i < here && i < last - before; i++) {
-            int64_t row = i / per_row;
-            const float* partials = a.partials + (cut.first_partial + row * cut.num_splits) * a.partial_size();
-            merge_heads(a, step, cut, partials, step.starts[b] + row, int(i % per_row) * LANES);
-        }
-        before += here;
-    }
-}
-
-// -- storing keys and values ------------------------------------------------------------------------------------------
-
-// Rows k [T, G K] and v [T, G V] go to the slots of the step.
-struct AppendArgs {
-    int32_t key_size;  // of a row: all heads
-    int32_t value_size;
-    int32_t is_bf16;
-    int32_t unused;
-    const float* k;
-    int64_t k_stride;
-    const float* v;
-    int64_t v_stride;
-    uint8_t* k_pages;
-    uint8_t* v_pages;
-};
-
-constexpr int APPEND_ROWS = 16;
-
-// To nearest even; NaN stays NaN.
-INLINE I32 rounded(F32 x) {
-    I32 u = bits(x);
-    I32 up = add(u, add(set1i(0x7FFF), band(shr<16>(u), set1i(1))));
-    return shr<16>(bits(select_less(abs(x), set1(INFINITY), bits(up), x)));
-}
-
-void append(const float* x, int size, uint8_t* pages, int64_t slot, bool is_bf16) {
-    if (!is_bf16) {
-        std::memcpy(pages + slot * size * 4, x, size_t(size) * 4);
-        return;
-    }
-    auto* out = reinterpret_cast<uint16_t*>(pages) + slot * size;
-    int d = 0;
-    for (; d + LANES <= size; d += LANES) store_u16(out + d, rounded(load(x + d)));
-    if (d == size) return;
-    uint16_t rest[LANES];
-    store_u16(rest, rounded(load_n(x + d, size - d)));
-    std::memcpy(out + d, rest, size_t(size - d) * 2);
-}
-
-int64_t chunks(const AppendArgs&, const Step& step) { return ceil_div(step.num_rows, APPEND_ROWS); }
-
-void run(const AppendArgs& a, const Step& step, int64_t first, int64_t last) {
-    for (int64_t r = first * APPEND_ROWS; r < last * APPEND_ROWS && r < step.num_rows; r++) {
-        append(a.k + r * a.k_stride, a.key_size, a.k_pages, step.slot_mapping[r], a.is_bf16);
-        append(a.v + r * a.v_stride, a.value_size, a.v_pages, step.slot_mapping[r], a.is_bf16);
-    }
-}
-
 }  // namespace
 
-STRETTO_OP(kv_append, AppendArgs)
 STRETTO_OP(attention, AttentionArgs)
-STRETTO_OP(attention_merge, MergeArgs)
