@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=3, help="in how many of the rounds loading is measured")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="one short round; nothing is written")
+    parser.add_argument("--record", type=Path, default=RECORD, help="where to write it; another file gets no chart")
     args = parser.parse_args()
     if args.setup is not None:
         raise SystemExit(install(args.setup or [*known], home, args.torch_index))
@@ -120,11 +121,13 @@ def main() -> None:
     for name, reason in absent.items():
         print(f"absent: {name}: {reason}")
     if not args.quick:
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        machine = f"{record['machine']['cpu']}, {record['machine']['cores']} cores"
-        CHART.write_text(chart(record["name"], f"{machine}, {record['date']}; line: spread of the runs", groups))
-        print(f"wrote {RECORD} and {CHART}", file=sys.stderr)
+        args.record.parent.mkdir(exist_ok=True)
+        args.record.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"wrote {args.record}", file=sys.stderr)
+        if args.record == RECORD:
+            machine = f"{record['machine']['cpu']}, {record['machine']['cores']} cores"
+            CHART.write_text(chart(record["name"], f"{machine}, {record['date']}; line: spread of the runs", groups))
+            print(f"wrote {CHART}", file=sys.stderr)
 
 
 # -- who runs ----------------------------------------------------------------------------------------------------------
@@ -146,7 +149,11 @@ def install(names: Sequence[str], home: Path, torch_index: str) -> int:
 def find(names: Sequence[str], home: Path, source: Path, absent: dict[str, str]) -> Iterator[Runner]:
     """stretto and every variant of the peers named; those that are not here go to `absent`."""
     for variant in OURS:
-        yield Runner(variant, [sys.executable, str(WORKERS / variant.script)], source)
+        try:
+            model = model_file(variant.file, source, home)
+            yield Runner(variant, [sys.executable, str(WORKERS / variant.script)], model)
+        except SetupError as error:
+            absent[variant.name] = str(error)
     for name, peer in peers(home / "files" / "vllm").items():
         if name not in names:
             absent[name] = "not asked for"
@@ -364,7 +371,10 @@ def report(
     }  # fmt: skip
     command = shlex.join(["python", "bench/cpu_peers.py", *sys.argv[1:]])
     samples = every | {"bandwidth, bytes/s": bandwidth}
-    record = as_record("SmolLM2-135M Q4_1 on a CPU, peers", command, machine, results, samples)
+    every_peer = {variant.system for peer in peers(Path()).values() for variant in peer.variants}
+    some = sorted(every_peer & {runner.variant.system for runner in runners})
+    name = "SmolLM2-135M Q4_1 on a CPU, " + ("peers" if len(some) == len(every_peer) else " and ".join(some))
+    record = as_record(name, command, machine, results, samples)
     return record, groups
 
 

@@ -56,6 +56,15 @@ class Peer:
 
 OURS = (
     Variant(system="stretto", script="stretto_worker.py", file="gguf", options={"draft": "none"}),
+    # the file that llama.cpp is fastest with, in the quantities that its size decides
+    Variant(
+        system="stretto",
+        label="Q4_0",
+        script="stretto_worker.py",
+        file="Q4_0",
+        options={"draft": "none"},
+        quantities=("decode x1", "decode x1, text that repeats"),
+    ),
     Variant(
         system="stretto, n-gram drafts",
         script="stretto_worker.py",

@@ -36,9 +36,9 @@ struct Word {
     static Word of(uint64_t epoch, uint64_t op, uint64_t first, uint64_t second) {
         return {(((epoch << OP_BITS | op) << HALF_BITS | second) << HALF_BITS) | first};
     }
-    uint64_t op() const { return bits >> 2 * HALF_BITS & OP_MASK; }
-    int64_t left(int half) const { return int64_t(bits >> half * HALF_BITS & HALF_MASK); }
-    uint64_t without_one(int half) const { return bits - (uint64_t(1) << half * HALF_BITS); }
+    uint64_t op() const { return bits >> (2 * HALF_BITS) & OP_MASK; }
+    int64_t left(int half) const { return int64_t((half ? bits >> HALF_BITS : bits) & HALF_MASK); }
+    uint64_t without_one(int half) const { return bits - (half ? uint64_t(1) << HALF_BITS : 1); }
 };
 
 // Chunks of the first half.
