@@ -54,39 +54,6 @@ SPINS = 16  # executed by one turn of a loop
 _PROMPT = Rows(ALL_ROWS, 0)
 
 
-class _QuantizeArgs(ctypes.Structure):
-    """`QuantizeArgs` of src/linear.cpp."""
-
-    _fields_ = [
-        ("rows", Rows),
-        ("d_in", c_int32),
-        ("coarse_prompts", c_int32),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("out", c_void_p),
-    ]
-
-
-class _MatmulArgs(ctypes.Structure):
-    """`MatmulArgs` of src/linear.cpp."""
-
-    _fields_ = [
-        ("rows", Rows),
-        ("d_in", c_int32),
-        ("d_out", c_int32),
-        ("format", c_int32),
-        ("coarse_prompts", c_int32),
-        ("unused", c_int32),
-        ("tiles", c_void_p),
-        ("bias", c_void_p),
-        ("fixed", c_void_p),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-    ]
-
-
 class _FormArgs(ctypes.Structure):
     """`FormArgs` of cpu_arithmetic.cpp."""
 
@@ -149,7 +116,7 @@ class Kernels:
     def _prepare(self, form: Form, rows: int) -> Op:
         if form not in SHIPPED:
             return self._own_op(f"prepare_{form.name}", rows, 0, 0)
-        args = _QuantizeArgs(_PROMPT, D_IN, form is INT8, self.x.data_ptr(), D_IN, self.values.data_ptr())
+        args = native.QuantizeArgs(_PROMPT, D_IN, form is INT8, self.x.data_ptr(), D_IN, self.values.data_ptr())
         return self._shipped_op("quantize", args)
 
     def _multiply(self, form: Form, tiles: int, rows: int, d_out: int) -> Op:
@@ -157,7 +124,7 @@ class Kernels:
             return self._own_op(f"multiply_{form.name}", rows, d_out, tiles)
         sizes = (_PROMPT, D_IN, d_out, native.LAYOUTS.index("q4_1"), form is INT8, 0)
         y = (self.y.data_ptr(), D_OUT)
-        return self._shipped_op("matmul", _MatmulArgs(*sizes, tiles, None, self.values.data_ptr(), None, 0, *y))
+        return self._shipped_op("matmul", native.MatmulArgs(*sizes, tiles, None, self.values.data_ptr(), None, 0, *y))
 
     def _shipped_op(self, name: str, args: ctypes.Structure) -> Op:
         self._kept.append(args)

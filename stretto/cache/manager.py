@@ -11,9 +11,6 @@ request at position p of its block table, its fixed-size state in its own slot. 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.pools import Caches, Placement, Pools
 from stretto.cache.tables import PAGE_SIZE, Table, num_pages
@@ -117,7 +114,8 @@ class CacheManager:
         assert step is not None and step.rids == tuple(rids) and step.seqs == seqs, (
             "only the packed step can be committed"
         )
-        accepted = Accepted.of(seqs, paths) if self.pools.has_slots else None
+        # also where no state is advanced: it checks the paths
+        accepted = Accepted.of(seqs, paths) if self.pools.has_slots or any(paths) else None
         requests = [self._requests[rid] for rid in rids]
         assert all(request.open for request in requests), "a request of this step was admitted again"
         if self.pools.has_pages:
@@ -160,11 +158,8 @@ class CacheManager:
                     source.append(where[kept])
                     destination.append(where[row])
         if source:
-            self.pools.move(self._index(source), self._index(destination))
+            self.pools.move(self.pools.index(source), self.pools.index(destination))
 
     def _slot(self, request: _Request) -> int:
         assert not self.pools.has_slots or request.slot is not None, "reserve before pack"
         return request.slot or 0
-
-    def _index(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.pools.device)

@@ -116,9 +116,9 @@ class Pools:
         """The states of every layer for one call, with the placement as tensors that all layers share."""
         width = max(map(len, placement.tables), default=0)
         padded = [[*table, *[0] * (width - len(table))] for table in placement.tables]
-        tables = self._index(padded).view(len(padded), width)
+        tables = self.index(padded).view(len(padded), width)
         mapping, source, destination = map(
-            self._index, (placement.slot_mapping, placement.source, placement.destination)
+            self.index, (placement.slot_mapping, placement.source, placement.destination)
         )
         return [
             {
@@ -128,7 +128,8 @@ class Pools:
             for layer in self._layers
         ]
 
-    def _index(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    def index(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """int64, where the pools are."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def move(self, source_slots: Tensor, destination_slots: Tensor) -> None:

@@ -57,7 +57,9 @@ def choose(
     if why is None:
         return Choice(threads, None)
     if backend == "native":
-        raise UserError("this model cannot run on the native kernels", why=why, try_="backend='auto'")
+        raise UserError(
+            "this model cannot run on the native kernels", why=why, try_="--backend auto, or backend='auto'"
+        )
     return Choice(None, why)
 
 

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import check
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from stretto.core.seqs import Seqs
-from stretto.core.state import TensorCache
 from stretto.mixers.mamba import CARD
 
 
@@ -22,21 +21,7 @@ def test_equals_transformers(bias: bool, conv_bias: bool, dt_rank: int | None) -
     )  # fmt: skip
     theirs: Any = MambaMixer(config, layer_idx=0)
     ours = CARD.make(d_model=24, d_state=6, dt_rank=dt_rank, bias=bias, conv_bias=conv_bias).build()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        names = {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias", "dt_proj.bias": "dt_bias"}
-        state = {names.get(name, name): p for name, p in theirs.named_parameters()}
-        state["conv_weight"] = state["conv_weight"][:, 0]
-        ours.load_state_dict(state)
-        x = torch.randn(2, 21, 24)
-        wanted = theirs(x)
-        found = ours(x.flatten(0, 1), Seqs.of([21, 21]))
-        torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=0, atol=1e-5)
-        cache = TensorCache(ours.state_specs, 2, torch.float32)
-        for t in range(21):
-            y = ours(x[:, t], Seqs.of([1, 1], [t, t], num_step=2), cache)
-            torch.testing.assert_close(y, wanted[:, t], rtol=0, atol=1e-5)
+    check(ours, theirs, 24, {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias", "dt_proj.bias": "dt_bias"})
 
 
 def test_starts_as_the_paper_says() -> None:

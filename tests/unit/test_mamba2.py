@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import blocks
 import pytest
 import torch
 from transformers import FalconH1Config, Mamba2Config
@@ -9,30 +10,14 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from stretto.core.errors import UserError
-from stretto.core.seqs import Seqs
-from stretto.core.state import TensorCache
 from stretto.mixers.mamba2 import CARD, Mamba2
 
 SIZES: dict[str, Any] = {"d_model": 16, "num_heads": 4, "head_dim": 8, "d_state": 6, "eps": 1e-3}
 
 
 def check(ours: Mamba2, theirs: torch.nn.Module) -> None:
-    """Give both the same random weights and compare them, packed and token by token."""
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        names = {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias", "norm.weight": "norm_weight"}
-        state = {names.get(name, name): p for name, p in theirs.named_parameters()}
-        state["conv_weight"] = state["conv_weight"][:, 0]
-        ours.load_state_dict(state)
-        x = torch.randn(2, 21, 16)
-        wanted = theirs(x)
-        found = ours(x.flatten(0, 1), Seqs.of([21, 21]))
-        torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=0, atol=1e-5)
-        cache = TensorCache(ours.state_specs, 2, torch.float32)
-        for t in range(21):
-            y = ours(x[:, t], Seqs.of([1, 1], [t, t], num_step=2), cache)
-            torch.testing.assert_close(y, wanted[:, t], rtol=0, atol=1e-5)
+    names = {"conv1d.weight": "conv_weight", "conv1d.bias": "conv_bias", "norm.weight": "norm_weight"}
+    blocks.check(ours, theirs, SIZES["d_model"], names)
 
 
 @pytest.mark.parametrize("num_groups", [1, 2])

@@ -97,7 +97,14 @@ def test_lookup_is_the_decoded_row(codec: str) -> None:
 def test_any_shape(rows: int, out: int, groups: int, codec: str) -> None:
     width = 32 * groups - (1 if codec in PLAIN and groups > 1 else 0)
     x, weight = torch.randn(rows, width), stored(codec, out, width)
-    assert relative_error(x, product(x, [weight]), [weight]) < 2e-4
+    dense = weight.decode(torch.float32).double()
+    # a result may cancel to almost nothing, so each is held to what rounding can do to it: an integer step of half of
+    # 2 amax / 32639 for every input of a fixed-point group, and fp32 sums of codes and minima, which are larger than
+    # the weights they make up
+    largest = torch.nn.functional.pad(x.double().abs(), (0, -width % 32)).view(rows, -1, 32).amax(2)
+    steps = largest.repeat_interleave(32, 1)[:, :width] / 32639 if codec not in PLAIN else torch.zeros(rows, width)
+    sums = 2.0**-20 * x.double().abs().sum(1, keepdim=True) * 3 * dense.abs().max()
+    assert ((product(x, [weight]) - x.double() @ dense.T).abs() <= steps.double() @ dense.abs().T + sums).all()
 
 
 def test_zeros_huge_and_tiny_rows() -> None:

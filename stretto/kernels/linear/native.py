@@ -57,7 +57,9 @@ class _PackArgs(ctypes.Structure):
     ]
 
 
-class _QuantizeArgs(ctypes.Structure):
+class QuantizeArgs(ctypes.Structure):
+    """`QuantizeArgs` of src/linear.cpp; bench/probes fills it too."""
+
     _fields_ = [
         ("rows", Rows),
         ("d_in", c_int32),
@@ -68,7 +70,9 @@ class _QuantizeArgs(ctypes.Structure):
     ]
 
 
-class _MatmulArgs(ctypes.Structure):
+class MatmulArgs(ctypes.Structure):
+    """`MatmulArgs` of src/linear.cpp."""
+
     _fields_ = [
         ("rows", Rows),
         ("d_in", c_int32),
@@ -172,7 +176,7 @@ def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_
     for part in weight.parts:
         tape.emit(
             "matmul",
-            _MatmulArgs(
+            MatmulArgs(
                 tape.rows(x_TD),
                 d_in,
                 part.num_rows,
@@ -208,6 +212,6 @@ def _quantize(tape: Tape, x: Tensor) -> Tensor:
     d_in = x.shape[1]
     assert d_in % _GROUP == 0, "rows of quantized weights are whole groups"
     blocks = tape.like(x, d_in // _GROUP * _BLOCK // 8, dtype=torch.uint8)
-    args = _QuantizeArgs(tape.rows(x), d_in, tape.coarse_prompts, x.data_ptr(), x.stride(0), blocks.data_ptr())
+    args = QuantizeArgs(tape.rows(x), d_in, tape.coarse_prompts, x.data_ptr(), x.stride(0), blocks.data_ptr())
     tape.emit("quantize", args)
     return blocks
