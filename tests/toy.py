@@ -84,12 +84,12 @@ def toy_engine(lm: LM, *, pages: int | None = None, context: int = 128, **option
     return Engine(lm, config, **options)  # type: ignore[arg-type]
 
 
-def finish(engine: Engine) -> dict[int, list[int]]:
+def finish(engine: Engine, patience: float = 0.0) -> dict[int, list[int]]:
     """Run until idle; the output tokens by request id. Checks the cache after every step."""
     outputs: dict[int, list[int]] = {}
     steps = 0
     while not engine.is_idle:
-        for event in engine.step():
+        for event in engine.step(patience):
             outputs.setdefault(event.rid, []).extend(event.token_ids)
         engine.cache.check()
         steps += 1

@@ -40,6 +40,10 @@ class DraftPolicy(ABC):
     def num_nodes(self, num_running: int) -> int:
         """Nodes to ask for, per request, in a step with `num_running` decoding requests; 0 = plain step."""
 
+    def plain_steps(self, num_running: int) -> int:
+        """How many plain steps may follow one another from here before `num_nodes` has to be asked again."""
+        return 1
+
     @abstractmethod
     def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
         """One step took `seconds`, verified `drafted` nodes and emitted `emitted` tokens."""

@@ -7,7 +7,8 @@ native kernel cannot be recorded, and runs through torch (`why_not` says so befo
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from stretto.kernels.linear import Linear
 from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import NotRecordable, Tape
 from stretto.kernels.rowwise.native import best
+from stretto.kernels.sampling import greedy
+from stretto.kernels.sampling.native import AdvanceArgs, ChooseArgs, Draw, Row
 from stretto.models.lm import LM, LMConfig
 
 
@@ -54,15 +57,51 @@ class Captured:
         values, ids = (x.data_ptr() for x in self._best)
         self._top = (ctypes.c_float * len(self._logits)).from_address(values)
         self._argmax = (ctypes.c_int32 * len(self._logits)).from_address(ids)
-        self._held: object = None  # what the step points to
+        self._choose, self._advance = ChooseArgs(), AdvanceArgs()
+        self.tape.emit_between("choose", self._choose)
+        self.tape.emit_between("advance", self._advance)
+        self._held: tuple[array[int], array[int]]  # what the step points to
 
     def __call__(self, plan: StepPlan) -> Scores:
         assert isinstance(plan.caches, Caches)
-        self._describe(plan, plan.caches.placement)
+        placement = plan.caches.placement
+        self._describe(plan, placement, array("q", (*plan.token_ids, *placement.slot_mapping)))
         self.tape.run()
         rows = len(plan.wanted)
         logits = lambda: self._logits[:rows, : self._vocab_size]  # noqa: E731
         return Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.pool)
+
+    def ahead(
+        self, plan: StepPlan, how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
+    ) -> list[list[int]]:
+        """Plain steps without Python between them: per step, the token of every sequence.
+
+        plan: the first one, a row for each sequence; its caches have room for the rows of all steps (`num_steps` per
+        sequence, side by side). how: the law and the noise of every sequence's first token; later ones differ in their
+        position only. stops: tokens after which a sequence wants no more; fewer steps are run as soon as one comes.
+        """
+        assert isinstance(plan.caches, Caches) and plan.seqs.lens == (1,) * plan.seqs.num_seqs
+        n, placement, step, a = plan.seqs.num_seqs, plan.caches.placement, self.tape.step, self._advance
+        slots = [slot for k in range(num_steps) for slot in placement.slot_mapping[k::num_steps]]
+        self._describe(plan, placement, array("q", (*plan.token_ids, *[0] * (num_steps * n), *slots)))
+        wide, _ = self._held
+        logits, argmax = self._logits.data_ptr(), ctypes.addressof(self._argmax)
+        sizes = self._logits.stride(0) * self._logits.itemsize, ctypes.sizeof(ctypes.c_int32)
+        rows = (Row * n)()
+        for b, draw in enumerate(how):
+            rows[b] = Row.of(logits + b * sizes[0], argmax + b * sizes[1], self._vocab_size, draw)
+        tops = (ctypes.c_float * (n * num_steps))()
+        ids, starts = array("q", [t for own in stops for t in own]), array("i", (0, *accumulate(map(len, stops))))
+        done, left = ctypes.c_int64(0), ctypes.c_int64(num_steps)
+        self._choose.num_rows, self._choose.rows = n, ctypes.addressof(rows)
+        a.step, a.rows, a.tops = ctypes.addressof(step), ctypes.addressof(rows), ctypes.addressof(self._top)
+        a.tokens, a.all_tops = step.tokens, ctypes.addressof(tops)
+        a.positions, a.contexts, a.state_source = step.positions, step.contexts, step.state_source
+        a.stops, a.stop_starts = ids.buffer_info()[0], starts.buffer_info()[0]
+        a.done, a.left = ctypes.addressof(done), ctypes.addressof(left)
+        self.tape.run_while(left)
+        chosen = greedy(tops[: n * done.value], wide[n : n + n * done.value])
+        return [chosen[k : k + n] for k in range(0, len(chosen), n)]
 
     def commit(self, seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
         """Advance recurrent states over the accepted rows of the last call (as in `CacheManager.commit`)."""
@@ -74,8 +113,8 @@ class Captured:
         kept.num_accepted, kept.accepted_rows = (values.buffer_info()[0] for values in arrays)
         self.tape.commit()
 
-    def _describe(self, plan: StepPlan, placement: Placement) -> None:
-        """Write the rows of `plan` into the tape's step."""
+    def _describe(self, plan: StepPlan, placement: Placement, wide: "array[int]") -> None:
+        """Write the rows of `plan` into the tape's step. wide: 64-bit integers, first the tokens, last the slots."""
         seqs, step = plan.seqs, self.tape.step
         positions: list[int] = []
         parents: list[int] = []
@@ -88,10 +127,9 @@ class Captured:
         width = max(map(len, placement.tables), default=0)
         step.num_rows, step.num_out = seqs.num_rows, len(plan.wanted)
         step.num_seqs, step.num_step_seqs, step.block_width = seqs.num_seqs, seqs.num_step, width
-        # One buffer for all integers of a width: memory is scattered enough after a pass over the weights.
-        wide = array("q", (*plan.token_ids, *placement.slot_mapping))
+        # One buffer for all integers of a width: caches are cold enough after a pass over the weights.
         step.tokens = wide.buffer_info()[0]
-        step.slot_mapping = step.tokens + wide.itemsize * len(plan.token_ids)
+        step.slot_mapping = step.tokens + wide.itemsize * (len(wide) - len(placement.slot_mapping))
         narrow = array("i")
         places = []
         for name, values in (

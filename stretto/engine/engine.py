@@ -37,9 +37,11 @@ from stretto.engine.request import (
     check_prompt,
 )
 from stretto.engine.scheduler import Placed, Scheduler
-from stretto.engine.verify import Asked, Scores, decide, emitted_logprobs
+from stretto.engine.verify import Asked, Scores, decide, emitted_logprobs, row_samplings
 from stretto.kernels.native.library import Pool
 from stretto.models.lm import LM
+
+MAX_AHEAD = 16  # plain steps in a row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +135,7 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._drafting: set[int] = set()  # requests that the drafter knows
         self._next_rid = 0
+        self._pace = 0, 0.0  # of the latest plain step: its requests, its seconds
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -180,19 +183,25 @@ class Engine:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[Event]:
-        """Advance every scheduled request; returns what happened. Empty if there is nothing to do."""
-        if self.captured is not None:
-            return self._step()
-        with torch.inference_mode():  # a native step has nothing that could record gradients
-            return self._step()
+    def step(self, patience: float = 0.0) -> list[Event]:
+        """Advance every scheduled request; returns what happened. Empty if there is nothing to do.
 
-    def _step(self) -> list[Event]:
+        patience: seconds for which the caller needs to hear nothing. Native engines may fill them with several plain
+        steps: the same tokens, reported together.
+        """
+        if self.captured is not None:
+            return self._step(patience)
+        with torch.inference_mode():  # a native step has nothing that could record gradients
+            return self._step(patience)
+
+    def _step(self, patience: float) -> list[Event]:
         started = self.clock()
         batch = self._schedule()
         if not batch:
             return []
         drafts = self._propose(batch)
+        if (num_steps := self._steps_ahead(batch, patience)) > 1:
+            return self._run_ahead(batch, num_steps, started)
         plan, seqs = self._pack(batch, drafts)
         asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
         scores = self.forward(plan)
@@ -259,6 +268,41 @@ class Engine:
         caches = self.cache.pack([p.request.rid for p in batch], seqs)
         return StepPlan(tokens, seqs, wanted, caches), seqs
 
+    def _steps_ahead(self, batch: Sequence[Placed], patience: float) -> int:
+        """How many plain steps may follow one another from here without asking anybody; their rows are reserved."""
+        running, plain_rows, seconds = len(batch), *self._pace
+        is_full = running == self.scheduler.max_seqs
+        if self.captured is None or not all(p.is_decode for p in batch) or (self.scheduler.waiting and not is_full):
+            return 1
+        if running > plain_rows or seconds * 2 > patience:
+            return 1
+        steps = min(MAX_AHEAD, int(patience / seconds) if seconds else MAX_AHEAD)
+        if self.draft_policy is not None:
+            steps = min(steps, self.draft_policy.plain_steps(running))
+        for request in (p.request for p in batch):
+            is_free = request.sampling.logprobs is None and self._judge_for(request).head == "picks"
+            if not is_free or row_samplings(Asked(request, Draft()))[0].is_adjusted:
+                return 1
+            steps = min(steps, request.remaining)
+        return steps if all(self.cache.reserve(p.request.rid, steps) for p in batch) else 1
+
+    def _run_ahead(self, batch: Sequence[Placed], num_steps: int, started: float) -> list[Event]:
+        """Several plain steps: to the cache the rows after the first are a chain of which some are kept."""
+        assert self.captured is not None
+        requests = [p.request for p in batch]
+        rids, n = [r.rid for r in requests], len(requests)
+        contexts = [self.cache.length(rid) for rid in rids]
+        seqs = Seqs.of([num_steps] * n, contexts, num_draft=[num_steps - 1] * n, num_step=n)
+        caches = self.cache.pack(rids, seqs)
+        plan = StepPlan([r.tokens[-1] for r in requests], Seqs.of([1] * n, contexts, num_step=n), range(n), caches)
+        how = [(r.sampling, r.noise, len(r.tokens)) for r in requests]
+        chosen = self.captured.ahead(plan, how, [r.stop_ids for r in requests], num_steps)
+        self.cache.commit(rids, seqs, [range(1, len(chosen))] * n)
+        asked = [Asked(request, Draft()) for request in requests]
+        verdicts = [Verdict((), tokens) for tokens in zip(*chosen, strict=True)]
+        self._observe(batch, asked, verdicts, self.clock() - started, len(chosen))
+        return [self._advance(*one, ()) for one in zip(asked, verdicts, strict=True)]
+
     def _judge_for(self, request: Request) -> Judge:
         return self.greedy if request.sampling.temperature == 0 else self.judge
 
@@ -272,19 +316,25 @@ class Engine:
         self.cache.commit(rids, seqs, paths)
 
     def _observe(
-        self, batch: Sequence[Placed], asked: Sequence[Asked], verdicts: Sequence[Verdict], seconds: float
+        self,
+        batch: Sequence[Placed],
+        asked: Sequence[Asked],
+        verdicts: Sequence[Verdict],
+        seconds: float,
+        num_steps: int = 1,
     ) -> None:
+        drafted, emitted = sum(len(one.draft) for one in asked), sum(len(verdict.emitted) for verdict in verdicts)
+        are_decodes = all(placed.is_decode for placed in batch)
+        if are_decodes and not drafted:
+            self._pace = len(batch), seconds / num_steps
         if self.drafter is None or self.draft_policy is None:
             return
         for one, verdict in zip(asked, verdicts, strict=True):
             self.drafter.observe(one.request.rid, one.draft, verdict)
             self.stats.add(one.draft, verdict)
-        if all(placed.is_decode for placed in batch):
+        for _ in range(num_steps if are_decodes else 0):
             self.draft_policy.learn(
-                drafted=sum(len(one.draft) for one in asked),
-                emitted=sum(len(verdict.emitted) for verdict in verdicts),
-                num_running=len(batch),
-                seconds=seconds,
+                drafted=drafted, emitted=emitted // num_steps, num_running=len(batch), seconds=seconds / num_steps
             )
 
     def _advance(self, asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs]) -> Event:
@@ -292,7 +342,6 @@ class Engine:
         request, draft = asked.request, asked.draft
         timeline = request.timeline
         timeline.first_token = timeline.first_token or self.clock()
-        timeline.steps += 1
         timeline.drafted += len(draft)
         text, kept, reason = "", 0, None
         for token in verdict.emitted:
@@ -304,6 +353,7 @@ class Engine:
                 break
         accepted = min(kept, len(verdict.path))
         timeline.accepted += accepted
+        timeline.steps += max(1, kept - accepted)  # a step gives one token that no draft gave
         chosen = verdict.emitted[:kept]
         event = Event(
             rid=request.rid,

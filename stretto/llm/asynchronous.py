@@ -12,7 +12,7 @@ from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.engine.request import Event
 from stretto.llm.results import Chunk, Result, Stream
-from stretto.llm.sync import LLM, Message, Prompt, as_prompts
+from stretto.llm.sync import LLM, STREAM_PATIENCE, Message, Prompt, as_prompts
 
 
 class AsyncLLM:
@@ -110,7 +110,7 @@ class AsyncLLM:
             except queue.Empty:
                 pass
             try:
-                self._dispatch(self._llm.engine.step())
+                self._dispatch(self._llm.engine.step(STREAM_PATIENCE))
             except Exception as problem:  # the thread outlives a failed step; its requests do not
                 for rid, (_, deliver) in list(self._live.items()):
                     self._drop(rid)

@@ -30,6 +30,7 @@ Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PREFILLS = ("exact", "int8")
+STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
 
 
 class LLM:
@@ -181,7 +182,7 @@ class LLM:
         stream = self.add(ids, sampling, continues=continues)
         try:
             while stream.request.timeline.finished is None:
-                for event in self.engine.step():
+                for event in self.engine.step(STREAM_PATIENCE):
                     if event.rid == stream.request.rid:
                         yield self.read(stream, event)
         finally:
@@ -199,7 +200,7 @@ class LLM:
         by_rid = {stream.request.rid: stream for stream in streams}
         results: dict[int, Result] = {}
         while len(results) < len(streams):
-            for event in self.engine.step():
+            for event in self.engine.step(BATCH_PATIENCE):
                 if (stream := by_rid.get(event.rid)) is not None:
                     chunk = self.read(stream, event)
                     if chunk.result is not None:

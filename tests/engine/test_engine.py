@@ -48,9 +48,11 @@ def options(name: str, known: dict[tuple[int, ...], list[int]], *nodes: int) -> 
     return {} if drafter is None else {"drafter": drafter, "draft_policy": Nodes(*(nodes or (5,)))}
 
 
-def run_all(engine: Engine, sampling: Sampling, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+def run_all(
+    engine: Engine, sampling: Sampling, prompts: list[list[int]] = PROMPTS, patience: float = 0.0
+) -> list[list[int]]:
     requests = [engine.add(prompt, sampling.resolve()) for prompt in prompts]
-    outputs = finish(engine)
+    outputs = finish(engine, patience)
     return [outputs[request.rid] for request in requests]
 
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 from native import LEVELS, pool
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
-from toy import Nodes, plain_decode, toy_lm
+from toy import Nodes, finish, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CODECS
+from stretto.core.errors import RunError
 from stretto.core.sampling import Sampling
 from stretto.core.state import PageRef
 from stretto.engine.captured import why_not
-from stretto.engine.engine import Engine, EngineConfig
+from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
 
@@ -141,3 +142,93 @@ def test_recurrent_layers_alone(options: dict[str, object]) -> None:
     want = [plain_decode(oracle, prompt, 12) for prompt in PROMPTS]
     short = Sampling(temperature=0, max_tokens=12)
     assert run_all(engine(packed(oracle)), short) == want
+
+
+# -- several steps without Python between them -------------------------------------------------------------------------
+
+PATIENT = 1e9  # seconds: as many steps as the engine can
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.9}, {"temperature": 0.9, "top_k": 5, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}], ids=str)
+def test_steps_in_a_row_give_what_single_steps_give(
+    oracle: LM, lm: LM, changes: dict[str, float], sizes: dict[str, int]
+) -> None:
+    sampling = Sampling(**{"temperature": 0, "seed": 3, "max_tokens": NUM_TOKENS, **changes})  # type: ignore[arg-type]
+    want = [plain_decode(oracle, prompt, NUM_TOKENS, sampling) for prompt in PROMPTS]
+    assert run_all(engine(lm, **sizes), sampling, patience=PATIENT) == want
+
+
+def test_steps_in_a_row_are_reported_together(lm: LM, greedy: list[list[int]]) -> None:
+    one = engine(lm)
+    request = one.add(PROMPTS[0], Sampling(temperature=0, max_tokens=NUM_TOKENS).resolve())
+    events = []
+    while not one.is_idle:
+        events += one.step(PATIENT)
+    # the prompt and a plain step, which says how long one takes; then all that the request wants
+    rest = NUM_TOKENS - 2
+    sizes = [1, 1, *[MAX_AHEAD] * (rest // MAX_AHEAD), *([rest % MAX_AHEAD] if rest % MAX_AHEAD else [])]
+    assert [len(event.token_ids) for event in events] == sizes
+    assert [t for event in events for t in event.token_ids] == greedy[0]
+    assert request.timeline.steps == NUM_TOKENS
+
+
+@pytest.mark.parametrize("at", [2, 3, 5, NUM_TOKENS - 1])
+def test_a_stop_token_ends_steps_in_a_row(lm: LM, greedy: list[list[int]], at: int) -> None:
+    """The others go on, and nothing is computed for the one that has ended."""
+    one = engine(lm)
+    stop = greedy[0][at]
+    requests = [one.add(PROMPTS[0], Sampling(temperature=0, max_tokens=NUM_TOKENS, stop_token_ids=[stop]).resolve())]
+    requests += [one.add(prompt, GREEDY.resolve()) for prompt in PROMPTS[1:]]
+    outputs = finish(one, PATIENT)
+    assert outputs[requests[0].rid] == greedy[0][: greedy[0].index(stop) + 1]
+    assert [outputs[r.rid] for r in requests[1:]] == greedy[1:]
+
+
+def test_who_needs_a_look_between_steps_gets_it(lm: LM, greedy: list[list[int]]) -> None:
+    """Penalties, log-probabilities, tokens that are banned for a while: one step at a time."""
+    for sampling in (
+        Sampling(temperature=0, max_tokens=6, repetition_penalty=1.3),
+        Sampling(temperature=0, max_tokens=6, logprobs=2),
+        Sampling(temperature=0, max_tokens=6, min_tokens=6, stop_token_ids=[0]),
+    ):
+        one = engine(lm)
+        one.add(PROMPTS[0], sampling.resolve())
+        while not one.is_idle:
+            assert all(len(event.token_ids) == 1 for event in one.step(PATIENT))
+
+
+def test_steps_in_a_row_with_little_memory(oracle: LM, lm: LM) -> None:
+    length = 60
+    want = [plain_decode(oracle, prompt, length) for prompt in PROMPTS]
+    states = [(s.kind, s.nbytes(torch.float32)) for specs in lm.state_specs for s in specs]
+    per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
+    tight = engine(lm, memory_bytes=14 * 16 * per_token + 5 * per_seq, max_seqs=4, max_rows=40)
+    assert run_all(tight, Sampling(temperature=0, max_tokens=length), patience=PATIENT) == want
+
+
+def test_drafting_that_pauses_leaves_room_for_steps_in_a_row(lm: LM, greedy: list[list[int]]) -> None:
+    """A policy that says how long it will not ask; the drafter hears of every token."""
+
+    class Pausing(Nodes):
+        def plain_steps(self, num_running: int) -> int:
+            return 3 if self.schedule[self.step % len(self.schedule)] == 0 else 1
+
+    known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
+    one = engine(lm, **{**options("oracle", known, 5), "draft_policy": Pausing(0, 4)})
+    assert run_all(one, GREEDY, patience=PATIENT) == greedy
+    assert one.stats.accepted == one.stats.drafted > 0
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, top_p=0.9, max_tokens=NUM_TOKENS)], ids=str)
+def test_logits_that_are_not_finite_are_refused_in_the_middle(lm: LM, sampling: Sampling) -> None:
+    one = engine(lm)
+    one.add(PROMPTS[0], sampling.resolve())
+    one.step()
+    one.step()
+    assert one.captured is not None
+    for layer in one.cache.pools.refs(Placement()):
+        for ref in layer.values():
+            (ref.pages if isinstance(ref, PageRef) else ref.states)[1:] = torch.nan
+    with pytest.raises(RunError, match="a logit is NaN"):
+        one.step(PATIENT)

@@ -8,6 +8,7 @@ namespace {
 void drive(const Runner& runner, Random& random, int num_rows, int width) {
     std::vector<std::unique_ptr<Buffer<float>>> logits;
     Buffer<Row> rows(num_rows);
+    Buffer<int32_t> argmax(num_rows);
     for (int r = 0; r < num_rows; r++) {
         logits.push_back(std::make_unique<Buffer<float>>(width));
         float* x = logits.back()->get();
@@ -16,7 +17,8 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
         for (int i = 0; i < width / 4; i++) x[random.below(width)] = -INFINITY;
         x[random.below(width)] = 9.5f;
         Row row = {};
-        row.x = x, row.width = width, row.argmax = int32_t(std::max_element(x, x + width) - x);
+        argmax[r] = int32_t(std::max_element(x, x + width) - x);
+        row.x = x, row.width = width, row.argmax = &argmax[r];
         row.temperature = random.one_of({0.0f, 1e-30f, 0.7f, 1.0f, 9.0f});
         row.top_p = random.one_of({1.0f, 0.9999f, 0.9f, 1e-6f}), row.top_k = random.one_of({0, 1, 40, 3000});
         row.log_min_p = random.one_of({-INFINITY, -3.0f, 0.0f});

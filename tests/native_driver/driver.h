@@ -24,6 +24,7 @@ extern "C" {
 void* pool_new(int32_t num_threads, int64_t spin_ns);
 void pool_free(void* pool);
 void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step);
+void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left);
 }
 using Ops = std::vector<Op>;
 using Outputs = std::vector<float>;
@@ -223,15 +224,16 @@ class Runner {
     }
 
     // Runs `ops` by one thread, then by three. `reset` prepares the outputs, `read` appends them to a list; the lists
-    // must be the same bits.
+    // must be the same bits. left: run again while it is above 0.
     void run(
         const char* name, const Ops& ops, const Step& step, const std::function<void()>& reset,
-        const std::function<void(Outputs&)>& read
+        const std::function<void(Outputs&)>& read, const int64_t* left = nullptr
     ) const {
         Outputs outputs[2];
         for (int i = 0; i < 2; i++) {
             reset();
-            pool_run(pools_[i], ops.data(), int64_t(ops.size()), &step);
+            if (left) pool_run_while(pools_[i], ops.data(), int64_t(ops.size()), &step, left);
+            else pool_run(pools_[i], ops.data(), int64_t(ops.size()), &step);
             read(outputs[i]);
         }
         size_t size = outputs[0].size();
@@ -260,6 +262,7 @@ void drive_attention(const Runner&);
 void drive_recurrent(const Runner&);
 void drive_scan(const Runner&);
 void drive_sample(const Runner&);
+void drive_ahead(const Runner&);
 void drive_bandwidth(const Runner&);
 
 }  // namespace driver

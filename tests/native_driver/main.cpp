@@ -13,5 +13,6 @@ int main(int count, char** words) {
     driver::drive_recurrent(runner);
     driver::drive_scan(runner);
     driver::drive_sample(runner);
+    driver::drive_ahead(runner);
     driver::drive_bandwidth(runner);
 }

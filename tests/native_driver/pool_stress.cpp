@@ -50,10 +50,43 @@ void once(void* pool, int round) {
     }
 }
 
+struct CountArgs {
+    const int* values;  // [MOST]
+    int64_t* left;
+};
+
+int64_t chunks(const CountArgs&, const Step&) { return 1; }
+
+void run(const CountArgs& a, const Step& step, int64_t, int64_t) {
+    for (int i = 0; i < MOST; i++)
+        if (a.values[i] != step.num_rows) driver::fail("the last operation began too early");
+    *a.left -= 1;
+}
+
+}  // namespace
+
+STRETTO_OP(count, CountArgs)
+
+namespace {
+
+// A list that says itself how often it runs.
+void again(void* pool, int64_t times) {
+    int values[MOST] = {};
+    int64_t left = times;
+    AddArgs add = {nullptr, values, MOST};
+    CountArgs count = {values, &left};
+    Ops ops = {{add_chunks, add_run, &add}, {count_chunks, count_run, &count}};
+    Step step = {};
+    step.num_rows = 3;
+    pool_run_while(pool, ops.data(), 2, &step, &left);
+    if (left) driver::fail("a list ended early");
+}
+
 void drive(int num_threads, int64_t spin_ns, int rounds) {
     void* pool = pool_new(num_threads, spin_ns);
     for (int round = 1; round <= rounds; round++) {
         once(pool, round % 9);
+        if (round % 20 == 0) again(pool, round / 20);
         if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // all of them sleep
     }
     pool_free(pool);

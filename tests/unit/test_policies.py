@@ -131,6 +131,22 @@ def test_asking_in_vain_counts_as_drafting():
     assert spent <= 1.03 * 40
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pause_lasts_as_long_as_it_says(seed):
+    """After a plain step, `plain_steps` of them may follow one another: none of them would have asked for drafts."""
+    choose, policy, pauses = random.Random(seed), DraftGain(8), []
+    for _ in range(3000):
+        nodes = policy.num_nodes(2)
+        if nodes:
+            policy.learn(drafted=nodes, emitted=choose.choice((2, 9)), num_running=2, seconds=1.5)
+            continue
+        pauses.append(policy.plain_steps(2))
+        for left in reversed(range(pauses[-1])):
+            policy.learn(drafted=0, emitted=2, num_running=2, seconds=1.0)
+            assert not left or policy.num_nodes(2) == 0
+    assert min(pauses) == 1 < max(pauses)
+
+
 def test_a_clock_that_stands_still_is_survived():
     policy = DraftGain(8)
     for _ in range(300):

@@ -73,6 +73,12 @@ class DraftGain(DraftPolicy):
         self._asked_at = num_running if ask else 0
         return self._num_nodes if ask else 0
 
+    def plain_steps(self, num_running: int) -> int:
+        load = self._loads.setdefault(num_running, _Load())
+        if load.plain.steps < _WARM_UP:
+            return _WARM_UP - load.plain.steps
+        return 1 if load.on or load.drafts.steps else max(1, load.wait - load.plain_run)
+
     def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
         load = self._loads.setdefault(num_running, _Load())
         self._seconds += seconds

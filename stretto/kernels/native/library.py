@@ -68,6 +68,7 @@ class Library:
         self._lib.pool_new.argtypes = [ctypes.c_int32, ctypes.c_int64]
         self._lib.pool_free.argtypes = [ctypes.c_int64]
         self._lib.pool_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._lib.pool_run_while.argtypes = [*self._lib.pool_run.argtypes, ctypes.c_void_p]
         assert self._lib.step_size() == ctypes.sizeof(Step), "Step differs between Python and C"
         assert self._lib.commit_size() == ctypes.sizeof(Commit), "Commit differs between Python and C"
         self._checked: set[str] = set()
@@ -95,6 +96,9 @@ class Library:
     def run(self, pool: int, ops: ctypes.Array[Op], step: Step) -> None:
         self._lib.pool_run(pool, ops, len(ops), ctypes.addressof(step))
 
+    def run_while(self, pool: int, ops: ctypes.Array[Op], step: Step, left: ctypes.c_int64) -> None:
+        self._lib.pool_run_while(pool, ops, len(ops), ctypes.addressof(step), ctypes.addressof(left))
+
 
 class Pool:
     """Threads that run lists of operations together, the calling thread among them. Safe to share between engines.
@@ -111,6 +115,10 @@ class Pool:
     def run(self, ops: ctypes.Array[Op], step: Step) -> None:
         """Run a list once, in order. Returns when all of it is done (other Python threads go on meanwhile)."""
         self.library.run(self._handle, ops, step)
+
+    def run_while(self, ops: ctypes.Array[Op], step: Step, left: ctypes.c_int64) -> None:
+        """Run a list again and again until `left`, which it counts down itself, is 0."""
+        self.library.run_while(self._handle, ops, step, left)
 
     def run_once(self, calls: Sequence[tuple[str, ctypes.Structure]]) -> None:
         """Run operations that read nothing from a step: packing weights, probes."""

@@ -62,8 +62,9 @@ class Tape:
         self._constants: dict[Hashable, Any] = {}
         self._calls: list[tuple[str, ctypes.Structure]] = []
         self._commits: list[tuple[str, ctypes.Structure]] = []
+        self._between: list[tuple[str, ctypes.Structure]] = []
         self._kept: list[object] = []
-        self._ops: tuple[ctypes.Array[Op], ctypes.Array[Op]] | None = None
+        self._ops: _Lists | None = None
         self._guard = _NothingVanishes()
 
     # -- buffers ---------------------------------------------------------------------------------------------------
@@ -152,6 +153,11 @@ class Tape:
         self._commits.append((name, args))
         self._kept += keep
 
+    def emit_between(self, name: str, args: ctypes.Structure) -> None:
+        """Add an operation that `run_while` does at the end of every run, so that the next one can follow."""
+        assert self._ops is None, "the tape has run: it cannot grow"
+        self._between.append((name, args))
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Operations called inside add themselves to this tape. Raises NotRecordable at one that cannot."""
@@ -164,12 +170,16 @@ class Tape:
 
     def run(self) -> None:
         """Compute the recorded operations for the rows of `step`."""
-        self.pool.run(self._compiled()[0], self.step)
+        self.pool.run(self._compiled().calls, self.step)
+
+    def run_while(self, left: ctypes.c_int64) -> None:
+        """Run and do what lies between two runs, until `left` is 0: one of those operations counts it down."""
+        self.pool.run_while(self._compiled().with_between, self.step, left)
 
     def commit(self) -> None:
         """Advance states over the rows that `accepted` names, after `run` and before `step` is filled again."""
         if self._commits:
-            self.pool.run(self._compiled()[1], self.step)
+            self.pool.run(self._compiled().commits, self.step)
 
     def profile(self, repeat: int = 20) -> dict[str, float]:
         """Seconds per run of each kind of operation, the largest first: every operation timed by itself.
@@ -185,9 +195,9 @@ class Tape:
                 spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) / repeat
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
-    def _compiled(self) -> tuple[ctypes.Array[Op], ctypes.Array[Op]]:
+    def _compiled(self) -> "_Lists":
         if self._ops is None:
-            self._ops = self._array(self._calls), self._array(self._commits)
+            self._ops = _Lists(*map(self._array, (self._calls, self._calls + self._between, self._commits)))
         return self._ops
 
     def _array(self, calls: Sequence[tuple[str, ctypes.Structure]]) -> ctypes.Array[Op]:
@@ -197,6 +207,13 @@ class Tape:
     def names(self) -> list[str]:
         """The operations, in order."""
         return [name for name, _ in self._calls]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    calls: ctypes.Array[Op]
+    with_between: ctypes.Array[Op]
+    commits: ctypes.Array[Op]
 
 
 @dataclass(slots=True)

@@ -144,15 +144,14 @@ def greedy(top: Sequence[float], argmax: Sequence[int]) -> list[int]:
 
 
 def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int], threads: Pool) -> list[int]:
-    choices = []
-    for x, row, token in zip(xs, rows, argmax, strict=True):
+    xs, argmax = list(xs), list(argmax)
+    for r, row in enumerate(rows):
         if row.is_adjusted:
-            x = _adjust(x, row)
-            best, at = x.max(dim=0)
+            xs[r] = _adjust(xs[r], row)
+            best, at = xs[r].max(dim=0)
             _check_best([best.item()])
-            token = int(at)
-        choices.append(native.Choice(x, token, row.sampling, row.noise, row.position))
-    return native.choose(choices, threads)
+            argmax[r] = int(at)
+    return native.choose(xs, argmax, [(row.sampling, row.noise, row.position) for row in rows], threads)
 
 
 def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int]) -> list[int]:

@@ -103,7 +103,7 @@ struct MatmulArgs {
 };
 
 constexpr int64_t CHUNK_BYTES = 64 << 10;  // of weights: a microsecond of one core's share of the bandwidth
-constexpr int PREFETCH = 4096;
+constexpr int PREFETCH = 4096, MANY_ROWS = 16;
 
 INLINE I32 four(const uint8_t* p) {
     int32_t x;
@@ -274,18 +274,17 @@ __attribute__((noinline)) void plain_rows(const MatmulArgs& a, const uint8_t* ti
         UNROLL for (int r = 0; r < R; r++) put(a, first + t * HALF, row + r, add(p[0][t][r], p[1][t][r]));
 }
 
-int64_t tiles_per_chunk(const MatmulArgs& a) {
-    int64_t n = CHUNK_BYTES / tile_bytes(a.format, a.d_in);
-    return n > 1 ? n : 1;
-}
-
+// Chunks of nearly the same number of tiles, an even number of them where there are enough: two threads end together.
 int64_t chunks(const MatmulArgs& a, const Step& step) {
-    return a.rows.of(&step) ? ceil_div(ceil_div(a.d_out, TILE), tiles_per_chunk(a)) : 0;
+    int64_t rows = a.rows.of(&step), tiles = ceil_div(a.d_out, TILE);
+    int64_t bytes = rows < MANY_ROWS ? CHUNK_BYTES : CHUNK_BYTES / 4;
+    int64_t n = 2 * ceil_div(tiles * tile_bytes(a.format, a.d_in), 2 * bytes);
+    return rows == 0 ? 0 : n < tiles ? n : tiles;
 }
 
 void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t bytes = tile_bytes(a.format, a.d_in), per = tiles_per_chunk(a), tiles = ceil_div(a.d_out, TILE);
-    int64_t to = last * per < tiles ? last * per : tiles, rows = a.rows.of(&step);
+    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = ceil_div(a.d_out, TILE), n = chunks(a, step);
+    int64_t from = tiles * first / n, to = tiles * last / n, rows = a.rows.of(&step);
     int64_t coarse = first_coarse(a.rows, a.coarse_prompts, step);
     dispatch(
         a.format,
@@ -293,13 +292,13 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
             using F = decltype(f);
             // A panel of activations and a chunk of weights stay in the second cache.
             for (int64_t panel = 0; panel < rows; panel += PANEL)
-                for (int64_t t = first * per; t < to; t++)
+                for (int64_t t = from; t < to; t++)
                     quantized_panel<F>(a, t, bytes, rows, panel, coarse);
         },
         [&](auto f) {
             using F = decltype(f);
             // All rows of one tile before the next tile: the weights stay in the nearest cache meanwhile.
-            for (int64_t t = first * per; t < to; t++) {
+            for (int64_t t = from; t < to; t++) {
                 const uint8_t* tile = a.tiles + t * bytes;
                 int64_t r = 0;
                 for (; r + 4 <= rows; r += 4) plain_rows<F, 4>(a, tile, t * TILE, r);

@@ -61,6 +61,17 @@ class Pool {
 
     void run(const Op* ops, int64_t num_ops, const Step* step) {
         std::lock_guard<std::mutex> one_list_at_a_time(running_);
+        run_once(ops, num_ops, step);
+    }
+
+    // Again and again while `left` says so: the list itself counts it down.
+    void run_while(const Op* ops, int64_t num_ops, const Step* step, const int64_t* left) {
+        std::lock_guard<std::mutex> one_list_at_a_time(running_);
+        while (*left > 0) run_once(ops, num_ops, step);
+    }
+
+  private:
+    void run_once(const Op* ops, int64_t num_ops, const Step* step) {
         ops_ = ops, num_ops_ = num_ops, step_ = step;
         epoch_++;
         done_.store(0, std::memory_order_relaxed);
@@ -74,7 +85,6 @@ class Pool {
         }
     }
 
-  private:
     // Opens the first operation at or after `op` that several threads can share; runs the small ones on the way.
     void open(int64_t op) {
         for (; op < num_ops_; op++) {
@@ -155,6 +165,9 @@ void* pool_new(int32_t num_threads, int64_t spin_ns) { return new Pool(num_threa
 void pool_free(void* pool) { delete static_cast<Pool*>(pool); }
 void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step) {
     static_cast<Pool*>(pool)->run(ops, num_ops, step);
+}
+void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left) {
+    static_cast<Pool*>(pool)->run_while(ops, num_ops, step, left);
 }
 int64_t step_size() { return sizeof(Step); }
 

@@ -8,26 +8,13 @@
 #include <vector>
 
 #include "op.h"
+#include "sample.h"
 #include "vec.h"
 
 using namespace vec;
+using sampling::Row;
 
 namespace {
-
-struct Row {
-    const float* x;  // [width], no NaN, no +inf, not all -inf
-    int32_t width;
-    int32_t argmax;  // the lowest id of the largest logit
-    float temperature;
-    float top_p;      // 1: everything
-    float log_min_p;  // -inf: everything
-    int32_t top_k;    // 0: everything
-    uint32_t key[2];
-    uint32_t position;
-    uint32_t purpose;
-    int32_t token;  // the answer
-    int32_t unused;
-};
 
 struct ChooseArgs {
     int64_t num_rows;
@@ -84,7 +71,7 @@ struct Item {
 
 class Survivors {
   public:
-    explicit Survivors(const Row& row) : row_(row), top_(row.x[row.argmax]) {}
+    explicit Survivors(const Row& row) : row_(row), top_(row.top()) {}
 
     Item edge() {
         bool is_cut = row_.top_k > 0 && row_.top_k < row_.width;
@@ -158,7 +145,7 @@ class Survivors {
     // Of up to 16 tokens: the bin of every logit, lower where logits are higher, and its mass.
     void bins(int32_t id, int some, int32_t* bin, float* masses) const {
         F32 depth = div(sub(set1(top_), load_n(row_.x + id, some)), set1(row_.temperature));
-        storei(bin, to_int(min(set1(BINS - 1.0f), mul(depth, set1(32.0f)))));
+        storei(bin, to_int(max(set1(0.0f), min(mul(depth, set1(32.0f)), set1(BINS - 1.0f)))));  // NaN: the last one
         store(masses, exp(sub(set1(0.0f), depth)));
     }
 
@@ -195,9 +182,9 @@ class Survivors {
 // Noise above g happens with probability 1 - exp(-e^-g) <= e^-g, so a token wins only if 1 - u <= e^(y - best): nearly
 // all fail this test, and the two logarithms are for those that pass.
 int32_t draw(const Row& row, Item edge) {
-    F32 top = set1(row.x[row.argmax]), temperature = set1(row.temperature);
-    float best = gumbel(noise_word(row, uint32_t(row.argmax)));
-    int32_t token = row.argmax;
+    F32 top = set1(row.top()), temperature = set1(row.temperature);
+    int32_t token = *row.argmax;
+    float best = gumbel(noise_word(row, uint32_t(token)));
     for (int32_t first = 0; first < row.width; first += 4 * LANES) {
         uint32_t words[4 * LANES];
         noise_words(row, uint32_t(first), words);
@@ -226,7 +213,8 @@ int64_t chunks(const ChooseArgs& a, const Step&) { return a.num_rows; }
 void run(const ChooseArgs& a, const Step&, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++) {
         Row& row = a.rows[r];
-        row.token = row.temperature == 0 ? row.argmax : draw(row, Survivors(row).edge());
+        bool is_plain = row.temperature == 0 || !std::isfinite(row.top());  // the caller refuses such a row
+        row.token = is_plain ? *row.argmax : draw(row, Survivors(row).edge());
     }
 }
 
