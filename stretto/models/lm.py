@@ -10,7 +10,6 @@ Families (one small file each, beside this one) translate foreign configs into `
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from stretto.core.channel import Channel
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
-from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, TensorCache
 from stretto.kernels.linear import Linear
 from stretto.kernels.rmsnorm import rms_norm
@@ -92,9 +90,12 @@ class Block(nn.Module):
         if self.channel is not None:
             self.channel_norm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, h_TD: Tensor, seqs: Seqs, cache: LayerCache | None) -> Tensor:
-        """[T, D] -> [T, D]."""
-        h_TD = residual_add(h_TD, self.mixer(self.mixer_norm(h_TD), seqs, cache), scale=self.multiplier)
+    def forward(self, h_TD: Tensor, plan: StepPlan, cache: LayerCache | None, *, is_last: bool) -> Tensor:
+        """[T, D] -> [T, D]; of the last block only [R, D], the rows that the head needs."""
+        h_TD = residual_add(h_TD, self.mixer(self.mixer_norm(h_TD), plan.seqs, cache), scale=self.multiplier)
+        seqs = plan.out_seqs if is_last else plan.seqs
+        if is_last:
+            h_TD = take_rows(h_TD, plan.out_rows)
         if self.channel is not None:
             h_TD = residual_add(h_TD, self.channel(self.channel_norm(h_TD), seqs), scale=self.multiplier)
         return h_TD
@@ -105,6 +106,7 @@ class LM(nn.Module):
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
+        assert config.layers, "the last layer is the one that knows which rows the head needs"
         self.config = config
         self.embed = Linear(config.d_model, {"embed": config.vocab_size})
         self.blocks = nn.ModuleList(Block(layer, config) for layer in config.layers)
@@ -137,9 +139,10 @@ class LM(nn.Module):
     def hidden(self, plan: StepPlan) -> Tensor:
         """[R, D]: the normalised hidden states of `plan.out_rows`."""
         h_TD = self.embed.lookup(plan.tokens, self.config.embedding_multiplier)
-        for block, cache in zip(self.blocks, plan.caches if plan.caches is not None else repeat(None)):  # noqa: B905
-            h_TD = block(h_TD, plan.seqs, cache)
-        return self.norm(take_rows(h_TD, plan.out_rows))  # type: ignore[no-any-return]
+        caches = plan.caches if plan.caches is not None else [None] * len(self.blocks)
+        for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True), start=1):
+            h_TD = block(h_TD, plan, cache, is_last=i == len(self.blocks))
+        return self.norm(h_TD)  # type: ignore[no-any-return]
 
     def logits(self, h_RD: Tensor) -> Tensor:
         """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number.

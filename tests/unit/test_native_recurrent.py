@@ -218,14 +218,14 @@ def test_bits_depend_neither_on_the_level_nor_on_threads(layer: Layer) -> None:
 
 
 def test_a_sequence_has_the_same_bits_alone_and_token_by_token(layer: Layer) -> None:
-    states = torch.randn(4, *layer.state)
-    seqs, source, destination = Seqs.of([2, 33, 1], [4, 1, 0]), [1, 2, 3], [1, 3, 2]
+    states = torch.randn(6, *layer.state)
+    seqs, source, destination = Seqs.of([2, 33, 1], [4, 1, 0]), [1, 2, 3], [1, 4, 5]
     rows = layer.make(36)
     company = Recorded(layer, states)
     out = company.step(rows, seqs, source, destination)
     mine = take(rows, range(2, 35))
     alone, end = one(layer, states[2], mine)
-    assert torch.equal(out[2:35], alone) and torch.equal(company.states[3], end)
+    assert torch.equal(out[2:35], alone) and torch.equal(company.states[4], end)
     stepwise = Recorded(layer, states)
     for t in range(33):
         y = stepwise.step(take(mine, [t]), Seqs.of([1], [1 + t], num_step=1), [2], [2])

@@ -29,7 +29,7 @@ struct Step {
     const int32_t* block_table;    // [B, block_width] pages of every sequence
     int64_t block_width;
     const int32_t* state_source;       // [B] slot of the entry state
-    const int32_t* state_destination;  // [B] slot of the state after the definite rows
+    const int32_t* state_destination;  // [B] slot of the state after the definite rows; no other sequence reads it
 };
 
 typedef int64_t (*ChunksFn)(const void* args, const Step* step);
