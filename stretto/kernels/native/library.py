@@ -13,9 +13,9 @@ SPIN_SECONDS = 200e-6  # how long idle threads watch for work before they sleep:
 
 
 class Op(ctypes.Structure):
-    """One entry of a list: two functions and their arguments (`Op` of src/op.h)."""
+    """One entry of a list: functions and their arguments (`Op` of src/op.h)."""
 
-    _fields_ = [("chunks", ctypes.c_void_p), ("run", ctypes.c_void_p), ("args", ctypes.c_void_p)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("chunks", "run", "args", "reads")]
 
 
 class Step(ctypes.Structure):
@@ -80,8 +80,14 @@ class Library:
             size.restype = ctypes.c_int64
             assert size() == ctypes.sizeof(args), f"the arguments of {name} differ between Python and C"
             self._checked.add(name)
-        chunks, run = (ctypes.cast(getattr(self._lib, f"{name}_{part}"), ctypes.c_void_p) for part in ("chunks", "run"))
-        return Op(chunks, run, ctypes.addressof(args))
+        chunks, run, reads = (getattr(self._lib, f"{name}_{part}", None) for part in ("chunks", "run", "reads"))
+        assert chunks and run
+        return Op(
+            ctypes.cast(chunks, ctypes.c_void_p),
+            ctypes.cast(run, ctypes.c_void_p),
+            ctypes.addressof(args),
+            ctypes.cast(reads, ctypes.c_void_p) if reads else None,
+        )
 
     def tile_bytes(self, layout: int, d_in: int) -> int:
         """Bytes of one tile of a weight (src/formats.h)."""

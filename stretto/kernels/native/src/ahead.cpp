@@ -32,18 +32,21 @@ int64_t chunks(const AdvanceArgs&, const Step&) { return 1; }
 
 void run(const AdvanceArgs& a, const Step& step, int64_t, int64_t) {
     int n = step.num_rows;
-    int64_t *next = a.tokens + (*a.done + 1) * n, left = *a.left - 1;
+    int64_t *chosen = a.tokens + (*a.done + 1) * n, left = *a.left - 1;
     for (int b = 0; b < n; b++) {
-        next[b] = a.rows[b].token;
+        chosen[b] = a.rows[b].token;
         a.all_tops[*a.done * n + b] = a.tops[b];
-        if (is_stop(a, b, next[b]) || !std::isfinite(a.tops[b])) left = 0;
+        if (is_stop(a, b, chosen[b]) || !std::isfinite(a.tops[b])) left = 0;
+    }
+    *a.done += 1;
+    *a.left = left;
+    if (left == 0) return;  // the description stays that of a step that has run
+    a.step->tokens = chosen;
+    a.step->slot_mapping += n;  // slots lie step after step
+    for (int b = 0; b < n; b++) {
         a.rows[b].position++, a.positions[b]++, a.contexts[b]++;
         a.state_source[b] = step.state_destination[b];
     }
-    a.step->tokens = next;
-    a.step->slot_mapping += n;  // slots lie step after step
-    *a.done += 1;
-    *a.left = left;
 }
 
 }  // namespace

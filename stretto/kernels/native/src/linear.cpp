@@ -282,6 +282,11 @@ int64_t chunks(const MatmulArgs& a, const Step& step) {
     return rows == 0 ? 0 : n < tiles ? n : tiles;
 }
 
+Span reads(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
+    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = ceil_div(a.d_out, TILE), n = chunks(a, step);
+    return {a.tiles + tiles * first / n * bytes, (tiles * last / n - tiles * first / n) * bytes};
+}
+
 void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
     int64_t bytes = tile_bytes(a.format, a.d_in), tiles = ceil_div(a.d_out, TILE), n = chunks(a, step);
     int64_t from = tiles * first / n, to = tiles * last / n, rows = a.rows.of(&step);
@@ -312,3 +317,4 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
 
 STRETTO_OP(quantize, QuantizeArgs)
 STRETTO_OP(matmul, MatmulArgs)
+STRETTO_READS(matmul, MatmulArgs)

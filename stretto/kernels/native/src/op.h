@@ -35,10 +35,17 @@ struct Step {
 typedef int64_t (*ChunksFn)(const void* args, const Step* step);
 typedef void (*RunFn)(const void* args, const Step* step, int64_t first, int64_t last);
 
+struct Span {
+    const void* start;
+    int64_t bytes;
+};
+typedef Span (*ReadsFn)(const void* args, const Step* step, int64_t first, int64_t last);
+
 struct Op {
     ChunksFn chunks;
     RunFn run;
     const void* args;
+    ReadsFn reads = nullptr;  // what pieces [first, last) read that no cache holds: idle threads ask for it
 };
 
 }  // extern "C"
@@ -64,5 +71,11 @@ struct Rows {
         run(*static_cast<const Args*>(args), *step, first, last);                                               \
     }                                                                                                           \
     extern "C" int64_t name##_args_size() { return sizeof(Args); }
+
+// Registers `name_reads` too.
+#define STRETTO_READS(name, Args)                                                                               \
+    extern "C" Span name##_reads(const void* args, const Step* step, int64_t first, int64_t last) {             \
+        return reads(*static_cast<const Args*>(args), *step, first, last);                                      \
+    }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -4,7 +4,8 @@
 // each of its halves are left; threads claim chunks one at a time, so a thread that the system put aside costs at most the
 // chunk it holds, and the others take the rest. Every other thread begins with the second half: memory is read faster as
 // two long streams than as one that the threads share. Whoever finishes the last chunk of an operation opens the next one, and runs by itself
-// those that have a single chunk. Between lists threads spin for a moment and then sleep.
+// those that have a single chunk. Meanwhile the others ask memory for what the next matrix begins with. Between lists
+// threads spin for a moment and then sleep.
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -44,6 +45,35 @@ struct Word {
 // Chunks of the first half.
 int64_t first_half(int64_t num_chunks) { return (num_chunks + 1) / 2; }
 
+// What a thread without work may ask memory for: the beginning of its half of an operation that is still to come.
+// Addresses may be stale by the time they are used: asking for one is always allowed, and then in vain.
+struct Wish {
+    std::atomic<const char*> start{nullptr}, end{nullptr};
+
+    void set(Span span) {
+        auto* bytes = static_cast<const char*>(span.start);
+        start.store(bytes, std::memory_order_relaxed);
+        end.store(bytes + (span.bytes < MOST_BYTES ? span.bytes : MOST_BYTES), std::memory_order_relaxed);
+    }
+
+  private:
+    static constexpr int64_t MOST_BYTES = 256 << 10;  // a part of the second cache
+};
+
+// How far a thread has come with it.
+struct Idle {
+    static constexpr int LINES = 32;  // between two looks at whether there is work
+    const char *start = nullptr, *at = nullptr;
+
+    void once(const Wish& wish) {
+        const char* first = wish.start.load(std::memory_order_relaxed);
+        if (first != start) start = at = first;
+        const char* end = wish.end.load(std::memory_order_relaxed);
+        for (int i = 0; i < LINES && at < end; i++, at += 64) __builtin_prefetch(at, 0, 2);
+        pause();
+    }
+};
+
 class Pool {
   public:
     Pool(int num_threads, int64_t spin_ns) : spin_ns_(spin_ns) {
@@ -75,13 +105,15 @@ class Pool {
         ops_ = ops, num_ops_ = num_ops, step_ = step;
         epoch_++;
         done_.store(0, std::memory_order_relaxed);
+        wished_ = -1;
         open(0);
         if (sleeping_.load() > 0 && !is_over()) {
             { std::lock_guard<std::mutex> lock(mutex_); }
             wake_.notify_all();
         }
+        Idle idle;
         while (!is_over()) {
-            if (!claim(0)) pause();
+            if (!claim(0)) idle.once(wishes_[0]);
         }
     }
 
@@ -90,6 +122,7 @@ class Pool {
         for (; op < num_ops_; op++) {
             int64_t n = ops_[op].chunks(ops_[op].args, step_);
             if (n > MAX_CHUNKS) __builtin_trap();
+            if (op >= wished_ && !threads_.empty()) wish(op + 1);
             if (n == 1 || (n > 1 && threads_.empty())) ops_[op].run(ops_[op].args, step_, 0, n);
             if (n > 1 && !threads_.empty()) {
                 num_chunks_.store(n, std::memory_order_relaxed);
@@ -100,6 +133,17 @@ class Pool {
             }
         }
         cursor_.store(Word::of(epoch_, OP_MASK, 0, 0).bits, std::memory_order_seq_cst);
+    }
+
+    // Says what the first operation at or after `op` that reads a lot will read first.
+    void wish(int64_t op) {
+        while (op < num_ops_ && !ops_[op].reads) op++;
+        wished_ = op;
+        if (op == num_ops_) return;
+        int64_t n = ops_[op].chunks(ops_[op].args, step_), half = first_half(n);
+        if (n < 2) return;
+        wishes_[0].set(ops_[op].reads(ops_[op].args, step_, 0, half));
+        wishes_[1].set(ops_[op].reads(ops_[op].args, step_, half, n));
     }
 
     bool is_over() const { return Word{cursor_.load(std::memory_order_acquire)}.op() == OP_MASK; }
@@ -120,18 +164,19 @@ class Pool {
     }
 
     void work(int half) {
+        Idle idle;
         while (!stop_.load(std::memory_order_relaxed)) {
             if (!is_over()) {
-                if (!claim(half)) pause();
+                if (!claim(half)) idle.once(wishes_[half]);
                 continue;
             }
             auto since = std::chrono::steady_clock::now();
-            bool idle = true;
-            while (idle && !stop_.load(std::memory_order_relaxed)) {
-                for (int i = 0; i < 64 && (idle = is_over()); i++) pause();
-                if (idle && (std::chrono::steady_clock::now() - since).count() > spin_ns_) break;
+            bool waits = true;
+            while (waits && !stop_.load(std::memory_order_relaxed)) {
+                for (int i = 0; i < 64 && (waits = is_over()); i++) pause();
+                if (waits && (std::chrono::steady_clock::now() - since).count() > spin_ns_) break;
             }
-            if (idle) sleep();
+            if (waits) sleep();
         }
     }
 
@@ -150,6 +195,8 @@ class Pool {
     int64_t num_ops_ = 0;
     const Step* step_ = nullptr;
     uint64_t epoch_ = 0;
+    int64_t wished_ = -1;  // the operation that `wishes_` are about; changed by who opens operations
+    Wish wishes_[2];       // of the halves
     std::atomic<bool> stop_{false};
     std::atomic<int> sleeping_{0};
     alignas(64) std::atomic<uint64_t> cursor_{Word::of(0, OP_MASK, 0, 0).bits};
