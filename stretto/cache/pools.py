@@ -1,8 +1,9 @@
 """The memory of all sequences: one tensor per state, with a leading layer dimension.
 
 Paged states are `[layers, P, PAGE_SIZE, *shape]`, slot states `[layers, slots, *shape]`, where `layers` counts the
-layers that declare the state. Page 0 and slot 0 stay zero. On the CPU, memory is mapped when it is first written, so
-a large pool costs what was used of it; it reads as zeros until then.
+layers that declare the state. A paged state that lies lane by lane is a view of that shape: in memory it is
+`[layers, P, *shape, PAGE_SIZE]`. Page 0 and slot 0 stay zero. On the CPU, memory is mapped when it is first written,
+so a large pool costs what was used of it; it reads as zeros until then.
 """
 
 import mmap
@@ -64,7 +65,8 @@ class Pools:
     """The tensors behind every `PageRef` and `SlotRef`. Who owns what is the business of `CacheManager`.
 
     layer_specs: per layer, what its mixer (and channel) declares. kv_dtype: of paged states that name no dtype.
-    state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`.
+    state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`. lanes: whether states that
+    want it lie lane by lane, for native kernels.
     Raises UserError for a state kind without a pool (`window`, `levels`) and for two states of one name in a layer.
     """
 
@@ -77,6 +79,7 @@ class Pools:
         kv_dtype: torch.dtype,
         state_dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        lanes: bool = False,
     ) -> None:
         assert num_blocks >= 1 and num_slots >= 1, "page 0 and slot 0 always exist"
         self.num_blocks, self.num_slots = num_blocks, num_slots
@@ -88,7 +91,11 @@ class Pools:
         self._layers: list[dict[str, tuple[Tensor, bool]]] = [{} for _ in layer_specs]
         for state, layers in stored.items():
             leading = (num_blocks, PAGE_SIZE) if state.paged else (num_slots,)
-            tensor = _zeros((len(layers), *leading, *state.shape), state.dtype, self.device)
+            if lanes and state.lanes:
+                shape = (len(layers), num_blocks, *state.shape, PAGE_SIZE)
+                tensor = _zeros(shape, state.dtype, self.device).movedim(-1, 2)
+            else:
+                tensor = _zeros((len(layers), *leading, *state.shape), state.dtype, self.device)
             (self._paged if state.paged else self._slots).append(tensor)
             for view, layer in zip(tensor.unbind(0), layers, strict=True):
                 self._layers[layer][state.name] = (view, state.paged)
@@ -138,8 +145,14 @@ class Pools:
         All rows are read before any is written, so the two may overlap; destinations are distinct.
         """
         for tensor in self._paged:
-            rows = tensor.flatten(1, 2)
-            rows.index_copy_(1, destination_slots, rows.index_select(1, source_slots))
+            if tensor.is_contiguous():
+                rows = tensor.flatten(1, 2)
+                rows.index_copy_(1, destination_slots, rows.index_select(1, source_slots))
+            else:  # lane by lane, which no view shows token by token
+                source, destination = (
+                    (slots // PAGE_SIZE, slots % PAGE_SIZE) for slots in (source_slots, destination_slots)
+                )
+                tensor[:, *destination] = tensor[:, *source]
 
     def clear(self, pages: Sequence[int]) -> None:
         """Fill pages with zeros in every layer."""
@@ -220,6 +233,7 @@ class _State:
 
     name: str
     paged: bool
+    lanes: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -244,7 +258,8 @@ def _stored(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.d
             dtype = spec.dtype or (kv_dtype if paged else state_dtype)
             if not paged and dtype.is_floating_point:
                 dtype = torch.promote_types(dtype, state_dtype)
-            found.setdefault(_State(spec.name, paged, spec.shape, dtype), []).append(layer)
+            assert paged or not spec.lanes, "only pages have lanes"
+            found.setdefault(_State(spec.name, paged, spec.lanes, spec.shape, dtype), []).append(layer)
     return found
 
 

@@ -29,6 +29,7 @@ class StateSpec:
     dtype: None = the KV dtype of the engine (paged) or the dtype of the activations (slot).
     kind: paged | slot | window (a paged state that only needs its last `window` tokens) | levels (O(log T) slots).
     rollback: how rejected drafts leave it: truncate | slots (one state per row) | replay.
+    lanes: native kernels want it lane by lane (paged): for each element, the tokens of a page side by side.
     """
 
     name: str
@@ -36,6 +37,7 @@ class StateSpec:
     dtype: torch.dtype | None = None
     kind: Literal["paged", "slot", "window", "levels"]
     rollback: Literal["truncate", "slots", "replay"]
+    lanes: bool = False
 
     def nbytes(self, default: torch.dtype) -> int:
         """Bytes per token (paged) or per sequence (slot), where `dtype` None means `default`."""
@@ -121,7 +123,7 @@ def padded_length(seqs: Seqs, multiple: int) -> int:
 
 
 class PageRef(Paged):
-    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer.
+    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer, in memory so or [P, *shape, page_size].
 
     block_table: [B, blocks] int64, page numbers; page 0 is the null page (padding).
     slot_mapping: [T] int64, where each row of this call goes: page * page_size + offset.
@@ -131,7 +133,11 @@ class PageRef(Paged):
         self.pages, self.block_table, self.slot_mapping = pages, block_table, slot_mapping
 
     def append(self, rows: Tensor, seqs: Seqs) -> None:
-        self.pages.flatten(0, 1).index_copy_(0, self.slot_mapping, rows.to(self.pages.dtype))
+        rows = rows.to(self.pages.dtype)
+        if self.pages.is_contiguous():
+            self.pages.flatten(0, 1).index_copy_(0, self.slot_mapping, rows)
+        else:  # lane by lane, which no view shows token by token
+            self.pages[self.slot_mapping // self.pages.shape[1], self.slot_mapping % self.pages.shape[1]] = rows
 
     def read(self, b: int, seqs: Seqs) -> Tensor:
         length = seqs.contexts[b] + seqs.lens[b]

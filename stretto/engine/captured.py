@@ -160,7 +160,13 @@ def why_not(config: LMConfig, kv_dtype: torch.dtype, threads: Pool) -> str | Non
         if isinstance(module, Linear):
             module.pretend()
     pools = Pools(
-        lm.state_specs, num_blocks=1, num_slots=1, kv_dtype=kv_dtype, state_dtype=torch.float32, device="meta"
+        lm.state_specs,
+        num_blocks=1,
+        num_slots=1,
+        kv_dtype=kv_dtype,
+        state_dtype=torch.float32,
+        device="meta",
+        lanes=True,
     )
     try:
         Captured(lm, pools, threads, max_rows=1, context=1, vocab_size=1)

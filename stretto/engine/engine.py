@@ -116,6 +116,7 @@ class Engine:
             num_slots=num_slots,
             kv_dtype=config.kv_dtype,
             state_dtype=model.dtype,
+            lanes=threads is not None,
         )
         self.cache = CacheManager(pools, clears=threads is None)  # native attention reads what a row sees and no more
         self.scheduler = Scheduler(

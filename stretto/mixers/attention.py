@@ -59,7 +59,10 @@ class Attention(Mixer):
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         shape = (self.config.num_kv_heads, self.config.head_dim)
-        return tuple(StateSpec(name=name, shape=shape, kind="paged", rollback="truncate") for name in ("k", "v"))
+        return tuple(
+            StateSpec(name=name, shape=shape, kind="paged", rollback="truncate", lanes=name == "k")
+            for name in ("k", "v")
+        )
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""

@@ -7,6 +7,7 @@ a row too many or a state of somebody else changes a number. All values are inte
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,14 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
 
 KEYS = StateSpec(name="k", shape=(2,), kind="paged", rollback="truncate")
+KEYS_BY_LANES = replace(KEYS, lanes=True)
 VALUES = StateSpec(name="v", shape=(), kind="paged", rollback="truncate")
 HASH = StateSpec(name="h", shape=(2,), kind="slot", rollback="replay")
 MODELS = {
     "attention": ((KEYS, VALUES), (KEYS, VALUES)),
     "recurrent": ((HASH,), (HASH,)),
     "hybrid": ((HASH,), (KEYS, VALUES), (KEYS, HASH)),
+    "lanes": ((KEYS_BY_LANES, VALUES), (KEYS_BY_LANES, VALUES)),
 }
 NUM_BLOCKS, NUM_SLOTS = 13, 4  # small, so that random histories run out of both
 
@@ -38,7 +41,7 @@ NUM_BLOCKS, NUM_SLOTS = 13, 4  # small, so that random histories run out of both
 def make(specs: LayerSpecs, num_blocks: int = NUM_BLOCKS, num_slots: int = NUM_SLOTS) -> CacheManager:
     wide = torch.float64
     return CacheManager(
-        Pools(specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=wide, state_dtype=wide, device="cpu")
+        Pools(specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=wide, state_dtype=wide, lanes=True)
     )
 
 
@@ -310,8 +313,26 @@ def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
         assert pools.bytes_per_sequence == stored
 
 
-def test_move_reads_everything_before_it_writes() -> None:
-    pools = make(MODELS["attention"]).pools
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+def test_pages_lie_lane_by_lane_only_where_the_state_and_the_reader_want_it(shape: tuple[int, ...]) -> None:
+    plain = StateSpec(name="plain", shape=shape, kind="paged", rollback="truncate")
+    specs = ((plain, replace(plain, name="lanes", lanes=True)),)
+    for lanes in (False, True):
+        pools = Pools(specs, num_blocks=4, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32, lanes=lanes)
+        seqs, rows = Seqs.of([20]), torch.randn(20, *shape)
+        slots = [*range(2 * PAGE_SIZE, 3 * PAGE_SIZE), *range(PAGE_SIZE, PAGE_SIZE + 4)]
+        (refs,) = pools.refs(Placement([[2, 1]], slots, [0], [0]))
+        for name, ref in refs.items():
+            assert isinstance(ref, PageRef) and ref.pages.shape == (4, PAGE_SIZE, *shape)
+            ref.append(rows, seqs)
+            assert torch.equal(ref.read(0, seqs), rows)
+            memory = ref.pages.movedim(1, -1) if lanes and name == "lanes" else ref.pages
+            assert memory.is_contiguous() and torch.equal(ref.pages[1, :4], rows[16:])
+
+
+@pytest.mark.parametrize("model", ["attention", "lanes"])
+def test_move_reads_everything_before_it_writes(model: str) -> None:
+    pools = make(MODELS[model]).pools
     refs = [ref for layer in pools.refs(Placement([[0]], [0], [0], [0])) for ref in layer.values()]
     views, want = [ref.pages for ref in refs if isinstance(ref, PageRef)], []
     assert len(views) == 4
@@ -487,6 +508,7 @@ def test_states_without_a_pool_are_refused_by_name(kind: str) -> None:
 
 RESIDENT = """
 import mmap
+from dataclasses import replace
 from pathlib import Path
 import torch
 from stretto.cache.manager import CacheManager

@@ -9,7 +9,7 @@ namespace {
 struct Layer {
     int heads, groups, key_size, value_size;
     bool is_bf16;
-    int window, page_size;
+    int window;
 };
 
 uint16_t to_bf16(float x) {
@@ -18,12 +18,13 @@ uint16_t to_bf16(float x) {
     return uint16_t(bits >> 16);
 }
 
-// Pages of keys or values: what lies before the rows of the step is random, the rest NaN.
+// Pages of keys, lane by lane, or of values: what lies before the rows of the step is random, the rest NaN.
 class Pages {
   public:
-    Pages(const StepRows& rows, const std::vector<Seq>& seqs, const Layer& layer, int size)
-        : rows_(rows), seqs_(seqs), layer_(layer), row_(layer.groups * size), width_(layer.is_bf16 ? 2 : 4),
-          bytes_(int64_t(rows.num_pages) * layer.page_size * row_ * width_) {}
+    Pages(const StepRows& rows, const std::vector<Seq>& seqs, const Layer& layer, bool is_keys)
+        : rows_(rows), seqs_(seqs), is_keys_(is_keys),
+          row_(layer.groups * (is_keys ? layer.key_size : layer.value_size)), width_(layer.is_bf16 ? 2 : 4),
+          bytes_(int64_t(rows.num_pages) * PAGE_TOKENS * row_ * width_) {}
 
     uint8_t* get() const { return bytes_.get(); }
     void reset(uint64_t seed) {
@@ -32,12 +33,12 @@ class Pages {
         for (size_t b = 0; b < seqs_.size(); b++) {
             const int32_t* table = rows_.step.block_table + int64_t(b) * rows_.step.block_width;
             for (int at = 0; at < seqs_[b].context; at++) {
-                int64_t slot = int64_t(table[at / layer_.page_size]) * layer_.page_size + at % layer_.page_size;
+                int64_t start = int64_t(table[at / PAGE_TOKENS]) * PAGE_TOKENS * row_, offset = at % PAGE_TOKENS;
                 for (int i = 0; i < row_; i++) {
+                    int64_t place = start + (is_keys_ ? i * PAGE_TOKENS + offset : offset * row_ + i);
                     float x = random.value();
                     uint16_t half = to_bf16(x);
-                    std::memcpy(&bytes_[(slot * row_ + i) * width_], width_ == 2 ? (void*)&half : (void*)&x,
-                                size_t(width_));
+                    std::memcpy(&bytes_[place * width_], width_ == 2 ? (void*)&half : (void*)&x, size_t(width_));
                 }
             }
         }
@@ -46,7 +47,7 @@ class Pages {
   private:
     const StepRows& rows_;
     const std::vector<Seq>& seqs_;
-    const Layer& layer_;
+    bool is_keys_;
     int row_, width_;
     Buffer<uint8_t> bytes_;
 };
@@ -54,19 +55,18 @@ class Pages {
 void drive(
     const Runner& runner, Random& random, const Layer& layer, const std::vector<Seq>& seqs, int64_t num_partials
 ) {
-    StepRows rows(random, seqs, layer.page_size);
+    StepRows rows(random, seqs);
     int n = rows.step.num_rows, keys = layer.groups * layer.key_size, all = layer.groups * layer.value_size;
     Matrix q(random, n, layer.heads * layer.key_size), k(random, n, keys), v(random, n, all);
     q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
-    Pages k_pages(rows, seqs, layer, layer.key_size), v_pages(rows, seqs, layer, layer.value_size);
+    Pages k_pages(rows, seqs, layer, true), v_pages(rows, seqs, layer, false);
     Buffer<float> o(int64_t(n) * layer.heads * layer.value_size), lse(int64_t(n) * layer.heads);
     Buffer<float> partials(num_partials * layer.heads * (layer.value_size + 2));
     AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
                          k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
-    AttentionArgs args = {layer.heads,   layer.groups,  layer.key_size, layer.value_size, layer.is_bf16,
-                          layer.page_size, 0.3f,        layer.window,   q.get(),          q.stride(),
-                          k_pages.get(), v_pages.get(), o.get(),        lse.get(),        partials.get(),
-                          num_partials};
+    AttentionArgs args = {layer.heads, layer.groups, layer.key_size, layer.value_size, layer.is_bf16, 0.3f,
+                          layer.window, 0,           q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
+                          o.get(),     lse.get(),    partials.get(), num_partials};
     MergeArgs merge = {args};
     Ops ops = {OP(kv_append, append), OP(attention, args)};
     if (num_partials) ops.push_back(OP(attention_merge, merge));
@@ -86,9 +86,9 @@ void drive(
 void drive_attention(const Runner& runner) {
     Random random(3);
     const Layer layers[] = {
-        {9, 3, 64, 64, true, 0, 16},    {4, 2, 20, 8, false, 0, 5},  {6, 2, 8, 20, true, 300, 16},
-        {17, 1, 5, 3, false, 0, 1},     {100, 1, 16, 16, true, 70, 8}, {2, 2, 20, 64, false, 256, 16},
-        {2, 1, 256, 256, true, 0, 16}, {20, 1, 37, 70, true, 0, 3},
+        {9, 3, 64, 64, true, 0},    {4, 2, 20, 8, false, 0},    {6, 2, 8, 20, true, 300},
+        {17, 1, 5, 3, false, 0},    {100, 1, 16, 16, true, 70}, {2, 2, 20, 64, false, 256},
+        {2, 1, 256, 256, true, 0},  {20, 1, 37, 70, true, 0},
     };
     for (const Layer& layer : layers)
         for (int64_t partials : {0, 5, 400}) {  // none, not enough, enough

@@ -141,7 +141,7 @@ struct Seq {
 // The arrays of a step, each of exactly the size that op.h states. Pages are in random order.
 class StepRows {
   public:
-    StepRows(Random& random, const std::vector<Seq>& seqs, int page_size = 16) {
+    StepRows(Random& random, const std::vector<Seq>& seqs) {
         std::vector<int32_t> positions, ids, starts = {0}, contexts, definite, parents, source, destination;
         std::vector<int> pages_of;
         int width = 0;
@@ -154,7 +154,7 @@ class StepRows {
             starts.push_back(int32_t(positions.size()));
             contexts.push_back(seq.context);
             definite.push_back(seq.definite);
-            pages_of.push_back((seq.context + seq.rows() + page_size - 1) / page_size);
+            pages_of.push_back((seq.context + seq.rows() + PAGE_TOKENS - 1) / PAGE_TOKENS);
             num_pages += pages_of.back();
             if (pages_of.back() > width) width = pages_of.back();
         }
@@ -166,7 +166,8 @@ class StepRows {
             for (int i = 0; i < pages_of[size_t(b)]; i++) table[size_t(b * width + i)] = order[size_t(next++)];
             for (int i = 0; i < seqs[size_t(b)].rows(); i++) {
                 int at = seqs[size_t(b)].context + i;
-                mapping.push_back(int64_t(table[size_t(b * width + at / page_size)]) * page_size + at % page_size);
+                int64_t page = table[size_t(b * width + at / PAGE_TOKENS)];
+                mapping.push_back(page * PAGE_TOKENS + at % PAGE_TOKENS);
             }
             source.push_back(slots[size_t(2 * b)]);
             destination.push_back(slots[size_t(2 * b + random.below(2))]);  // in place for some

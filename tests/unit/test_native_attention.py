@@ -10,6 +10,7 @@ import torch
 from native import LEVELS, int32, pool
 from torch import Tensor
 
+from stretto.cache.pools import Placement, Pools
 from stretto.core.errors import UserError
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef, StateSpec, TensorCache, paged
@@ -30,7 +31,6 @@ class Layer:
     V: int
     dtype: torch.dtype = torch.bfloat16
     window: int | None = None
-    page: int = PAGE
 
     def rows(self, n: int) -> Rows:
         return torch.randn(n, self.H, self.K), torch.randn(n, self.G, self.K), torch.randn(n, self.G, self.V)
@@ -44,7 +44,7 @@ LAYERS = {
     "odd sizes": Layer(4, 2, 37, 70),
     "odd sizes fp32": Layer(2, 1, 5, 3, torch.float32),
     "window": Layer(6, 2, 64, 32, window=300),
-    "short window": Layer(2, 2, 32, 48, window=5, page=8),
+    "short window": Layer(2, 2, 32, 48, window=5),
     "one group of many": Layer(100, 1, 16, 16),
 }
 
@@ -64,15 +64,16 @@ class Cache:
     """Pages of one layer in random order for `num_seqs` sequences; what was never written is NaN."""
 
     def __init__(self, layer: Layer, num_seqs: int) -> None:
-        self.layer, blocks = layer, CONTEXT // layer.page
+        self.layer, blocks = layer, CONTEXT // PAGE
         numbers = torch.randperm(num_seqs * blocks) + 1
         self.table = numbers.view(num_seqs, blocks)
-        shape = (num_seqs * blocks + 1, layer.page, layer.G)
-        self.pages = [torch.full((*shape, size), torch.nan, dtype=layer.dtype) for size in (layer.K, layer.V)]
+        pages = num_seqs * blocks + 1
+        keys = torch.full((pages, layer.G, layer.K, PAGE), torch.nan, dtype=layer.dtype).movedim(-1, 1)
+        self.pages = [keys, torch.full((pages, PAGE, layer.G, layer.V), torch.nan, dtype=layer.dtype)]
 
     def slots(self, b: int, first: int, last: int) -> Tensor:
         where = torch.arange(first, last)
-        return self.table[b, where // self.layer.page] * self.layer.page + where % self.layer.page
+        return self.table[b, where // PAGE] * PAGE + where % PAGE
 
     def slot_mapping(self, seqs: Seqs) -> Tensor:
         return torch.cat(
@@ -81,7 +82,7 @@ class Cache:
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
         for pages, rows in zip(self.pages, (k, v), strict=True):
-            pages.flatten(0, 1)[slots] = rows.to(pages.dtype)
+            pages[slots // PAGE, slots % PAGE] = rows.to(pages.dtype)
 
     def filled(self, seqs: Seqs) -> "Cache":
         """Random contexts for all sequences."""
@@ -218,6 +219,39 @@ def test_a_path_of_a_tree_has_the_bits_of_plain_decoding(name: str, context: int
         assert equal((o[path], lse[path]), decode(empty.copy(), context, tuple(x[path] for x in rows)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("context", [0, 11, 254])
+def test_what_moves_after_a_tree_is_what_decoding_would_have_stored(name: str, context: int) -> None:
+    """Keys of accepted rows lie on other lanes and pages than where they end: nothing but their place changes."""
+    layer, path = LAYERS[name], [0, 2, 5, 8, 17]
+    specs = [
+        StateSpec(name="k", shape=(layer.G, layer.K), kind="paged", rollback="truncate", lanes=True),
+        StateSpec(name="v", shape=(layer.G, layer.V), kind="paged", rollback="truncate"),
+    ]
+    cache = Cache(layer, 1)
+    pools = Pools(
+        [specs],
+        num_blocks=len(cache.pages[0]),
+        num_slots=1,
+        kv_dtype=layer.dtype,
+        state_dtype=torch.float32,
+        lanes=True,
+    )
+    (refs,) = pools.refs(Placement())
+    cache.pages = [ref.pages for ref in refs.values() if isinstance(ref, PageRef)]
+    seqs = Seqs.of([18], [context], num_draft=[17], parents=[[-1, 0, 0, 1, 2, 2, 4, 1, 5, *[8] * 9]], num_step=1)
+    plain, rows, following = cache.filled(seqs).copy(), layer.rows(18), layer.rows(1)
+    attend(cache, seqs, rows)
+    pools.move(cache.slots(0, context, context + 18)[path], cache.slots(0, context, context + len(path)))
+    decode(plain, context, tuple(x[path] for x in rows))  # type: ignore[arg-type]
+    held = slice(0, context + len(path))
+    for got, want in zip(cache.pages, plain.pages, strict=True):
+        got, want = (pages[cache.table[0]].flatten(0, 1)[held].float() for pages in (got, want))
+        assert equal([got], [want])
+    end = context + len(path)
+    assert equal(decode(cache, end, following), decode(plain, end, following))
+
+
 def test_more_rows_than_room_for_partial_results() -> None:
     layer, n = LAYERS["grouped fp32"], 24
     contexts = [600 + 7 * i for i in range(n)]  # three or four splits each, room for 64
@@ -248,7 +282,8 @@ def test_nan_in_a_visible_key_or_value_surfaces(level: str, state: str) -> None:
     layer, seqs = LAYERS["grouped"], Seqs.of([1, 40], [300, 20], num_step=1)
     cache, rows = Cache(layer, 2).filled(seqs), layer.rows(41)
     rows["qkv".index(state)][11, 1, 7] = torch.nan  # row 10 of the second sequence, head 1
-    cache.pages["kv".index(state)].flatten(0, 1)[cache.slots(0, 257, 258), 2, 5] = torch.nan
+    slot = int(cache.slots(0, 257, 258))
+    cache.pages["kv".index(state)][slot // PAGE, slot % PAGE, 2, 5] = torch.nan
     o, lse = attend(cache, seqs, rows, level=level)
     sick = torch.zeros(41, 9, dtype=torch.bool)
     sick[11:, 3:6] = sick[0, 6:9] = True
@@ -266,7 +301,8 @@ def test_a_nan_score_hides_nowhere(level: str) -> None:
             if place == context:
                 rows[1][0, 0, 3] = torch.nan
             else:
-                cache.pages[0].flatten(0, 1)[cache.slots(0, place, place + 1)] = torch.nan
+                slot = int(cache.slots(0, place, place + 1))
+                cache.pages[0][slot // PAGE, slot % PAGE] = torch.nan
             o, lse = attend(cache, seqs, rows, level=level)
             assert o.isnan().all() and lse.isnan().all()
 
@@ -297,6 +333,15 @@ def test_keys_and_values_are_rounded_to_nearest_even(level: str) -> None:
     before.write(before.slot_mapping(seqs), k, v)
     for got, want in zip(cache.pages, before.pages, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_keys_that_lie_token_by_token_are_refused() -> None:
+    tape, pages = Tape(pool(), max_rows=8, max_out=8, context=CONTEXT), torch.zeros(2, PAGE, 3, 64)
+    for keys in (pages, torch.zeros(2, 3, 64, 2 * PAGE).movedim(-1, 1)):
+        buffers = [tape.empty(ALL_ROWS, n, 64) for n in (9, 3, 3)]
+        refs = PageRef(keys, *buffers[:2]), PageRef(pages, *buffers[:2])
+        with tape.recording(), pytest.raises(AssertionError, match="lane by lane"):
+            attention(*buffers, seqs=Seqs.of([]), kv=refs)
 
 
 def test_what_has_no_native_kernel_is_refused() -> None:

@@ -15,6 +15,7 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
 from stretto.kernels.native.tape import ALL_ROWS, NotRecordable, aligned, current, why_not_here
 
+PAGE_SIZE = 16  # tokens, as in src/op.h
 SPLIT = 256  # keys of one softmax, as in src/attention_tiles.h
 MAX_SIZE, MAX_GROUP = 256, 128  # of a head; of the query heads that share a key head
 PARTIAL_ROWS = 16  # rows with the longest context whose partial results find room; more are not shared out
@@ -42,9 +43,9 @@ class _AttentionArgs(ctypes.Structure):
         ("key_size", c_int32),
         ("value_size", c_int32),
         ("is_bf16", c_int32),
-        ("page_size", c_int32),
         ("scale", c_float),
         ("window", c_int32),
+        ("unused", c_int32),
         ("q", c_void_p),
         ("q_stride", c_int64),
         ("k_pages", c_void_p),
@@ -72,7 +73,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`; `seqs` is a placeholder while a tape is recorded.
 
-    q, k, v: rows whose heads are contiguous. kv: `PageRef`s of bf16 or fp32; of their fields, only `pages` is used.
+    q, k, v: rows whose heads are contiguous. kv: `PageRef`s of bf16 or fp32; of their fields, only `pages` is used,
+    and the keys lie lane by lane.
     Raises NotRecordable for any other cache, and without one.
     """
     tape, (_, heads, size), (_, groups, value_size) = current(), q.shape, v.shape
@@ -80,7 +82,7 @@ def attention(
     for x in (q, k, v):
         assert tape.rows(x).kind == ALL_ROWS and x[0].is_contiguous(), "the heads of a row lie side by side"
     keys, values = _pages(kv)
-    page_size, is_bf16 = keys.shape[1], keys.dtype == torch.bfloat16
+    is_bf16 = keys.dtype == torch.bfloat16
     assert keys.shape[2:] == k.shape[1:] and values.shape == (*keys.shape[:3], value_size)
     append = _AppendArgs(
         groups * size,
@@ -103,9 +105,9 @@ def attention(
         size,
         value_size,
         is_bf16,
-        page_size,
         scale,
         min(window or 0, 2**31 - 1),
+        0,
         q.data_ptr(),
         q.stride(0),
         keys.data_ptr(),
@@ -135,5 +137,6 @@ def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor]:
     pages = keys.pages, values.pages
     if pages[0].dtype != pages[1].dtype or pages[0].dtype not in (torch.bfloat16, torch.float32):
         raise NotRecordable(f"attention over pages of {pages[0].dtype} and {pages[1].dtype}")
-    assert all(x.is_contiguous() for x in pages), "pages of one layer are contiguous"
+    assert pages[0].shape[1] == PAGE_SIZE and pages[0].movedim(1, -1).is_contiguous(), "keys lie lane by lane"
+    assert pages[1].is_contiguous(), "values lie token by token"
     return pages

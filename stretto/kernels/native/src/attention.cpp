@@ -18,20 +18,19 @@ using namespace tiles;
 namespace {
 
 constexpr int MAX_LINES = 128, MAX_SIZE = 256;
-constexpr int FEW_LINES = 24;  // memory is their bound: keys and values are asked for ahead of time
-constexpr int MAX_TREE = 64;   // rows; longer sequences are chains
+constexpr int NEAR = 2;       // pages of keys that all lines use before the next ones
+constexpr int MAX_TREE = 64;  // rows; longer sequences are chains
 
 // -- one item ---------------------------------------------------------------------------------------------------------
 
 struct Scratch {
     alignas(64) float q[MAX_LINES * MAX_SIZE];
-    alignas(64) float keys[TILE * MAX_SIZE];
     alignas(64) float values[TILE * MAX_SIZE];
     alignas(64) float s[MAX_LINES * SPLIT];     // scores, then weights
     alignas(64) float o[MAX_LINES * MAX_SIZE];  // of this split, as m[0] and l[0]
     alignas(64) float whole_o[MAX_LINES * MAX_SIZE];
     alignas(64) float m[2][MAX_LINES], l[2][MAX_LINES];
-    Range ranges[TARGET_LINES];             // of every row
+    Range ranges[MAX_LINES];                // of every line
     uint8_t paths[TARGET_LINES][MAX_TREE];  // of every row of a tree: its ancestors, by depth
 };
 
@@ -42,17 +41,18 @@ template <class P>
 class Item {
   public:
     Item(const AttentionArgs& a, const Step& step, const Cuts& cuts, int b, int group, int first_row, int rows)
-        : a_(a), step_(step), w_(scratch), b_(b), group_(group), per_group_(cuts.per_group), rows_(rows),
-          lines_(rows * cuts.per_group), width_((a.value_size + LANES - 1) / LANES * LANES),
+        : a_(a), step_(step), w_(scratch), b_(b), group_(group), per_group_(cuts.per_group), first_row_(first_row),
+          rows_(rows), lines_(rows * cuts.per_group), width_((a.value_size + LANES - 1) / LANES * LANES),
           first_(step.starts[b] + first_row) {
         int num_rows = step.starts[b + 1] - step.starts[b];
         const int32_t* parents = step.parents + step.starts[b];
         for (int r = 0; r < num_rows && num_rows <= MAX_TREE; r++) is_tree_ |= parents[r] != r - 1;
         int size = per_group_ * a.key_size;
         for (int r = 0; r < rows; r++) {
-            w_.ranges[r] = Range::of(a, step, first_ + r);
+            Range keys = Range::of(a, step, first_ + r);
+            for (int h = 0; h < per_group_; h++) w_.ranges[r * per_group_ + h] = keys;
             std::memcpy(w_.q + r * size, a.q + (first_ + r) * a.q_stride + group * size, size_t(size) * 4);
-            int depth = w_.ranges[r].hi - step.contexts[b];
+            int depth = keys.hi - step.contexts[b];
             for (int at = first_row + r; is_tree_ && at >= 0; at = parents[at]) w_.paths[r][--depth] = uint8_t(at);
         }
     }
@@ -84,15 +84,10 @@ class Item {
     }
 
   private:
-    // Keys of a tile. slots: where they are, whole blocks of them, and behind them `next` keys of the next tile.
-    struct Keys {
-        Range range;
-        const int64_t* slots;
-        int next;
-    };
+    using Page = const typename P::Item*;  // of keys of one head: [size][16]
 
     int64_t head(int line) const { return group_ * per_group_ + line % per_group_; }
-    const Range& range(int line) const { return w_.ranges[line / per_group_]; }
+    const Range& range(int line) const { return w_.ranges[line]; }
     static Range part(const Range& range, int split) { return range.within(split * SPLIT, (split + 1) * SPLIT); }
 
     float* score_of(int line, int split, int key) const { return w_.s + ((line - split) * SPLIT + key); }
@@ -100,89 +95,115 @@ class Item {
     // m, l and o of one split; false if no row sees any of it.
     bool compute(int split) {
         int first = INT32_MAX, last = 0;  // keys that any row sees
-        for (int r = 0; r < rows_; r++) {
-            Range own = part(w_.ranges[r], split);
+        for (int i = 0; i < lines_; i += per_group_) {
+            Range own = part(range(i), split);
             if (!own.is_empty()) first = least(first, own.lo), last = most(last, own.hi);
         }
         if (last == 0) return false;
         first = first / BLOCK * BLOCK;
-        for_tiles(first, last, [&](const Keys& keys, int row, int rows) { score(split, keys, row, rows); });
+        Range shared = {first, is_tree_ ? least(last, step_.contexts[b_]) : last};
+        int64_t slots[SPLIT];
+        find(shared, 0, slots);
+        if (!shared.is_empty()) score(split, shared, slots);
+        if (shared.hi < last) score_tree(split, most(first, shared.hi), last);
         softmax(split);
         std::memset(w_.o, 0, size_t(lines_) * size_t(width_) * 4);
-        for_tiles(first, last, [&](const Keys& keys, int row, int rows) { weigh(split, keys, row, rows); });
+        weigh_all(split, {first, last}, shared, slots);
         return true;
     }
 
-    // Calls f for the rows that share a tile: all of them where their lists agree, which is everywhere on a chain and
-    // the context on a tree; else each row by itself.
-    template <class Function>
-    INLINE void for_tiles(int first, int last, Function f) {
-        int64_t slots[SPLIT];
-        Range shared = {first, is_tree_ ? least(last, step_.contexts[b_]) : last};
-        find(shared, 0, slots);
-        for (int at = first; at < last; at += TILE) {
-            Range keys = {at, least(at + TILE, last)};
-            if (keys.hi <= shared.hi) {
-                f(Keys{keys, slots + at - first, least(TILE, shared.hi - keys.hi)}, 0, rows_);
-                continue;
-            }
-            for (int r = 0; r < rows_; r++) {
-                Range own = keys.within(0, w_.ranges[r].hi);
-                if (own.is_empty()) continue;
-                int64_t own_slots[TILE];
-                find(own, r, own_slots);
-                f(Keys{own, own_slots, 0}, r, 1);
-            }
-        }
-    }
-
-    // Where the keys of the list of row `row` are; what misses to a whole block repeats the last one.
+    // Where the keys of the list of row `row` are stored.
     void find(Range keys, int row, int64_t* slots) const {
         const int32_t* table = step_.block_table + b_ * step_.block_width;
-        int size = a_.page_size, context = step_.contexts[b_], straight = is_tree_ ? least(keys.hi, context) : keys.hi;
-        int at = keys.lo, page = at / size, offset = at % size;
-        for (; at < straight; page++, offset = 0)
-            for (; at < straight && offset < size; at++, offset++) *slots++ = int64_t(table[page]) * size + offset;
-        for (; at < keys.hi; at++) {
-            int place = context + w_.paths[row][at - context];
-            *slots++ = int64_t(table[place / size]) * size + place % size;
-        }
-        for (; (at - keys.lo) % BLOCK; at++, slots++) *slots = slots[-1];
+        int context = step_.contexts[b_], straight = is_tree_ ? least(keys.hi, context) : keys.hi;
+        auto slot = [&](unsigned place) {
+            return int64_t(table[place / PAGE_TOKENS]) * PAGE_TOKENS + place % PAGE_TOKENS;
+        };
+        int at = keys.lo;
+        for (; at < straight; at++) *slots++ = slot(unsigned(at));
+        for (; at < keys.hi; at++) *slots++ = slot(unsigned(context + w_.paths[row][at - context]));
     }
 
-    Stored<P> stored(const uint8_t* pages, int size, const int64_t* slots) const {
-        auto items = reinterpret_cast<const typename P::Item*>(pages);
-        return {items + group_ * size, int64_t(a_.num_kv_heads) * size, slots};
+    // The pages of the keys that sequence b stores at [first, last); their number.
+    int find_pages(int b, int group, int first, int last, Page* pages) const {
+        const int32_t* table = step_.block_table + b * step_.block_width;
+        auto items = reinterpret_cast<Page>(a_.k_pages);
+        int count = 0;
+        for (int page = first / PAGE_TOKENS; page * PAGE_TOKENS < last; page++)
+            pages[count++] = items + (int64_t(table[page]) * a_.num_kv_heads + group) * a_.key_size * PAGE_TOKENS;
+        return count;
     }
 
-    // Asks for keys or values that are needed soon. Inlined by force: gcc drops calls that only do this.
-    INLINE static void fetch(Stored<P> stored, int count, int size) {
-        for (int j = 0; j < count; j++)
-            for (int d = 0; d < size; d += 64 / int(sizeof(typename P::Item))) __builtin_prefetch(stored.row(j) + d);
+    // The end of what is stored when a line is: it sees nothing behind that.
+    int end(int line) const { return step_.contexts[b_] + first_row_ + line / per_group_ + 1; }
+
+    Stored<P> stored(const int64_t* slots) const {
+        auto items = reinterpret_cast<Page>(a_.v_pages);
+        return {items + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, slots};
     }
 
-    void score(int split, const Keys& tile, int row, int rows) {
-        Range keys = tile.range;
-        if (lines_ <= FEW_LINES) {
-            fetch(stored(a_.k_pages, a_.key_size, tile.slots + TILE), tile.next, a_.key_size);
-            fetch(stored(a_.v_pages, a_.value_size, tile.slots), keys.hi - keys.lo, a_.value_size);
+    // Asks for what is needed soon. Inlined by force: gcc drops calls that only do this.
+    INLINE static void fetch(Page items, int count) {
+        for (int i = 0; i < count; i += 64 / int(sizeof *items)) __builtin_prefetch(items + i);
+    }
+
+    // The keys at these places for the item that is likely to come next: another key head, or another sequence.
+    INLINE void fetch_next(Range keys) const {
+        bool is_last = group_ + 1 == a_.num_kv_heads;
+        if (is_last && (b_ + 1 == step_.num_seqs || step_.contexts[b_] >= SPLIT)) return;
+        int b = is_last ? b_ + 1 : b_, last = least(keys.hi, step_.contexts[b]);
+        Page pages[TILE / BLOCK + 1];
+        int count = find_pages(b, is_last ? 0 : group_ + 1, keys.lo, last, pages);
+        for (int n = 0; n < count; n++) fetch(pages[n], a_.key_size * BLOCK);
+    }
+
+    // Scores of keys that all lists share. Few lines wait for memory, so values are asked for while keys are
+    // multiplied, and the next item's keys while values are.
+    void score(int split, Range keys, const int64_t* slots) {
+        Page pages[SPLIT / BLOCK];
+        int count = find_pages(b_, group_, keys.lo, keys.hi, pages);
+        for (int at = 0; at < count; at += NEAR) {
+            int key = keys.lo + at * BLOCK;
+            if (lines_ <= FEW_LINES) {
+                for (int n = at ? at + NEAR : 0; group_ == 0 && n < least(count, at + 2 * NEAR); n++)
+                    fetch(pages[n], a_.key_size * BLOCK);
+                for (int n = key; n < least(keys.hi, key + NEAR * BLOCK); n++)
+                    fetch(stored(slots).row(n - keys.lo), a_.value_size);
+            }
+            for (int i = 0; i < lines_; i += QK_LINES)
+                score_lines(i, key, pages + at, least(NEAR, count - at), score_of(i, split, key), SPLIT);
         }
-        int size = a_.key_size, blocks = (keys.hi - keys.lo + BLOCK - 1) / BLOCK, end = (row + rows) * per_group_;
-        tile_keys(stored(a_.k_pages, size, tile.slots), blocks, size, w_.keys);
-        F32 scale = set1(a_.scale);
-        for (int i = row * per_group_; i < end; i += QK_LINES) {
-            int n = least(QK_LINES, end - i), hi = 0;
-            for (int k = i; k < i + n; k++) hi = most(hi, range(k).hi);
-            int wanted = least(blocks, (hi - keys.lo + BLOCK - 1) / BLOCK);
-            const float *q = w_.q + i * size, *k = w_.keys;
-            float* s = score_of(i, split, keys.lo);
-            with_lines<QK_LINES>(n, [&](auto lines) {
-                constexpr int R = decltype(lines)::value, N = QK_BLOCKS;
-                for (; wanted >= N; wanted -= N, k += N * BLOCK * size, s += N * BLOCK)
-                    scores<R, N>(q, k, size, scale, s);
-                for (; wanted > 0; wanted--, k += BLOCK * size, s += BLOCK) scores<R, 1>(q, k, size, scale, s);
-            });
+    }
+
+    // Scores of the keys [first, last) behind the context of a tree: those of all rows, of which a line picks its own.
+    void score_tree(int split, int first, int last) {
+        Page pages[MAX_TREE / BLOCK + 1];
+        int context = step_.contexts[b_], start = context / BLOCK * BLOCK;
+        int count = find_pages(b_, group_, start, end(lines_ - 1), pages);
+        float s[QK_LINES][MAX_TREE + BLOCK];
+        for (int i = 0; i < lines_; i += QK_LINES) {
+            score_lines(i, start, pages, count, s[0], MAX_TREE + BLOCK);
+            for (int k = i; k < least(lines_, i + QK_LINES); k++) {
+                const float* of_rows = s[k - i] + context - start;
+                const uint8_t* path = w_.paths[k / per_group_];
+                for (int at = first; at < least(last, range(k).hi); at++)
+                    *score_of(k, split, at) = of_rows[path[at - context]];
+            }
         }
+    }
+
+    // Up to QK_LINES lines and `count` pages of keys, stored from `first` on.
+    INLINE void score_lines(int line, int first, const Page* pages, int count, float* s, int64_t stride) {
+        int n = least(QK_LINES, lines_ - line), size = a_.key_size;
+        count = least(count, (end(line + n - 1) - first + BLOCK - 1) / BLOCK);
+        const float* q = w_.q + line * size;
+        with_lines<QK_LINES>(n, [&](auto lines) {
+            constexpr int R = decltype(lines)::value, N = QK_BLOCKS;
+            F32 scale = set1(a_.scale);
+            int at = 0;
+            for (; at + N <= count; at += N) scores<P, R, N>(q, pages + at, size, scale, s + at * BLOCK, stride);
+            for (; at < count; at++) scores<P, R, 1>(q, pages + at, size, scale, s + at * BLOCK, stride);
+        });
     }
 
     // Scores to weights: s, m and l of every line, 16 lines at a time.
@@ -226,10 +247,30 @@ class Item {
         return total;
     }
 
-    void weigh(int split, const Keys& tile, int row, int rows) {
-        Range keys = tile.range;
+    // Adds weighted values, tile by tile: for all rows where their lists agree, which is everywhere on a chain and the
+    // context on a tree; else for each row by itself.
+    void weigh_all(int split, Range keys, Range shared, const int64_t* slots) {
+        for (int at = keys.lo; at < keys.hi; at += TILE) {
+            Range tile = keys.within(at, at + TILE);
+            if (tile.hi <= shared.hi) {
+                if (lines_ <= FEW_LINES) fetch_next(tile);
+                weigh(split, tile, slots + at - keys.lo, 0, rows_);
+                continue;
+            }
+            for (int r = 0; r < rows_; r++) {
+                Range own = tile.within(0, range(r * per_group_).hi);
+                if (own.is_empty()) continue;
+                int64_t own_slots[TILE];
+                find(own, r, own_slots);
+                weigh(split, own, own_slots, r, 1);
+            }
+        }
+    }
+
+    // slots: where the values of the keys are.
+    void weigh(int split, Range keys, const int64_t* slots, int row, int rows) {
         int size = a_.value_size, end = (row + rows) * per_group_;
-        Stored<P> values = stored(a_.v_pages, size, tile.slots);
+        Stored<P> values = stored(slots);
         if (rows * per_group_ <= PV_LINES && size % LANES == 0)  // a tile would be read once
             return weigh_some(split, keys, values, row * per_group_, end);
         tile_values(values, keys.hi - keys.lo, size, w_.values);
@@ -289,46 +330,50 @@ class Item {
     const AttentionArgs& a_;
     const Step& step_;
     Scratch& w_;
-    const int b_, group_, per_group_, rows_, lines_, width_;
+    const int b_, group_, per_group_, first_row_, rows_, lines_, width_;
     const int64_t first_;  // row of the step
     bool is_tree_ = false;
 };
 
-constexpr int64_t MOST_CHUNKS = 128;  // items are found by walking through the sequences: not too often
 
 int64_t num_items(const AttentionArgs& a, const Step& step) {
     Cuts cuts(a, step);
     int64_t parts = 0;
-    for (int b = 0; b < step.num_seqs; b++) parts += cuts.next(b).parts;
+    for (int b = 0; b < step.num_seqs; b++) parts += cuts.next(b).parts();
     return parts * a.num_kv_heads;
 }
 
-int64_t chunks(const AttentionArgs& a, const Step& step) {
-    int64_t items = num_items(a, step);
-    return items < MOST_CHUNKS ? items : MOST_CHUNKS;
+// A chunk finds its items by walking through the sequences: where there are many, chunks have several items.
+int64_t num_chunks(const Step& step, int64_t items) {
+    int64_t bound = most(32, 1024 / most(1, step.num_seqs));
+    return items < bound ? items : bound;
 }
+
+int64_t chunks(const AttentionArgs& a, const Step& step) { return num_chunks(step, num_items(a, step)); }
 
 template <class P>
 void run_item(const AttentionArgs& a, const Step& step, const Cuts& cuts, const Cut& cut, int b, int part, int group) {
+    int split = part / cut.blocks, block = part % cut.blocks, half = (cut.blocks + 1) / 2;
+    // The longest lists first, in each half of the blocks: threads begin with different halves.
+    block = cut.blocks - 1 - (block < half ? 2 * block : 2 * (block - half) + 1);
+    int row = block * cut.block_rows, rows = least(cut.block_rows, cut.num_rows - row);
+    Item<P> item(a, step, cuts, b, group, row, rows);
     if (cut.is_split()) {
-        int64_t size = a.partial_size(), stride = cut.num_splits * size;
-        float* partials = a.partials + (cut.first_partial + part) * size;
-        Item<P>(a, step, cuts, b, group, 0, cut.num_rows).partial(cut.first_split + part, partials, stride);
+        int64_t size = a.partial_size(), first = cut.first_partial + int64_t(row) * cut.num_splits + split;
+        item.partial(cut.first_split + split, a.partials + first * size, cut.num_splits * size);
     } else {
-        int row = (cut.parts - 1 - part) * cuts.block_rows;  // the longest lists first
-        int rows = least(cuts.block_rows, cut.num_rows - row);
-        Item<P>(a, step, cuts, b, group, row, rows).whole(cut.first_split, cut.num_splits);
+        item.whole(cut.first_split, cut.num_splits);
     }
 }
 
 void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t items = num_items(a, step), all = items < MOST_CHUNKS ? items : MOST_CHUNKS, before = 0;
+    int64_t items = num_items(a, step), all = num_chunks(step, items), before = 0;
     if (items == 0) return;
     int64_t from = items * first / all, to = items * last / all;
     Cuts cuts(a, step);
     for (int b = 0; b < step.num_seqs && before < to; b++) {
         Cut cut = cuts.next(b);
-        int64_t here = int64_t(cut.parts) * a.num_kv_heads;
+        int64_t here = int64_t(cut.parts()) * a.num_kv_heads;
         for (int64_t i = from > before ? from - before : 0; i < here && i < to - before; i++) {
             int part = int(i / a.num_kv_heads), group = int(i % a.num_kv_heads);
             if (a.is_bf16) run_item<Bf16>(a, step, cuts, cut, b, part, group);

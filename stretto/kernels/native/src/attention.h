@@ -7,7 +7,9 @@
 
 namespace tiles {
 
-constexpr int TARGET_LINES = 96;  // lines (a row and a query head) that share tiles, unless one row has more
+// Lines (a row and a query head) that share keys, unless one row has more; where there are few items, so that several
+// threads have some.
+constexpr int TARGET_LINES = 96, FEW_LINES = 24, FEW_ITEMS = 8;
 
 struct AttentionArgs {
     int32_t num_heads;
@@ -15,13 +17,13 @@ struct AttentionArgs {
     int32_t key_size;
     int32_t value_size;
     int32_t is_bf16;  // pages; else fp32
-    int32_t page_size;
     float scale;
     int32_t window;  // 0: none
+    int32_t unused;
     const float* q;  // heads of a row are contiguous
     int64_t q_stride;
-    const uint8_t* k_pages;  // [P, page_size, G, K]
-    const uint8_t* v_pages;  // [P, page_size, G, V]
+    const uint8_t* k_pages;  // [P, G, K, PAGE_TOKENS]
+    const uint8_t* v_pages;  // [P, PAGE_TOKENS, G, V]
     float* o;                // [T, H, V]
     float* lse;              // [T, H]
     float* partials;         // per row and split: m [H], l [H], o [H, V]
@@ -33,38 +35,41 @@ struct AttentionArgs {
 INLINE int least(int a, int b) { return a < b ? a : b; }
 INLINE int most(int a, int b) { return a > b ? a : b; }
 
-// How the rows of one sequence fall into items. Few rows: one item per key head and split, which leaves a partial
-// result. More: one per key head and block of rows, which goes through all splits.
+// How the rows of one sequence fall into items: one per key head and block of rows, which goes through all splits. Few
+// rows: one per split, too, which leaves a partial result.
 struct Cut {
-    int num_rows, first_split, num_splits, parts;  // parts: splits or blocks
-    int64_t first_partial;                         // -1: none
+    int num_rows, first_split, num_splits, block_rows, blocks;
+    int64_t first_partial;  // -1: none
 
     bool is_split() const { return first_partial >= 0; }
+    int parts() const { return is_split() ? num_splits * blocks : blocks; }
 };
 
 class Cuts {
   public:
-    const int per_group, block_rows;
+    const int per_group;
 
     Cuts(const AttentionArgs& a, const Step& step)
-        : per_group(a.num_heads / a.num_kv_heads),
-          block_rows(per_group < TARGET_LINES ? TARGET_LINES / per_group : 1), a_(a), step_(step) {}
+        : per_group(a.num_heads / a.num_kv_heads), most_rows_(most(1, TARGET_LINES / per_group)),
+          few_rows_(step.num_seqs * a.num_kv_heads < FEW_ITEMS ? most(1, FEW_LINES / per_group) : most_rows_), a_(a),
+          step_(step) {}
 
     // Of sequence b; to be called for all sequences in order.
     Cut next(int b) {
         int n = step_.starts[b + 1] - step_.starts[b], length = step_.contexts[b] + n;
-        int blocks = n <= block_rows ? n > 0 : (n + block_rows - 1) / block_rows;
+        int rows = n <= most_rows_ ? few_rows_ : most_rows_, blocks = (n + rows - 1) / rows;
         int first = a_.window ? most(0, step_.contexts[b] + 1 - a_.window) / SPLIT : 0;
-        Cut c = {n, first, (length + SPLIT - 1) / SPLIT - first, blocks, -1};
+        Cut c = {n, first, (length + SPLIT - 1) / SPLIT - first, blocks ? (n + blocks - 1) / blocks : 0, blocks, -1};
         int64_t partials = int64_t(n) * c.num_splits;
-        if (blocks == 1 && c.num_splits > 1 && used_ + partials <= a_.num_partials) {
-            c.parts = c.num_splits, c.first_partial = used_;
+        if (n > 0 && n <= most_rows_ && c.num_splits > 1 && used_ + partials <= a_.num_partials) {
+            c.first_partial = used_;
             used_ += partials;
         }
         return c;
     }
 
   private:
+    const int most_rows_, few_rows_;  // of a block
     const AttentionArgs& a_;
     const Step& step_;
     int64_t used_ = 0;

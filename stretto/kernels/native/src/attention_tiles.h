@@ -5,13 +5,16 @@
 #include <cfloat>
 #include <type_traits>
 
+#include "op.h"
 #include "vec.h"
+
+static_assert(PAGE_TOKENS == vec::LANES, "a page of keys is a row of vectors");
 
 namespace tiles {
 
 using namespace vec;
 
-constexpr int BLOCK = 16, SPLIT = 256, TILE = 32;  // keys: of a vector, of a softmax, of a tile
+constexpr int BLOCK = PAGE_TOKENS, SPLIT = 256, TILE = 32;  // keys: of a vector and a page, of a softmax, of a tile
 alignas(64) constexpr float LANE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Accumulators: 16 of 32 registers, or as many as fit into 16 half as wide.
@@ -89,7 +92,7 @@ INLINE void transpose(I32 (&x)[16]) {
 }
 #endif
 
-// -- tiles: keys and values as fp32, laid out for the products --------------------------------------------------------
+// -- values where they are stored, and as fp32 in a tile -------------------------------------------------------------
 
 struct Bf16 {
     using Item = uint16_t;
@@ -99,26 +102,15 @@ struct Bf16 {
         std::memcpy(t, p, size_t(n) * 2);
         return load_bf16(t);
     }
-    // Columns of 32-bit words to columns of n elements.
-    static INLINE void store_columns(const I32 (&x)[16], int n, float* out) {
-        UNROLL for (int i = 0; i < 16; i++) {
-            if (2 * i < n) store(out + 2 * i * BLOCK, bits(shl<16>(x[i])));
-            if (2 * i + 1 < n) store(out + (2 * i + 1) * BLOCK, bits(band(x[i], set1i(int32_t(0xFFFF0000)))));
-        }
-    }
 };
 
 struct Fp32 {
     using Item = float;
     static INLINE F32 lanes(const float* p) { return load(p); }
     static INLINE F32 some_lanes(const float* p, int n) { return load_n(p, n); }
-    static INLINE void store_columns(const I32 (&x)[16], int n, float* out) {
-        UNROLL for (int i = 0; i < 16; i++)
-            if (i < n) storei(out + i * BLOCK, x[i]);
-    }
 };
 
-// Keys or values of one head where they are stored.
+// Values of one head where they are stored.
 template <class P>
 struct Stored {
     const typename P::Item* pages;
@@ -139,29 +131,6 @@ struct Tiled {
     INLINE F32 at(int j, int d) const { return load(values + j * width + d); }
 };
 
-// Keys as [block][d][16 keys].
-template <class P>
-void tile_keys(Stored<P> keys, int blocks, int size, float* out) {
-    constexpr int STEP = 64 / sizeof(typename P::Item);  // elements of 16 words
-    for (int block = 0; block < blocks; block++, keys = keys.from(BLOCK), out += size * BLOCK) {
-        int d = 0;
-        I32 x[16];
-        for (; d + STEP <= size; d += STEP) {
-            UNROLL for (int i = 0; i < BLOCK; i++) x[i] = loadi(keys.row(i) + d);
-            transpose(x);
-            P::store_columns(x, STEP, out + d * BLOCK);
-        }
-        if (d == size) continue;
-        int32_t rest[BLOCK][16] = {};
-        for (int i = 0; i < BLOCK; i++) {
-            std::memcpy(rest[i], keys.row(i) + d, size_t(size - d) * sizeof(typename P::Item));
-            x[i] = loadi(rest[i]);
-        }
-        transpose(x);
-        P::store_columns(x, size - d, out + d * BLOCK);
-    }
-}
-
 // Values as [key][size rounded up to vectors], zeros behind.
 template <class P>
 void tile_values(Stored<P> values, int count, int size, float* out) {
@@ -174,16 +143,19 @@ void tile_values(Stored<P> values, int count, int size, float* out) {
 
 // -- products ---------------------------------------------------------------------------------------------------------
 
-// Scores of R lines and N blocks of keys. q: [R][size]; s: [R][SPLIT].
-template <int R, int N>
-void scores(const float* q, const float* keys, int64_t size, F32 scale, float* s) {
+// Scores of R lines and N pages of keys, [size][16] each. q: [R][size]; s: [R][stride].
+template <class P, int R, int N>
+void scores(
+    const float* q, const typename P::Item* const* pages, int64_t size, F32 scale, float* s, int64_t stride) {
+    const typename P::Item* keys[N];
+    UNROLL for (int n = 0; n < N; n++) keys[n] = pages[n];
     F32 acc[2][R][N];
     UNROLL for (int c = 0; c < 2; c++)
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int n = 0; n < N; n++) acc[c][r][n] = set1(0.0f);
     auto element = [&](int64_t d, F32 (&sums)[R][N]) {
         F32 k[N];
-        UNROLL for (int n = 0; n < N; n++) k[n] = held(load(keys + (n * size + d) * BLOCK));
+        UNROLL for (int n = 0; n < N; n++) k[n] = held(P::lanes(keys[n] + d * BLOCK));
         UNROLL for (int r = 0; r < R; r++) {
             F32 x = set1(q[r * size + d]);
             UNROLL for (int n = 0; n < N; n++) sums[r][n] = fma(k[n], x, sums[r][n]);
@@ -194,7 +166,7 @@ void scores(const float* q, const float* keys, int64_t size, F32 scale, float* s
     if (d < size) element(d, acc[0]);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int n = 0; n < N; n++)
-            store(s + r * SPLIT + n * BLOCK, mul(scale, add(acc[0][r][n], acc[1][r][n])));
+            store(s + r * stride + n * BLOCK, mul(scale, add(acc[0][r][n], acc[1][r][n])));
 }
 
 // o += p v for R lines, elements d .. d + 16 N - 1 and `count` keys in order. p: [R][SPLIT]; o: [R][width].

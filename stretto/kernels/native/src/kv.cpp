@@ -1,4 +1,4 @@
-// Storing keys and values where the step says.
+// Storing keys and values where the step says: keys lane by lane, values token by token.
 #include "op.h"
 #include "vec.h"
 
@@ -16,8 +16,8 @@ struct AppendArgs {
     int64_t k_stride;
     const float* v;
     int64_t v_stride;
-    uint8_t* k_pages;
-    uint8_t* v_pages;
+    void* k_pages;  // [P, G K, PAGE_TOKENS]
+    void* v_pages;  // [P, PAGE_TOKENS, G V]
 };
 
 constexpr int APPEND_ROWS = 16;
@@ -29,26 +29,48 @@ INLINE I32 rounded(F32 x) {
     return shr<16>(bits(select_less(abs(x), set1(INFINITY), bits(up), x)));
 }
 
-void append(const float* x, int size, uint8_t* pages, int64_t slot, bool is_bf16) {
-    if (!is_bf16) {
-        std::memcpy(pages + slot * size * 4, x, size_t(size) * 4);
-        return;
+template <class Item>
+void store_vector(Item* out, const float* x, int n) {
+    if constexpr (sizeof(Item) == 4) {
+        std::memcpy(out, x, size_t(n) * 4);
+    } else if (n == LANES) {
+        store_u16(out, rounded(load(x)));
+    } else {
+        uint16_t rest[LANES];
+        store_u16(rest, rounded(load_n(x, n)));
+        std::memcpy(out, rest, size_t(n) * 2);
     }
-    auto* out = reinterpret_cast<uint16_t*>(pages) + slot * size;
-    int d = 0;
-    for (; d + LANES <= size; d += LANES) store_u16(out + d, rounded(load(x + d)));
-    if (d == size) return;
-    uint16_t rest[LANES];
-    store_u16(rest, rounded(load_n(x + d, size - d)));
-    std::memcpy(out + d, rest, size_t(size - d) * 2);
+}
+
+// Elements lie PAGE_TOKENS items apart: beside each are those of the page's other keys.
+template <class Item>
+void append_key(const float* x, int size, Item* pages, int64_t slot) {
+    Item items[LANES], *out = pages + slot / PAGE_TOKENS * size * PAGE_TOKENS + slot % PAGE_TOKENS;
+    for (int d = 0; d < size; d += LANES) {
+        int n = size - d < LANES ? size - d : LANES;
+        store_vector(items, x + d, n);
+        for (int i = 0; i < n; i++) out[(d + i) * PAGE_TOKENS] = items[i];
+    }
+}
+
+template <class Item>
+void append_value(const float* x, int size, Item* pages, int64_t slot) {
+    for (int d = 0; d < size; d += LANES)
+        store_vector(pages + slot * size + d, x + d, size - d < LANES ? size - d : LANES);
+}
+
+template <class Item>
+void append(const AppendArgs& a, int64_t row, int64_t slot) {
+    append_key(a.k + row * a.k_stride, a.key_size, static_cast<Item*>(a.k_pages), slot);
+    append_value(a.v + row * a.v_stride, a.value_size, static_cast<Item*>(a.v_pages), slot);
 }
 
 int64_t chunks(const AppendArgs&, const Step& step) { return ceil_div(step.num_rows, APPEND_ROWS); }
 
 void run(const AppendArgs& a, const Step& step, int64_t first, int64_t last) {
     for (int64_t r = first * APPEND_ROWS; r < last * APPEND_ROWS && r < step.num_rows; r++) {
-        append(a.k + r * a.k_stride, a.key_size, a.k_pages, step.slot_mapping[r], a.is_bf16);
-        append(a.v + r * a.v_stride, a.value_size, a.v_pages, step.slot_mapping[r], a.is_bf16);
+        if (a.is_bf16) append<uint16_t>(a, r, step.slot_mapping[r]);
+        else append<float>(a, r, step.slot_mapping[r]);
     }
 }
 

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+constexpr int PAGE_TOKENS = 16;  // tokens of a page of keys or values
+
 extern "C" {
 
 // The rows of one step. Arrays live in buffers that the caller refills before every run.
@@ -25,7 +27,7 @@ struct Step {
     const int32_t* contexts;   // [B] tokens that the caches already hold
     const int32_t* num_definite;   // [B] rows that are certainly kept
     const int32_t* parents;        // [T] row inside the sequence whose successor a row is, -1 = the context
-    const int64_t* slot_mapping;   // [T] where a row's keys and values go: page * page size + offset
+    const int64_t* slot_mapping;   // [T] where a row's keys and values go: page * PAGE_TOKENS + offset
     const int32_t* block_table;    // [B, block_width] pages of every sequence
     int64_t block_width;
     const int32_t* state_source;       // [B] slot of the entry state
