@@ -103,7 +103,8 @@ struct MatmulArgs {
 };
 
 constexpr int64_t CHUNK_BYTES = 64 << 10;  // of weights: a microsecond of one core's share of the bandwidth
-constexpr int PREFETCH = 4096, MANY_ROWS = 16;
+constexpr int PREFETCH = 4096, PREFETCH_PARTS = 6144;  // bytes ahead: of one row, of rows that go part by part
+constexpr int MANY_ROWS = 16;
 
 INLINE I32 four(const uint8_t* p) {
     int32_t x;
@@ -234,8 +235,8 @@ void quantized_panel(
     alignas(64) float sums[PANEL][TILE];
     const uint8_t* start = a.tiles + tile * bytes;
     int64_t n = rows - panel < PANEL ? rows - panel : PANEL;
-    int groups = a.d_in / GROUP;
-    Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + PREFETCH, 0, rows <= PANEL}};
+    int groups = a.d_in / GROUP, ahead = rows == 1 ? PREFETCH : PREFETCH_PARTS;
+    Part part = {start, a.fixed + panel / 8 * groups, groups, 0, true, sums, {start + ahead, 0, rows <= PANEL}};
     // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
     if (panel == 0) part.ahead.lines = int(ceil_div(bytes / groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
     for (int g = 0; g < groups; g += DEPTH) {
