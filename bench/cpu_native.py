@@ -17,10 +17,11 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from foundation import ANSWER, ONE_TOKEN, one_process
@@ -126,24 +127,32 @@ def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[
     """Seconds inside the tape for every step with `rows` rows, and from the first such step to the last, all told."""
     captured = llm.engine.captured
     assert captured is not None
-    found: list[float] = []
-    edges: list[float] = []
-    run = captured.tape.run
+    tape, ahead = captured.tape, captured.ahead
+    calls: list[tuple[float, float]] = []  # into the tape with so many rows: when they began and ended
+    seconds: list[float] = []
 
-    def timed() -> None:
-        started = time.perf_counter()
-        run()
-        ended = time.perf_counter()
-        if captured.tape.step.num_rows == rows:
-            found.append(ended - started)
-            edges.extend((started, ended) if not edges else (ended,))
+    def timed(run: Callable[..., None]) -> Callable[..., None]:
+        def call(*left: Any) -> None:
+            started = time.perf_counter()
+            run(*left)
+            if tape.step.num_rows == rows:
+                calls.append((started, time.perf_counter()))
+                seconds.append(calls[-1][1] - started)
 
-    captured.tape.run = timed  # type: ignore[method-assign]
+        return call
+
+    def several(*args: Any) -> list[list[int]]:
+        chosen = ahead(*args)
+        if tape.step.num_rows == rows:
+            seconds.extend([seconds.pop() / len(chosen)] * len(chosen))
+        return chosen
+
+    tape.run, tape.run_while, captured.ahead = timed(tape.run), timed(tape.run_while), several  # type: ignore[method-assign]
     try:
         llm.generate(prompts, greedy(new))
     finally:
-        del captured.tape.run
-    return found, edges[-1] - edges[0] if edges else 0.0
+        del tape.run, tape.run_while, captured.ahead
+    return seconds, calls[-1][1] - calls[0][0] if calls else 0.0
 
 
 @contextmanager

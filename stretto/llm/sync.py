@@ -30,6 +30,7 @@ Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PREFILLS = ("exact", "int8")
+NATIVE_ROWS, TORCH_ROWS = 128, 512
 STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
 
 
@@ -42,7 +43,9 @@ class LLM:
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
     `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
     faster and rounds activations of prompts to 8 bits (native only). context: longest sequence, default what the model
-    was made for. note: gets one line when the kernels are compiled, which happens once.
+    was made for. max_rows: most rows of a step, of prompts and drafts; default 128 on native kernels, whose caches hold
+    the activations of so many, and 512 through torch. note: gets one line when the kernels are compiled, which happens
+    once.
     Raises UserError and its subclasses (see stretto.core.errors).
     """
 
@@ -57,7 +60,7 @@ class LLM:
         prefill: str = "exact",
         context: int | None = None,
         max_seqs: int = 32,
-        max_rows: int = 512,
+        max_rows: int | None = None,
         memory_bytes: int = 2 << 30,
         chat_template: str | None = None,
         progress: Progress | None = None,
@@ -101,7 +104,7 @@ class LLM:
             EngineConfig(
                 context=context or limit,
                 max_seqs=max_seqs,
-                max_rows=max_rows,
+                max_rows=max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS),
                 memory_bytes=memory_bytes,
                 kv_dtype=DTYPES[dtype],
                 coarse_prompts=prefill == "int8",

@@ -14,7 +14,7 @@ namespace tiles {
 
 using namespace vec;
 
-constexpr int BLOCK = PAGE_TOKENS, SPLIT = 256, TILE = 32;  // keys: of a vector and a page, of a softmax, of a tile
+constexpr int BLOCK = PAGE_TOKENS, SPLIT = 256, TILE = 64;  // keys: of a vector and a page, of a softmax, of a tile
 alignas(64) constexpr float LANE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Accumulators: 16 of 32 registers, or as many as fit into 16 half as wide.
