@@ -10,6 +10,7 @@ those of processes of their own. Nothing here is a test.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import shlex
@@ -25,14 +26,17 @@ from typing import Any
 
 import torch
 from foundation import ANSWER, ONE_TOKEN, one_process
+from torch import Tensor
 
 from stretto import LLM, Sampling
 from stretto.cli.bench import prompt_of
 from stretto.codecs.q4_1 import Q4_1
-from stretto.engine.measure import describe_machine, model_cost, native_bandwidth
+from stretto.core.costs import Machine, prefill_bound
+from stretto.engine.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
 from stretto.engine.record import as_record, result
 from stretto.kernels.linear import matmul
 from stretto.kernels.linear.native import pack
+from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
 RECORD = Path(__file__).parent / "records" / "cpu_native.json"
@@ -56,14 +60,11 @@ class Bench:
         self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
         self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)
         self.cost = model_cost(self.llm.engine.model, torch.bfloat16)
+        self.prompt_cost = prefill_cost(self.llm.engine.model, torch.bfloat16)
         assert self.llm.backend_choice.threads is not None
         self.threads = self.llm.backend_choice.threads
-        self.tape = Tape(self.threads, max_rows=CACHED[0], max_out=1, context=1)
-        x = self.tape.empty(ALL_ROWS, CACHED[1]).normal_()
-        weight = pack([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
-        with self.tape.recording():
-            self.kept = x, matmul(x, weight)
-        self.tape.step.num_rows = CACHED[0]
+        x, weight = torch.randn(CACHED[:2]), pack([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
+        self.products = {coarse: Product(x, weight, self.threads, coarse) for coarse in (False, True)}
 
     def add(self, quantity: str, unit: str, value: float, bound: float | None = None) -> None:
         self.samples[quantity].append(value)
@@ -83,7 +84,7 @@ class Bench:
         before = self.pass_seconds()
         verify, _ = steps(self.drafting, [prompt * 3], 96, rows=1 + NODES)
         bound = (before + self.pass_seconds()) / 2
-        rate = self.multiplications()
+        rate = self.products[False].rate()
         self.add("products in a cache", "GFLOP/s", rate / 1e9)
         if verify:  # drafts were as long as they may be
             name, multiplied = f"verification of {1 + NODES} rows", 2 * (1 + NODES) * self.cost.params / rate
@@ -102,15 +103,32 @@ class Bench:
             self.add(f"total x32, 32 tokens each{name}", "tokens/s", 32 * 32 / (time.perf_counter() - started))
         for llm, name in ((self.llm, "prefill"), (self.coarse, "prefill, int8")):
             for n in (128, 1024):
+                rate, bandwidth = self.products[llm is self.coarse].rate(), self.cost.weight_bytes / self.pass_seconds()
                 found = llm.generate(prompt_of(llm, n, offset=turn), greedy(1))[0].timings.prompt_per_second
-                self.add(f"{name} {n}", "tokens/s", found)
+                bound = prefill_bound(Machine(bandwidth=bandwidth, flops=rate), self.prompt_cost, n)
+                self.add(f"{name} {n}", "tokens/s", found, bound)
+            for part, seconds in parts_of_prompt(llm, prompt_of(llm, 1024, offset=turn)).items():
+                self.add(f"{name} 1024: {part}", "ms", 1e3 * seconds)
 
     def pass_seconds(self) -> float:
         """Reading as many bytes as the weights have, once."""
         return self.cost.weight_bytes / native_bandwidth(self.threads, self.cost.weight_bytes, repeat=3).median
 
-    def multiplications(self) -> float:
-        """FLOP/s of the shipped product where memory does not matter."""
+
+class Product:
+    """The shipped product where memory does not matter. coarse: with 8-bit activations, as prompts may have them."""
+
+    def __init__(self, x: Tensor, weight: Tensor, threads: Pool, coarse: bool) -> None:
+        self.tape = Tape(threads, max_rows=len(x), max_out=1, context=1, coarse_prompts=coarse)
+        rows = self.tape.empty(ALL_ROWS, x.shape[1])
+        rows.copy_(x)
+        with self.tape.recording():
+            self._kept = rows, matmul(rows, weight)
+        self._starts = (ctypes.c_int32 * 2)(0, len(x))  # one sequence, which is a prompt
+        self.tape.step.num_rows, self.tape.step.starts = len(x), ctypes.addressof(self._starts)
+
+    def rate(self) -> float:
+        """FLOP/s now."""
         seconds = []
         for _ in range(50):
             started = time.perf_counter()
@@ -153,6 +171,26 @@ def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[
     finally:
         del tape.run, tape.run_while, captured.ahead
     return seconds, calls[-1][1] - calls[0][0] if calls else 0.0
+
+
+def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
+    """Seconds of a prompt by what they were for, every operation timed by itself."""
+    captured, found = llm.engine.captured, {"products": 0.0, "attention": 0.0, "everything else": 0.0}
+    assert captured is not None
+    run, profile = captured.tape.run, captured.tape.profile
+    names = {"matmul": "products", "attention": "attention"}
+
+    def profiled() -> None:
+        run()  # once plainly: the profile computes the same again
+        for operation, seconds in profile(1).items():
+            found[names.get(operation, "everything else")] += seconds
+
+    captured.tape.run = profiled  # type: ignore[method-assign]
+    try:
+        llm.generate(prompt, greedy(1))
+    finally:
+        del captured.tape.run
+    return found
 
 
 @contextmanager
