@@ -21,11 +21,16 @@ def check(ours: Mixer, theirs: nn.Module, width: int, renamed: Mapping[str, str]
         state = {renamed.get(name, name): p for name, p in theirs.named_parameters()}
         state["conv_weight"] = state["conv_weight"][:, 0]
         ours.load_state_dict(state)
-        x = torch.randn(2, 21, width)
-        wanted = theirs(x)
-        found = ours(x.flatten(0, 1), Seqs.of([21, 21]))
-        torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=0, atol=1e-5)
-        cache = TensorCache(ours.state_specs, 2, torch.float32)
-        for t in range(21):
-            y = ours(x[:, t], Seqs.of([1, 1], [t, t], num_step=2), cache)
-            torch.testing.assert_close(y, wanted[:, t], rtol=0, atol=1e-5)
+        agree(ours, theirs, width)
+
+
+def agree(ours: Mixer, theirs: nn.Module, width: int) -> None:
+    """Two sequences of 21 rows: whole, then token by token."""
+    x = torch.randn(2, 21, width)
+    wanted = theirs(x)
+    found = ours(x.flatten(0, 1), Seqs.of([21, 21]))
+    torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=0, atol=1e-5)
+    cache = TensorCache(ours.state_specs, 2, torch.float32)
+    for t in range(21):
+        y = ours(x[:, t], Seqs.of([1, 1], [t, t], num_step=2), cache)
+        torch.testing.assert_close(y, wanted[:, t], rtol=0, atol=1e-5)

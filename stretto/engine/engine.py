@@ -275,7 +275,7 @@ class Engine:
         is_full = running == self.scheduler.max_seqs
         if self.captured is None or not all(p.is_decode for p in batch) or (self.scheduler.waiting and not is_full):
             return 1
-        if running > plain_rows or seconds * 2 > patience:
+        if patience <= 0 or running > plain_rows or seconds * 2 > patience:
             return 1
         steps = min(MAX_AHEAD, int(patience / seconds) if seconds else MAX_AHEAD)
         if self.draft_policy is not None:

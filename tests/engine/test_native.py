@@ -173,6 +173,13 @@ def test_steps_in_a_row_are_reported_together(lm: LM, greedy: list[list[int]]) -
     assert request.timeline.steps == NUM_TOKENS
 
 
+def test_without_patience_every_step_is_heard_of(lm: LM) -> None:
+    one = engine(lm, clock=lambda: 0.0)  # steps seem to take no time
+    one.add(PROMPTS[0], GREEDY.resolve())
+    while not one.is_idle:
+        assert [len(event.token_ids) for event in one.step()] == [1]
+
+
 @pytest.mark.parametrize("at", [2, 3, 5, NUM_TOKENS - 1])
 def test_a_stop_token_ends_steps_in_a_row(lm: LM, greedy: list[list[int]], at: int) -> None:
     """The others go on, and nothing is computed for the one that has ended."""

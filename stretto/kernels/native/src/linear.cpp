@@ -104,7 +104,7 @@ struct MatmulArgs {
 
 constexpr int64_t CHUNK_BYTES = 64 << 10;  // of weights: a microsecond of one core's share of the bandwidth
 constexpr int PREFETCH = 4096, PREFETCH_PARTS = 6144;  // bytes ahead: of one row, of rows that go part by part
-constexpr int MANY_ROWS = 16;
+constexpr int MANY_ROWS = 16;  // whose chunks take long enough to be small
 
 INLINE I32 four(const uint8_t* p) {
     int32_t x;
