@@ -53,9 +53,11 @@ class Pages {
 };
 
 void drive(
-    const Runner& runner, Random& random, const Layer& layer, const std::vector<Seq>& seqs, int64_t num_partials
+    const Runner& runner, Random& random, const Layer& layer, const std::vector<Seq>& seqs, int64_t num_partials,
+    bool is_coarse = false
 ) {
     StepRows rows(random, seqs);
+    rows.step.num_step_seqs = is_coarse;  // the others are prompts
     int n = rows.step.num_rows, keys = layer.groups * layer.key_size, all = layer.groups * layer.value_size;
     Matrix q(random, n, layer.heads * layer.key_size), k(random, n, keys), v(random, n, all);
     q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
@@ -65,7 +67,7 @@ void drive(
     AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
                          k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
     AttentionArgs args = {layer.heads, layer.groups, layer.key_size, layer.value_size, layer.is_bf16, 0.3f,
-                          layer.window, 0,           q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
+                          layer.window, is_coarse,   q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
                           o.get(),     lse.get(),    partials.get(), num_partials};
     MergeArgs merge = {args};
     Ops ops = {OP(kv_append, append), OP(attention, args)};
@@ -104,6 +106,9 @@ void drive_attention(const Runner& runner) {
     for (int rows : {2, 8, 65, 130})
         drive(runner, random, layers[rows % 4],
               {Seq::chain(random.below(100), rows, rows), Seq::chain(0, 0, 0), Seq::chain(40, 33, 33)}, 64);
+    for (const Layer& layer : layers)  // prompts in 16-bit integers, beside what decodes
+        drive(runner, random, layer,
+              {Seq::tree(random, 245, 9, 1), Seq::chain(random.below(300), 130, 130), Seq::chain(520, 3, 3)}, 400, true);
     for (int i : {2, 3}) drive(runner, random, layers[i], {Seq::comb(240, 1), Seq::comb(0, 0)}, 64);
     std::vector<Seq> many;  // more items than chunks
     for (int i = 0; i < 50; i++) many.push_back(Seq::chain(random.below(40), 1, 1));

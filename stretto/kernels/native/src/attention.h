@@ -8,8 +8,8 @@
 namespace tiles {
 
 // Lines (a row and a query head) that share keys, unless one row has more; where there are few items, so that several
-// threads have some.
-constexpr int TARGET_LINES = 96, FEW_LINES = 24, FEW_ITEMS = 8;
+// threads have some; where keys and values are rounded first.
+constexpr int TARGET_LINES = 96, FEW_LINES = 24, FEW_ITEMS = 8, COARSE_LINES = 192;
 
 struct AttentionArgs {
     int32_t num_heads;
@@ -19,7 +19,7 @@ struct AttentionArgs {
     int32_t is_bf16;  // pages; else fp32
     float scale;
     int32_t window;  // 0: none
-    int32_t unused;
+    int32_t coarse_prompts;
     const float* q;  // heads of a row are contiguous
     int64_t q_stride;
     const uint8_t* k_pages;  // [P, G, K, PAGE_TOKENS]
@@ -30,6 +30,7 @@ struct AttentionArgs {
     int64_t num_partials;    // how many of these there is room for
 
     int64_t partial_size() const { return int64_t(num_heads) * (value_size + 2); }
+    bool is_coarse(const Step& step, int b) const { return coarse_prompts && b >= step.num_step_seqs; }
 };
 
 INLINE int least(int a, int b) { return a < b ? a : b; }
@@ -57,7 +58,8 @@ class Cuts {
     // Of sequence b; to be called for all sequences in order.
     Cut next(int b) {
         int n = step_.starts[b + 1] - step_.starts[b], length = step_.contexts[b] + n;
-        int rows = n <= most_rows_ ? few_rows_ : most_rows_, blocks = (n + rows - 1) / rows;
+        int rows = n <= most_rows_ ? few_rows_ : a_.is_coarse(step_, b) ? most(1, COARSE_LINES / per_group) : most_rows_;
+        int blocks = (n + rows - 1) / rows;
         int first = a_.window ? most(0, step_.contexts[b] + 1 - a_.window) / SPLIT : 0;
         Cut c = {n, first, (length + SPLIT - 1) / SPLIT - first, blocks ? (n + blocks - 1) / blocks : 0, blocks, -1};
         int64_t partials = int64_t(n) * c.num_splits;

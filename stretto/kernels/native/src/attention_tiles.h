@@ -5,8 +5,8 @@
 #include <cfloat>
 #include <type_traits>
 
+#include "lanes.h"
 #include "op.h"
-#include "vec.h"
 
 static_assert(PAGE_TOKENS == vec::LANES, "a page of keys is a row of vectors");
 
@@ -24,78 +24,26 @@ constexpr int QK_LINES = 4, QK_BLOCKS = 2, PV_LINES = 4, PV_VECTORS = 4;
 constexpr int QK_LINES = 3, QK_BLOCKS = 1, PV_LINES = 6, PV_VECTORS = 1;
 #endif
 
-// -- what depends on the level ----------------------------------------------------------------------------------------
-//
 // held(x): x in a register. Compilers would load it again for each product that shares it, and loads are the bound.
-// transpose(x): rows to columns.
 
 #if defined(__AVX512VNNI__)
 INLINE F32 held(F32 x) {
     asm("" : "+v"(x.v));
     return x;
 }
-
-INLINE void transpose(I32 (&x)[16]) {
-    __m512i a[16], b[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_epi32(x[i].v, x[i + 1].v);
-        a[i + 1] = _mm512_unpackhi_epi32(x[i].v, x[i + 1].v);
-    }
-    UNROLL for (int i = 0; i < 16; i++) {
-        int from = i / 4 * 4 + i % 4 / 2;
-        b[i] = i % 2 ? _mm512_unpackhi_epi64(a[from], a[from + 2]) : _mm512_unpacklo_epi64(a[from], a[from + 2]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {  // quarter j of b[4 r + i] is column 4 j + i of rows 4 r .. 4 r + 3
-        __m512i even0 = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88), odd0 = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xDD);
-        __m512i even1 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
-        __m512i odd1 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xDD);
-        x[i].v = _mm512_shuffle_i32x4(even0, even1, 0x88), x[8 + i].v = _mm512_shuffle_i32x4(even0, even1, 0xDD);
-        x[4 + i].v = _mm512_shuffle_i32x4(odd0, odd1, 0x88), x[12 + i].v = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
-    }
-}
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 INLINE F32 held(F32 x) {
     asm("" : "+x"(x.a), "+x"(x.b));
     return x;
 }
-
-INLINE void transpose8(__m256i (&x)[8]) {
-    __m256i a[8], b[8];
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-        a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 8; i++) {
-        int from = i / 4 * 4 + i % 4 / 2;
-        b[i] = i % 2 ? _mm256_unpackhi_epi64(a[from], a[from + 2]) : _mm256_unpacklo_epi64(a[from], a[from + 2]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        x[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
-        x[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
-    }
-}
-
-INLINE void transpose(I32 (&x)[16]) {
-    __m256i quarter[2][2][8];  // [rows][columns]
-    UNROLL for (int i = 0; i < 16; i++) quarter[i / 8][0][i % 8] = x[i].a, quarter[i / 8][1][i % 8] = x[i].b;
-    UNROLL for (int i = 0; i < 4; i++) transpose8(quarter[i / 2][i % 2]);
-    UNROLL for (int i = 0; i < 16; i++) x[i] = {quarter[0][i / 8][i % 8], quarter[1][i / 8][i % 8]};
-}
 #else
 INLINE F32 held(F32 x) { return x; }
-
-INLINE void transpose(I32 (&x)[16]) {
-    I32 y[16];
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) y[j].v[i] = x[i].v[j];
-    std::memcpy(x, y, sizeof y);
-}
 #endif
 
 // -- values where they are stored, and as fp32 in a tile -------------------------------------------------------------
 
 struct Bf16 {
-    using Item = uint16_t;
+    using Element = uint16_t;
     static INLINE F32 lanes(const uint16_t* p) { return load_bf16(p); }
     static INLINE F32 some_lanes(const uint16_t* p, int n) {
         uint16_t t[LANES] = {};
@@ -105,7 +53,7 @@ struct Bf16 {
 };
 
 struct Fp32 {
-    using Item = float;
+    using Element = float;
     static INLINE F32 lanes(const float* p) { return load(p); }
     static INLINE F32 some_lanes(const float* p, int n) { return load_n(p, n); }
 };
@@ -113,11 +61,11 @@ struct Fp32 {
 // Values of one head where they are stored.
 template <class P>
 struct Stored {
-    const typename P::Item* pages;
+    const typename P::Element* pages;
     int64_t row_size;
     const int64_t* slots;  // of every key
 
-    INLINE const typename P::Item* row(int j) const { return pages + slots[j] * row_size; }
+    INLINE const typename P::Element* row(int j) const { return pages + slots[j] * row_size; }
     INLINE Stored from(int j) const { return {pages, row_size, slots + j}; }
     INLINE F32 at(int j, int d) const { return P::lanes(row(j) + d); }
 };
@@ -146,8 +94,8 @@ void tile_values(Stored<P> values, int count, int size, float* out) {
 // Scores of R lines and N pages of keys, [size][16] each. q: [R][size]; s: [R][stride].
 template <class P, int R, int N>
 void scores(
-    const float* q, const typename P::Item* const* pages, int64_t size, F32 scale, float* s, int64_t stride) {
-    const typename P::Item* keys[N];
+    const float* q, const typename P::Element* const* pages, int64_t size, F32 scale, float* s, int64_t stride) {
+    const typename P::Element* keys[N];
     UNROLL for (int n = 0; n < N; n++) keys[n] = pages[n];
     F32 acc[2][R][N];
     UNROLL for (int c = 0; c < 2; c++)
@@ -194,17 +142,6 @@ INLINE void with_lines(int lines, Function f) {
         if (lines < MOST) return with_lines<MOST - 1>(lines, f);
     }
     f(std::integral_constant<int, MOST>());
-}
-
-// Every vector reduced over its lanes, in the order of `sum`: lane i of the result is of vector i.
-template <class Function>
-INLINE F32 reduce(const float (&vectors)[LANES][LANES], Function f) {
-    I32 x[LANES];
-    UNROLL for (int i = 0; i < LANES; i++) x[i] = loadi(vectors[i]);
-    transpose(x);
-    UNROLL for (int half = 8; half; half /= 2)
-        UNROLL for (int i = 0; i < half; i++) x[i] = bits(f(bits(x[i]), bits(x[i + half])));
-    return bits(x[0]);
 }
 
 // m and l of two sets of keys, and the factors of their outputs.

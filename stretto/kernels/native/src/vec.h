@@ -82,6 +82,12 @@ INLINE int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 INLINE int32_t highest(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 // acc + the sum of four products: unsigned bytes of `u`, signed bytes of `s`, in every lane.
 INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+// acc + the sum of two products of signed halves, in every lane.
+// Not the intrinsic: around it, gcc 12 copies an accumulator that lives through a loop twice.
+INLINE I32 dot2(I32 acc, I32 a, I32 b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
+    return acc;
+}
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
@@ -203,6 +209,9 @@ INLINE __m256i dot4_half(__m256i acc, __m256i u, __m256i s) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {dot4_half(acc.a, u.a, s.a), dot4_half(acc.b, u.b, s.b)}; }
+INLINE I32 dot2(I32 acc, I32 a, I32 b) {
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(a.b, b.b))};
+}
 INLINE F32 select_less(F32 x, F32 y, F32 yes, F32 no) {
     return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
@@ -292,6 +301,13 @@ INLINE I32 dot4(I32 acc, I32 u, I32 s) {
     for (int i = 0; i < 16; i++)
         for (int b = 0; b < 32; b += 8)
             acc.v[i] += int32_t((uint32_t(u.v[i]) >> b) & 255) * int8_t(uint32_t(s.v[i]) >> b);
+    return acc;
+}
+INLINE I32 dot2(I32 acc, I32 a, I32 b) {
+    for (int i = 0; i < 16; i++) {
+        int32_t low = int16_t(a.v[i]) * int16_t(b.v[i]), high = (a.v[i] >> 16) * (b.v[i] >> 16);
+        acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(low) + uint32_t(high));
+    }
     return acc;
 }
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) { EACH(F32, a.v[i] < b.v[i] ? yes.v[i] : no.v[i]); }
