@@ -1,12 +1,12 @@
 """What all block formats share: walking over blocks in bounded memory, half-precision scales, nibbles.
 
 A codec file gives `unpack` (bytes of blocks -> fp32 values) and `floats` (where the numbers lie that must be finite);
-the ones that can write pass their `pack` to `encode_blocks`. Letters: N blocks.
+the ones that can write pass their `pack` to `encode_blocks` or `encode_rows`. Letters: N blocks, R rows.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ _EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F
 
 
 class BlockCodec(Codec):
-    """A codec whose rows are sequences of blocks: `block` values in `block_bytes` bytes.
+    """A codec whose rows are sequences of blocks: `block` values in `block_bytes` bytes, behind a head or none.
 
-    floats: the stored floating-point numbers of a block, as their type and the bytes [first, last) that hold them.
+    floats: the stored floating-point numbers, as their type and the bytes [first, last) that hold them: of the head of
+    a row where there is one, else of a block.
     """
 
     floats: ClassVar[tuple[torch.dtype, int, int]]
@@ -32,17 +33,21 @@ class BlockCodec(Codec):
     def unpack(self, blocks: Tensor) -> Tensor:
         """uint8 [N, block_bytes] -> fp32 [N, block], the format's own order of operations."""
 
-    def scales(self, blocks: Tensor) -> Tensor:
-        """uint8 [N, block_bytes] -> fp32 [N, n]: the stored floating-point numbers."""
+    def with_head(self, values: Tensor, heads: Tensor) -> Tensor:
+        """fp32 [R, n] of `unpack`, some columns of R rows, and uint8 [R, head_bytes] -> the values."""
+        return values
+
+    def scales(self, holders: Tensor) -> Tensor:
+        """uint8 [N, bytes] of blocks, or of heads -> fp32 [N, n]: the stored floating-point numbers."""
         dtype, first, last = self.floats
         # The copy also aligns what a file may hold at an odd address.
-        return blocks[:, first:last].clone(memory_format=torch.contiguous_format).view(dtype).float()
+        return holders[:, first:last].clone(memory_format=torch.contiguous_format).view(dtype).float()
 
-    def first_not_finite(self, blocks: Tensor) -> int | None:
-        """Of uint8 [N, block_bytes] on the CPU: the first block that holds NaN or infinity. Looks at exponents, where
-        they lie: a load reads every block of a model here."""
+    def first_not_finite(self, holders: Tensor) -> int | None:
+        """Of uint8 [N, bytes] of blocks, or of heads, on the CPU: the first that holds NaN or infinity. Looks at
+        exponents, where they lie: a load reads every block of a model here."""
         dtype, first, last = self.floats
-        held = blocks.numpy()[:, first:last]
+        held = holders.numpy()[:, first:last]
         bits = held.view(np.uint16) if dtype.itemsize == 2 else held.view(np.uint32)
         bad = bits & _EXPONENTS[dtype] == _EXPONENTS[dtype]
         return int(bad.any(axis=1).argmax()) if bad.any() else None
@@ -52,9 +57,10 @@ class BlockCodec(Codec):
         values = torch.empty(packed.shape, dtype=dtype, device=packed.data.device)
         if values.numel():
             flat = values.view(-1)
-            for first, blocks in _walk(self, packed):
-                part = self.unpack(blocks).view(-1)
-                flat[first * self.block : first * self.block + part.numel()] = part
+            for cut in _walk(self, packed):
+                part = self.unpack(cut.blocks)
+                part = self.with_head(part.view(len(cut.heads), -1), cut.heads).view(-1)
+                flat[cut.first * self.block : cut.first * self.block + part.numel()] = part
         return values
 
     def encode(self, x: Tensor) -> Packed:
@@ -67,6 +73,16 @@ def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> 
 
     Raises UserError if a row is no multiple of the block, or if `pack` refuses a value.
     """
+
+    def rows(part: Tensor) -> Tensor:
+        parts = part.reshape(-1, codec.block).split(STEP // codec.block)  # more than one only for very long rows
+        return torch.cat([pack(blocks) for blocks in parts]).view(len(part), -1)
+
+    return encode_rows(codec, x, rows)
+
+
+def encode_rows(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Packed:
+    """As `encode_blocks`, with a `pack` of whole rows: fp32 [R, width] -> uint8 [R, row bytes]."""
     assert x.is_floating_point(), f"{codec.name} stores floating-point numbers, not {x.dtype}"
     shape = tuple(x.shape)
     width = shape[-1] if shape else 1
@@ -76,17 +92,13 @@ def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> 
             why=f"rows are cut into blocks of {codec.block} that share a scale",
             try_="bf16, f16 or f32 for this tensor",
         )
-    row_bytes = codec.row_bytes(width)
-    data = torch.empty((*shape[:-1], row_bytes), dtype=torch.uint8, device=x.device)
+    data = torch.empty((*shape[:-1], codec.row_bytes(width)), dtype=torch.uint8, device=x.device)
     if data.numel():
-        rows, out = x.detach().reshape(-1, width), data.view(-1, row_bytes)
-        step = max(1, STEP // width)
+        out = data.view(-1, data.shape[-1])
+        rows = x.detach().reshape(len(out), width)
+        step = max(1, STEP // max(1, width))
         for first in range(0, len(rows), step):
-            blocks = rows[first : first + step].to(torch.float32).reshape(-1, codec.block)
-            for at in range(0, len(blocks), STEP // codec.block):  # more than one turn only for very long rows
-                part = pack(blocks[at : at + STEP // codec.block])
-                start = first * row_bytes + at * codec.block_bytes
-                out.view(-1)[start : start + part.numel()] = part.reshape(-1)
+            out[first : first + step] = pack(rows[first : first + step].to(torch.float32))
     return Packed(codec, shape, data)
 
 
@@ -96,10 +108,10 @@ def check_finite(packed: Packed, name: str, where: str) -> None:
     codec = packed.codec
     assert isinstance(codec, BlockCodec), f"{codec.name} has no scales to check"
     per_row = max(1, packed.shape[-1] // codec.block) if packed.shape else 1
-    for first, blocks in _walk(codec, packed):
-        bad = codec.first_not_finite(blocks)
+    for cut in _walk(codec, packed):
+        bad = codec.first_not_finite(cut.heads if codec.head_bytes else cut.blocks)
         if bad is not None:
-            row = (first + bad) // per_row
+            row = cut.first // per_row + bad if codec.head_bytes else (cut.first + bad) // per_row
             raise ModelFileError(
                 f"{where}: tensor {name!r} has a scale or value that is not finite, in row {row}",
                 why="NaN or infinity in a weight spreads to every output",
@@ -150,19 +162,29 @@ def half_bytes(d: Tensor, name: str) -> Tensor:
     return half.view(torch.uint8)
 
 
-def _walk(codec: Codec, packed: Packed) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first block, uint8 [N, block_bytes]) over the whole tensor, about `STEP` values at a time."""
+class _Cut(NamedTuple):
+    """Some blocks of a tensor: all of R rows, or some of one row."""
+
+    first: int  # number of the first one
+    heads: Tensor  # uint8 [R, head_bytes]
+    blocks: Tensor  # uint8 [N, block_bytes]
+
+
+def _walk(codec: Codec, packed: Packed) -> Iterator[_Cut]:
+    """The whole tensor, about `STEP` values at a time."""
     data = packed.data
     width = packed.shape[-1] if packed.shape else 1
     row_bytes = codec.row_bytes(width)
     expected = (*packed.shape[:-1], row_bytes)
     assert width % codec.block == 0 and data.shape == expected, f"{codec.name}: {tuple(data.shape)}, not {expected}"
-    if data.numel() == 0:
+    if 0 in packed.shape:
         return
-    # Contiguous bytes are cut anywhere between blocks; others (a permuted view) between rows.
-    unit = codec.block_bytes if data.is_contiguous() else row_bytes
-    units = data.reshape(-1, unit)
-    per_unit = unit // codec.block_bytes
-    step = max(1, STEP // (per_unit * codec.block))
-    for first in range(0, len(units), step):
-        yield first * per_unit, units[first : first + step].reshape(-1, codec.block_bytes)
+    # Contiguous blocks, with no heads between them, are one long row.
+    rows = data.view(1, -1) if codec.head_bytes == 0 and data.is_contiguous() else data.reshape(-1, row_bytes)
+    heads, codes = rows[:, : codec.head_bytes], rows[:, codec.head_bytes :]
+    per_row, most = codes.shape[1] // codec.block_bytes, STEP // codec.block
+    step = max(1, most // per_row)
+    for row in range(0, len(rows), step):
+        for first in range(0, per_row, most):  # more than one turn only for very long rows
+            cut = codes[row : row + step, first * codec.block_bytes : (first + most) * codec.block_bytes]
+            yield _Cut(row * per_row + first, heads[row : row + step], cut.reshape(-1, codec.block_bytes))

@@ -22,17 +22,18 @@ class Codec(ABC):
     name: str
     block: int  # values that share a scale: rows must be a multiple of it
     block_bytes: int  # bytes that a block takes
+    head_bytes: int = 0  # bytes in front of the blocks of a row: what all of them share
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape."""
         rows = 1
         for n in shape[:-1]:
             rows *= n
-        return rows * self.row_bytes(shape[-1])
+        return rows * self.row_bytes(shape[-1] if shape else 1)
 
     def row_bytes(self, width: int) -> int:
         """Bytes of one row of `width` values; `width` must be a multiple of `block`."""
-        return width // self.block * self.block_bytes
+        return self.head_bytes + width // self.block * self.block_bytes
 
     @abstractmethod
     def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
