@@ -22,6 +22,7 @@ from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.packed import Packed
 from stretto.kernels.linear import Linear
+from stretto.kernels.linear.native import storage
 from stretto.kernels.native.library import Pool
 from stretto.models.family import Family, Names, Stored
 from stretto.models.lm import LM, LMConfig
@@ -193,11 +194,12 @@ def load_model(
 
 
 def matrix_codecs(model: ModelFile) -> set[str]:
-    """The codecs of every tensor that becomes a matrix."""
+    """The codecs of every tensor that becomes a matrix; what the native kernels cannot hold says so by its name."""
     with torch.device("meta"):
         lm = LM(model.config)
     matrices = [name for name, module, _ in lm.targets() if isinstance(module, Linear) and not name.endswith(".bias")]
-    return {model.held(model.names[name].name).codec for name in matrices if name in model.names}
+    held = [model.held(model.names[name].name) for name in matrices if name in model.names]
+    return {storage(tensor.codec, tensor.shape[-1]) for tensor in held}
 
 
 def value_shape(name: str, module: torch.nn.Module, leaf: str) -> tuple[int, ...]:

@@ -5,15 +5,16 @@
 namespace driver {
 namespace {
 
-// Bytes of one block of a file, its inputs, and where its fp16 numbers are.
+// Bytes of one block of a file, its inputs, where its fp16 numbers are, and the bytes of the fp32 numbers of a row.
 struct Stored {
     int bytes, inputs;
     std::vector<int> halves;
+    int head = 0;
 };
 
 const Stored FILES[] = {{18, 32, {0}},     {20, 32, {0, 2}},  {22, 32, {0}},    {24, 32, {0, 2}},
                         {34, 32, {0}},     {144, 256, {0, 2}}, {176, 256, {0, 2}}, {210, 256, {208}},
-                        {4, 1, {}},        {2, 1, {}},         {2, 1, {}}};
+                        {32, 32, {}, 4},   {4, 1, {}},         {2, 1, {}},         {2, 1, {}}};
 
 uint16_t small_half(Random& random) {  // subnormal ones among them
     return uint16_t((random.word() & 0x83FF) | (random.below(4) << 11));
@@ -23,11 +24,15 @@ uint16_t small_half(Random& random) {  // subnormal ones among them
 class Source {
   public:
     Source(Random& random, int format, int rows, int d_in)
-        : row_bytes(int64_t(d_in / FILES[format].inputs) * FILES[format].bytes), offset_(random.below(4)),
-          bytes_(offset_ + rows * row_bytes) {
+        : row_bytes(int64_t(d_in / FILES[format].inputs) * FILES[format].bytes + FILES[format].head),
+          offset_(random.below(4)), bytes_(offset_ + rows * row_bytes) {
         const Stored& stored = FILES[format];
         for (int64_t i = 0; i < bytes_.count(); i++) bytes_[i] = uint8_t(random.word());
-        for (int64_t at = offset_; at < bytes_.count(); at += stored.bytes) {
+        for (int64_t row = 0; stored.head && row < rows; row++) {
+            float scale = random.value();
+            std::memcpy(&bytes_[offset_ + row * row_bytes], &scale, 4);
+        }
+        for (int64_t at = offset_; at < bytes_.count() && !stored.head; at += stored.bytes) {
             float x = random.value();
             uint16_t half = small_half(random);
             uint32_t bits;

@@ -12,7 +12,7 @@ from torch import Tensor
 from stretto.core.card import CODECS, Can
 from stretto.core.packed import Packed
 from stretto.kernels.linear import lookup, matmul
-from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack
+from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack, storage
 
 
 def stored(codec: str, rows: int, width: int) -> Packed:
@@ -93,7 +93,9 @@ def test_lookup_is_the_decoded_row(codec: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 130), st.integers(1, 8), st.sampled_from(["q4_1", "q8_0", "f32", "bf16"]))
+@given(
+    st.integers(1, 40), st.integers(1, 130), st.integers(1, 8), st.sampled_from(["q4_1", "q8_0", "int8", "f32", "bf16"])
+)
 def test_any_shape(rows: int, out: int, groups: int, codec: str) -> None:
     width = 32 * groups - (1 if codec in PLAIN and groups > 1 else 0)
     x, weight = torch.randn(rows, width), stored(codec, out, width)
@@ -153,3 +155,21 @@ def test_prompts_may_be_coarse_and_decoding_never_is(codec: str) -> None:
 def test_a_weight_counts_what_it_streams() -> None:
     weight = pack([stored("q4_1", 64, 256)], pool())
     assert isinstance(weight, NativeWeight) and weight.nbytes == 64 * 256 // 32 * 20
+    assert pack([stored("int8", 64, 256)], pool()).nbytes == 64 * (256 + 4)
+
+
+def test_rows_that_are_no_whole_groups_are_named() -> None:
+    assert storage("int8", 64) == storage("int8", 96) == "int8"
+    assert storage("int8", 40) == "int8 in rows of 40 values"
+    assert storage("bf16", 40) == "bf16"
+
+
+def test_a_scale_of_a_row_multiplies_its_sum_once() -> None:
+    """Integers of int8 rows whose products fp32 holds exactly: what is left to rounding is one product."""
+    codec = CODECS.card("int8").make()
+    codes = torch.randint(-128, 128, (70, 64), dtype=torch.int8)
+    scales = torch.rand(70, 1) * torch.tensor([1e-6, 1.0, 1e6]).repeat(24)[:70, None] - 1e-7
+    scales[7] = 0
+    x = torch.randint(-50, 51, (9, 64)).float()
+    sums = x.double() @ codes.double().T
+    assert torch.equal(product(x, [codec.join(codes, scales)]), (sums * scales.double().T).float())

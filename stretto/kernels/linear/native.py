@@ -16,7 +16,7 @@ from stretto.core.packed import Packed
 from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import ALL_ROWS, Rows, Tape, aligned, current, why_not_here
 
-LAYOUTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16")
+LAYOUTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "int8", "f32", "f16", "bf16")
 """Codecs with a native layout, in the order of `Format` in src/formats.h."""
 PLAIN = ("f32", "f16", "bf16")
 _TILE, _GROUP, _BLOCK = 32, 32, 640  # rows of a tile, inputs of a group, bytes of eight rows and one group
@@ -116,10 +116,9 @@ def read_bytes(buffer: Tensor) -> tuple[str, ctypes.Structure]:
     return "read_bytes", args
 
 
-def cannot_pack(segments: Sequence[Packed]) -> str | None:
-    """Why these rows have no native layout, None if they have."""
-    missing = sorted({s.codec.name for s in segments} - set(LAYOUTS))
-    return f"no native layout for {', '.join(missing)}" if missing else None
+def storage(codec: str, d_in: int) -> str:
+    """How a matrix of this codec and width is stored: one of `LAYOUTS`, or in words what has no native layout."""
+    return codec if codec in PLAIN or d_in % _GROUP == 0 else f"{codec} in rows of {d_in} values"
 
 
 def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
@@ -137,7 +136,7 @@ def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
 def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
     codec, d_in = run[0].codec.name, run[0].shape[1]
     d_out = sum(packed.shape[0] for packed in run)
-    layout = LAYOUTS.index(codec)
+    layout = LAYOUTS.index(storage(codec, d_in))
     tile_bytes = pool.library.tile_bytes(layout, d_in)
     data = aligned((-(-d_out // _TILE) * tile_bytes,), torch.uint8)
     if all(packed.shape[0] % _TILE == 0 for packed in run[:-1]):

@@ -3,7 +3,8 @@
 // A tile is a stream of records, one for every 32 inputs (256 for K-quants), first of rows 0-15, then of rows 16-31, then
 // of the next inputs. In the words of a record, lane o belongs to output row o, so a dot product needs no sum over lanes,
 // and the stream is read once, front to back. Codes are the file's own integers, shifted by the zero point of the format
-// so that they are unsigned bytes; scales and minima are the file's own numbers.
+// so that they are unsigned bytes; scales and minima are the file's own numbers. What belongs to whole rows of the file
+// (ROW_BYTES at the head of each: int8's fp32 scale) lies at the end of the tile.
 //
 // Vector i (0..7) of a group holds codes 4i..4i+3 of every row, one per byte.
 #pragma once
@@ -113,6 +114,7 @@ inline void file_fifth_bits(const uint8_t* qh, uint8_t* codes) {
 template <class Codes_, int LOG_ZERO_, bool MINIMUM_>
 struct Simple {
     using Codes = Codes_;
+    static constexpr int ROW_BYTES = 0;
     static constexpr int GROUPS = 1, PARTS = 1, LOG_ZERO = LOG_ZERO_;  // LOG_ZERO < 0: no zero point
     static constexpr bool MINIMUM = MINIMUM_;
     static constexpr int RECORD = Codes::BYTES + 32 * (1 + MINIMUM);
@@ -174,6 +176,7 @@ struct Q8_0 : Simple<Bytes, 7, false> {
 template <class Codes_>
 struct Super {
     using Codes = Codes_;
+    static constexpr int ROW_BYTES = 0;
     static constexpr int GROUPS = 8, PARTS = 1, LOG_ZERO = -1;
     static constexpr bool MINIMUM = true;
     static constexpr int HEAD = 8 * Codes::BYTES, RECORD = HEAD + 64 + 256;
@@ -228,6 +231,7 @@ struct Q5_K : Super<Fives> {
 //     record: codes of 8 groups | d [16] | scales [16][16] signed bytes
 struct Q6_K {
     using Codes = Sixes;
+    static constexpr int ROW_BYTES = 0;
     static constexpr int GROUPS = 8, PARTS = 2, LOG_ZERO = 5, BLOCK_BYTES = 210;
     static constexpr bool MINIMUM = false;
     static constexpr int HEAD = 8 * Codes::BYTES, RECORD = HEAD + 32 + 256;
@@ -250,6 +254,19 @@ struct Q6_K {
     }
 };
 
+// A scale for all of a row, which multiplies its sum: records are nothing but codes, and their scale is 1.
+struct Int8 {
+    using Codes = Bytes;
+    static constexpr int GROUPS = 1, PARTS = 1, LOG_ZERO = 7, BLOCK_BYTES = 32, RECORD = Codes::BYTES, ROW_BYTES = 4;
+    static constexpr bool MINIMUM = false;
+    static INLINE const uint8_t* codes(const uint8_t* record, int) { return record; }
+    static INLINE F32 scale(const uint8_t*, int, int) { return set1(1.0f); }
+    static INLINE F32 minimum(const uint8_t*, int) { return set1(0.0f); }
+    static void block(const uint8_t* p, uint8_t*, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        for (int j = 0; j < GROUP; j++) codes[0][lane][j] = uint8_t(p[j] + 128);
+    }
+};
+
 // Plain numbers: the values of input k for 16 rows, then for the other 16, then of input k + 1.
 struct F32Rows {
     static constexpr int ITEM = 4;
@@ -264,7 +281,7 @@ struct BF16Rows {
     static INLINE F32 lanes(const uint8_t* p) { return load_bf16((const uint16_t*)p); }
 };
 
-enum Format : int32_t { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16, NUM_FORMATS };
+enum Format : int32_t { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, int8, f32, f16, bf16, NUM_FORMATS };
 
 // Calls `use(type)` with the layout of `format`: quantized ones and plain ones have different members.
 template <class Quantized, class Plain>
@@ -278,16 +295,23 @@ INLINE auto dispatch(int32_t format, Quantized quantized, Plain plain) {
         case q4_k: return quantized(Q4_K());
         case q5_k: return quantized(Q5_K());
         case q6_k: return quantized(Q6_K());
+        case int8: return quantized(Int8());
         case f16: return plain(F16Rows());
         case bf16: return plain(BF16Rows());
         default: return plain(F32Rows());
     }
 }
 
+// Of the records of one tile.
+template <class F>
+INLINE int64_t record_bytes(int32_t d_in) {
+    return int64_t(d_in / (GROUP * F::GROUPS)) * 2 * F::RECORD;
+}
+
 // Of one tile.
 inline int64_t tile_bytes(int32_t format, int32_t d_in) {
     return dispatch(
-        format, [&](auto f) { return int64_t(d_in / (GROUP * f.GROUPS)) * 2 * f.RECORD; },
+        format, [&](auto f) { return record_bytes<decltype(f)>(d_in) + TILE * f.ROW_BYTES; },
         [&](auto f) { return int64_t(d_in) * TILE * f.ITEM; });
 }
 

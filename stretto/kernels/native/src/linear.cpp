@@ -248,7 +248,11 @@ void quantized_panel(
         part.is_first = false;
     }
     for (int64_t r = 0; r < n; r++)
-        for (int t = 0; t < 2; t++) put(a, tile * TILE + t * HALF, panel + r, load(sums[r] + HALF * t));
+        for (int t = 0; t < 2; t++) {
+            F32 y = load(sums[r] + HALF * t);
+            if constexpr (F::ROW_BYTES > 0) y = mul(y, load((const float*)part.tile + HALF * t));  // behind the records
+            put(a, tile * TILE + t * HALF, panel + r, y);
+        }
 }
 
 template <class F, int R>

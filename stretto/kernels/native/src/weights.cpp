@@ -30,10 +30,13 @@ void pack_quantized(const PackArgs& a, int64_t tile, uint8_t* out) {
             int64_t first = tile * TILE + t * HALF;
             for (int lane = 0; lane < HALF && first + lane < a.d_out; lane++) {
                 const uint8_t* row = a.source + (first + lane) * a.row_bytes;
-                F::block(row + int64_t(base / F::GROUPS) * F::BLOCK_BYTES, out, lane, codes);
+                F::block(row + F::ROW_BYTES + int64_t(base / F::GROUPS) * F::BLOCK_BYTES, out, lane, codes);
             }
             for (int g = 0; g < F::GROUPS; g++) F::Codes::pack(out + g * F::Codes::BYTES, codes[g]);
         }
+    std::memset(out, 0, TILE * F::ROW_BYTES);
+    for (int64_t lane = 0; lane < TILE && tile * TILE + lane < a.d_out; lane++)
+        std::memcpy(out + lane * F::ROW_BYTES, a.source + (tile * TILE + lane) * a.row_bytes, F::ROW_BYTES);
 }
 
 template <class F>
@@ -78,6 +81,8 @@ constexpr int EMBED_ROWS = 4;
 template <class F>
 void embed_quantized(const EmbedArgs& a, const uint8_t* tile, int row, float* y) {
     int lane = row % HALF;
+    float of_row = 1.0f;
+    if constexpr (F::ROW_BYTES > 0) std::memcpy(&of_row, tile + record_bytes<F>(a.d_in) + row * F::ROW_BYTES, 4);
     tile += row / HALF * F::RECORD;
     for (int base = 0; base < a.d_in / GROUP; base += F::GROUPS, tile += 2 * F::RECORD)
         for (int g = 0; g < F::GROUPS; g++) {
@@ -89,7 +94,7 @@ void embed_quantized(const EmbedArgs& a, const uint8_t* tile, int row, float* y)
                 storei(codes, F::Codes::at(F::codes(tile, g), i));
                 for (int b = 0; b < 4; b++) {
                     int zero = F::LOG_ZERO >= 0 ? 1 << (F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO) : 0;
-                    float q = float(int(codes[4 * lane + b]) - zero) * scale[i * F::PARTS / 8][lane];
+                    float q = float(int(codes[4 * lane + b]) - zero) * (scale[i * F::PARTS / 8][lane] * of_row);
                     *y++ = a.multiplier * (F::MINIMUM ? q + minimum[lane] : q);
                 }
             }
