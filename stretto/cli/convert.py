@@ -27,7 +27,7 @@ class Options:
     dst: Path = argument("the file or directory to write")  # noqa: RUF009  a field
     to: str = option("a checkpoint directory, or a GGUF file", choices=("hf", "gguf"))
     dtype: str | None = option(
-        "number format of the matrices: f32, f16, bf16; q8_0, q4_0, q4_1 in GGUF (default: as they are)",
+        "number format of the matrices: f32, f16, bf16; int8 in hf; q8_0, q4_0, q4_1 in GGUF (default: as they are)",
         default=None,
         metavar="NAME",
     )

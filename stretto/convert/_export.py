@@ -69,11 +69,17 @@ def _typed(key: str, value: Any) -> Value:
     return value  # type: ignore[no-any-return]
 
 
-def hf_files(model: ModelFile, codec: str) -> tuple[dict[str, bytes], list[str]]:
-    """File name -> content of everything but the weights, and remarks. Raises ModelFileError like `gguf_metadata`."""
+def hf_files(
+    model: ModelFile, codec: str, quantization: Mapping[str, Any] | None = None
+) -> tuple[dict[str, bytes], list[str]]:
+    """File name -> content of everything but the weights, and remarks. Raises ModelFileError like `gguf_metadata`.
+
+    codec: of the plain numbers; quantization: what config.json says about the others.
+    """
     if not model.is_gguf:
-        return _carried(model.path, codec), []
+        return _carried(model.path, codec, quantization), []
     config = model.family.to_hf(model.config) | {"torch_dtype": _DTYPES[codec]}
+    config |= {"quantization_config": quantization} if quantization is not None else {}
     hints: dict[str, Any] = generation_hints(model)
     if "top_k" in hints:
         hints["top_k"] = int(hints["top_k"])
@@ -105,8 +111,10 @@ def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
     return {name: i for name, i in found.items() if i is not None}
 
 
-def _carried(path: Path, codec: str) -> dict[str, bytes]:
+def _carried(path: Path, codec: str, quantization: Mapping[str, Any] | None) -> dict[str, bytes]:
     config = read_json(path / "config.json")
+    config.pop("quantization_config", None)
+    config |= {"quantization_config": quantization} if quantization is not None else {}
     config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[codec]
     files = {name: (path / name).read_bytes() for name in _CARRIED if (path / name).is_file()}
     return _json({"config.json": config}) | files

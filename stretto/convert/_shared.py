@@ -75,7 +75,12 @@ def product(shape: Iterable[int], floor: int = 0) -> int:
 
 def write_bytes(file: BinaryIO, packed: Packed) -> None:
     """Append the payload of a tensor."""
-    file.write(packed.data.contiguous().cpu().numpy().data)
+    write_tensor(file, packed.data)
+
+
+def write_tensor(file: BinaryIO, data: Tensor) -> None:
+    """Append the numbers of a tensor of any integer or fp32 dtype."""
+    file.write(data.contiguous().cpu().numpy().data)
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -7,7 +7,7 @@ order them differently. In GGUF files everything but the large matrices is f32, 
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import BinaryIO, Literal
 import torch
 from torch import Tensor
 
+from stretto.convert._compressed import INT8, description
 from stretto.convert._export import HF_FILES, gguf_metadata, hf_files
 from stretto.convert._shared import replace_file
-from stretto.convert.gguf_ import write_gguf
+from stretto.convert.gguf_ import TYPE_OF_CODEC, write_gguf
 from stretto.convert.load import ModelFile, check_tensors, open_model, stored_rows, stored_values, value_shape
-from stretto.convert.safetensors_ import write_safetensors
+from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
 from stretto.core.codec import Codec
 from stretto.core.errors import RunError, UserError
@@ -33,7 +34,6 @@ Format = Literal["hf", "gguf"]
 Progress = Callable[[int, int], None]
 """`progress(done, total)`: bytes of tensors written so far."""
 
-_PLAIN = ("f32", "f16", "bf16")
 _STEP = 8 << 20  # bytes of fp32 values held while re-encoding
 
 
@@ -79,8 +79,9 @@ def convert(
 ) -> Report:
     """Write the model `src` as a checkpoint directory (`hf`) or a GGUF file (`gguf`) at `dst`.
 
-    dtype: number format of the matrices, f32 f16 bf16 or, in GGUF, any codec that can write (q8_0, q4_0, ...). None
-    keeps what is there; quantized matrices become f32 in a directory. Rows that a block format cannot cut are f16.
+    dtype: number format of the matrices, f32 f16 bf16, in a directory int8 and in GGUF any other codec that can write
+    (q8_0, q4_0, ...). None keeps what is there; what the target cannot hold becomes f32. Rows that a block format
+    cannot cut are f16. The embedding and the head of an int8 directory are not int8, as readers of it expect.
 
     `dst` appears when it is complete; nothing is left behind on failure. Raises UserError for an existing `dst`
     without `overwrite`, ModelFileError for what the target cannot express, RunError if the disk is full.
@@ -91,7 +92,7 @@ def convert(
         lm = LM(model.config)
     check_tensors(model, lm)
     kept: dict[str, str] = {}
-    choose = partial(_choose, to, dtype, kept)
+    choose = partial(_choose, to, dtype, kept, _ends(model) if to == "hf" else ())
     same_format = model.is_gguf == (to == "gguf")
     outs = _copies(model, lm, choose) if same_format else _translations(model, lm, to, choose)
     writer = _write_hf if to == "hf" else _write_gguf
@@ -105,10 +106,11 @@ def convert(
 
 
 def _check_target(src: Path, dst: Path, to: Format, dtype: str | None, overwrite: bool) -> None:
-    writable = sorted(card.name for card in CODECS.cards(Can.ENCODE))
-    names = _PLAIN if to == "hf" else tuple(writable)
     if to not in ("hf", "gguf"):
         raise UserError(f"unknown format {to!r}", try_="hf or gguf")
+    names = sorted(HELD if to == "hf" else {card.name for card in CODECS.cards(Can.ENCODE)} & TYPE_OF_CODEC.keys())
+    if to == "gguf" and dtype == "int8":
+        raise UserError("GGUF has no type for int8 rows with one scale each", try_="--dtype q8_0, or --to hf")
     if dtype is not None and dtype not in names:
         raise UserError(f"{dtype!r} cannot be written to {to}", why=f"supported: {', '.join(names)}")
     if to == "gguf" and dst.suffix != ".gguf":
@@ -135,16 +137,33 @@ def _check_target(src: Path, dst: Path, to: Format, dtype: str | None, overwrite
 
 
 def _choose(
-    to: Format, dtype: str | None, kept: dict[str, str], name: str, codecs: set[str], shape: tuple[int, ...]
+    to: Format,
+    dtype: str | None,
+    kept: dict[str, str],
+    ends: Collection[str],
+    name: str,
+    codecs: set[str],
+    shape: tuple[int, ...],
 ) -> str:
     """The codec of a matrix that is made of parts in `codecs`; exceptions are noted in `kept`."""
+    held = next(iter(codecs)) if len(codecs) == 1 else "f32"
+    can_stay = held in (HELD if to == "hf" else TYPE_OF_CODEC)
     if dtype is None:
-        only = next(iter(codecs)) if len(codecs) == 1 else "f32"
-        return only if to == "gguf" or only in _PLAIN else "f32"
+        return held if can_stay else "f32"
+    if dtype == INT8 and name in ends and held != INT8:
+        codec = held if can_stay else "bf16"
+        kept[name] = f"{codec}: readers of int8 checkpoints expect an embedding or a head in it"
+        return codec
     if shape[-1] % _codec(dtype).block:
         kept[name] = f"f16: rows of {shape[-1]} values are no multiple of {_codec(dtype).block}"
         return "f16"
     return dtype
+
+
+def _ends(model: ModelFile) -> list[str]:
+    """The embedding and, where there is one, the head of a checkpoint directory."""
+    names = model.family.hf_names(model.config)
+    return [names[ours].name for ours in ("embed.embed", "head.head") if ours in names]
 
 
 def _translations(
@@ -180,8 +199,8 @@ def _translations(
 
 
 def _main_codec(outs: Mapping[str, _Out]) -> str:
-    """The codec of most bytes."""
-    codecs = {out.codec for out in outs.values()}
+    """The codec of most bytes; int8 leaves open what the other numbers are, and does not count."""
+    codecs = {out.codec for out in outs.values()} - {INT8}
     return max(sorted(codecs), key=lambda c: sum(_nbytes(o) for o in outs.values() if o.codec == c))
 
 
@@ -310,7 +329,8 @@ def _write_gguf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Cal
 
 
 def _write_hf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Callable[[str], Packed]) -> list[str]:
-    files, notes = hf_files(model, _main_codec(outs))
+    rows = description(_table(outs), _ends(model)[0]) if any(out.codec == INT8 for out in outs.values()) else None
+    files, notes = hf_files(model, _main_codec(outs), rows)
     token = secrets.token_hex(4)
     part, old = (dst.with_name(f".{dst.name}.{token}.{end}") for end in ("part", "old"))
     try:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 
 import stretto.models
+from stretto.convert._compressed import Int8Rows, described
+from stretto.convert._shared import codec_named
 from stretto.convert.gguf_ import GGUFFile
 from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
@@ -94,13 +96,15 @@ def _open_hf(path: Path) -> ModelFile:
         raise ModelFileError(f"{path} has no config.json", why="a checkpoint directory is recognised by it")
     config = read_json(config_path)
     family = _family(lambda f: f.hf, _announced(config), str(config_path))
-    _refuse_quantized(config, config_path)
+    is_int8 = described(config, str(config_path))
+    config.pop("quantization_config", None)
     ours = family.from_hf(config)
-    file = open_checkpoint(path)
+    plain = open_checkpoint(path)
+    file = Int8Rows(plain) if is_int8 else plain
 
     def held(name: str) -> Held:
-        packed = file.packed(name)
-        return Held(codec=packed.codec.name, shape=packed.shape, nbytes=packed.nbytes)
+        codec, shape = file.held(name)
+        return Held(codec=codec, shape=shape, nbytes=codec_named(codec).nbytes(shape))
 
     return ModelFile(path, family, ours, family.hf_names(ours), file, held, {})
 
@@ -158,15 +162,6 @@ def _family(names: Callable[[Family], tuple[str, ...]], announced: object, where
         why=f"supported: {', '.join(sorted(known))}",
         try_=f"did you mean a model of {' or '.join(near)}?" if near else None,
     )
-
-
-def _refuse_quantized(config: Mapping[str, Any], path: Path) -> None:
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelFileError(
-            f"{path}: quantization_config {method!r} is not supported", why="supported: plain f32, f16, bf16 tensors"
-        )
 
 
 def load_model(

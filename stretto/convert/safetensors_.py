@@ -3,7 +3,7 @@
     u64 N (little endian) | N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}} | bytes of the tensors
 
 Offsets count from the end of the header. Tensors must cover the data exactly: no overlap, no hole. The JSON key
-`__metadata__` maps strings to strings.
+`__metadata__` maps strings to strings. Rows of int8 are two tensors: the integers, and the scales of the rows.
 """
 
 import json
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
+from torch import Tensor
+
+from stretto.codecs.int8 import split
+from stretto.convert._compressed import INT8, SCALE
 from stretto.convert._shared import (
     MAX_VALUES,
     absent,
@@ -22,7 +26,7 @@ from stretto.convert._shared import (
     product,
     quoted,
     replace_file,
-    write_bytes,
+    write_tensor,
 )
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.packed import Packed
@@ -35,6 +39,8 @@ _BITS |= {"U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 
 _BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _CODECS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _DTYPES = {codec: dtype for dtype, codec in _CODECS.items()}
+HELD = (*_DTYPES, INT8)
+"""Codecs that a file can hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,23 +76,41 @@ class SafetensorsFile:
         """The tensors, in the order of the header."""
         return list(self._entries)
 
-    def packed(self, name: str) -> Packed:
-        """A tensor as a view of the file. ModelFileError for unknown names and for dtypes other than F32 F16 BF16."""
-        entry = self._entries.get(name)
-        if entry is None:
-            raise absent(self.path, name, self._entries)
-        codec_name = _CODECS.get(entry.dtype)
-        if codec_name is None:
+    def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The dtype of a tensor as the file spells it, and its shape. ModelFileError for unknown names."""
+        entry = self._entry_of(name)
+        return entry.dtype, entry.shape
+
+    def raw(self, name: str) -> Tensor:
+        """The bytes of a tensor, uint8 [n]: a view of the file. ModelFileError for unknown names."""
+        entry = self._entry_of(name)
+        return self._bytes[self._start + entry.begin : self._start + entry.end]
+
+    def held(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The codec and the shape of a tensor. ModelFileError for unknown names and dtypes other than F32 F16 BF16."""
+        entry = self._entry_of(name)
+        codec = _CODECS.get(entry.dtype)
+        if codec is None:
             raise ModelFileError(
                 f"{self.path}: tensor {quoted(name)} has dtype {quoted(entry.dtype)}",
                 why="F32, F16 and BF16 can be read",
                 try_="a checkpoint in one of them",
             )
+        return codec, entry.shape
+
+    def packed(self, name: str) -> Packed:
+        """A tensor as a view of the file. Errors as those of `held`."""
+        codec_name, shape = self.held(name)
         codec = codec_named(codec_name)
         # Not `row_bytes` of the last dimension: a scalar has none.
-        width = entry.shape[-1] if entry.shape else 1
-        data = self._bytes[self._start + entry.begin : self._start + entry.end]
-        return Packed(codec, entry.shape, data.view(*entry.shape[:-1], codec.row_bytes(width)))
+        width = shape[-1] if shape else 1
+        return Packed(codec, shape, self.raw(name).view(*shape[:-1], codec.row_bytes(width)))
+
+    def _entry_of(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise absent(self.path, name, self._entries)
+        return entry
 
     def _entry(self, name: str, value: object) -> _Entry:
         """One checked line of the header (its place among the others is checked later)."""
@@ -149,11 +173,26 @@ class ShardedSafetensors:
         """The tensors, in the order of the index."""
         return list(self._files)
 
+    def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """As `SafetensorsFile.kind`."""
+        return self._shard(name).kind(name)
+
+    def raw(self, name: str) -> Tensor:
+        """As `SafetensorsFile.raw`."""
+        return self._shard(name).raw(name)
+
+    def held(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """As `SafetensorsFile.held`."""
+        return self._shard(name).held(name)
+
     def packed(self, name: str) -> Packed:
         """As `SafetensorsFile.packed`."""
+        return self._shard(name).packed(name)
+
+    def _shard(self, name: str) -> SafetensorsFile:
         if name not in self._shards:
             raise absent(self.path, name, self._files)
-        return self._shards[name].packed(name)
+        return self._shards[name]
 
     def _open(self, file: str) -> SafetensorsFile:
         # Only the spelling is checked: the model caches of hubs are directories of symbolic links to elsewhere.
@@ -194,40 +233,51 @@ def write_safetensors(
 ) -> None:
     """Write one file, holding one tensor at a time.
 
-    tensors: name -> (codec f32 | f16 | bf16, shape); load: name -> that tensor, called once each while writing.
+    tensors: name -> (codec f32 | f16 | bf16 | int8, shape); load: name -> that tensor, called once each while writing.
     metadata: the file's own strings; the default {"format": "pt"} is what other readers expect.
     Raises UserError for other codecs, RunError if it cannot be written; `path` is then as it was.
     """
-    made = {name: (codec_named(codec), codec, shape) for name, (codec, shape) in _aligned(tensors)}
+    parts = {name: _parts(name, codec, shape) for name, (codec, shape) in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    position = 0
-    for name, (codec, codec_name, shape) in made.items():
-        end = position + product(shape) * codec.block_bytes
-        header[name] = {"dtype": _DTYPES[codec_name], "shape": list(shape), "data_offsets": [position, end]}
+    begins, position = dict[str, int](), 0
+    # Numbers of many bytes first: then every tensor starts at a multiple of its item size.
+    for part in sorted((p for held in parts.values() for p in held), key=lambda p: -_BITS[p.dtype]):
+        begins[part.name], end = position, position + product(part.shape) * _BITS[part.dtype] // 8
+        header[part.name] = {"dtype": part.dtype, "shape": list(part.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, (codec, codec_name, shape) in made.items():
-            packed = load(name)
-            assert packed.codec.name == codec.name and packed.shape == shape, f"{name}: not {codec_name} {shape}"
-            write_bytes(file, packed)
+        for name in sorted(parts, key=lambda name: begins[parts[name][0].name]):
+            packed, (codec, shape) = load(name), tensors[name]
+            assert packed.codec.name == codec and packed.shape == shape, f"{name}: not {codec} {shape}"
+            values = split(packed) if codec == INT8 else (packed.data,)
+            for part, value in zip(parts[name], values, strict=True):
+                file.seek(8 + len(text) + begins[part.name])
+                write_tensor(file, value)
 
     replace_file(Path(path), write)
 
 
-def _aligned(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-) -> list[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """The tensors, four-byte ones first: then every one starts at a multiple of its item size."""
-    for name, (codec, _) in tensors.items():
-        if codec not in _DTYPES:
-            raise UserError(f"tensor {quoted(name)}: safetensors files hold {', '.join(_DTYPES)}, not {codec!r}")
-        if name == "__metadata__":
-            raise UserError("a tensor cannot be called '__metadata__'", why="the format uses that name")
-    return sorted(tensors.items(), key=lambda item: item[1][0] != "f32")
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tensor of the file: one of ours, or the integers or the scales of one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _parts(name: str, codec: str, shape: tuple[int, ...]) -> tuple[_Part, ...]:
+    if name == "__metadata__":
+        raise UserError("a tensor cannot be called '__metadata__'", why="the format uses that name")
+    if codec == INT8:
+        return _Part(name, "I8", shape), _Part(name + SCALE, "F32", (*shape[:-1], 1))
+    if codec not in _DTYPES:
+        raise UserError(f"tensor {quoted(name)}: safetensors files hold {', '.join(HELD)}, not {codec!r}")
+    return (_Part(name, _DTYPES[codec], shape),)
 
 
 def _load_json(path: Path, text: bytes) -> dict[str, Any]:

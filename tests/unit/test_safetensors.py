@@ -59,6 +59,25 @@ def test_the_package_reads_what_we_write(tmp_path):
         assert ours.packed(name).data.data_ptr() % tensors[name].element_size() == 0
 
 
+def test_rows_of_int8_are_two_tensors(tmp_path):
+    """Of any width, and no tensor at an odd address."""
+    x = {"a": torch.randn(3, 5), "b": torch.randn(7, 33), "c": torch.randn(1, 1)}
+    ours = {name: CODECS.card("int8").make().encode(value) for name, value in x.items()}
+    ours |= {name: CODECS.card(name).make().encode(torch.randn(3)) for name in ("bf16", "f32")}
+    table = {name: (packed.codec.name, packed.shape) for name, packed in ours.items()}
+    write_safetensors(tmp_path / "m.safetensors", table, ours.__getitem__)
+    theirs = load_file(tmp_path / "m.safetensors")
+    for name, value in x.items():
+        codes, scales = theirs[name], theirs[f"{name}_scale"]
+        assert (codes.dtype, scales.dtype, scales.shape) == (torch.int8, torch.float32, (len(value), 1))
+        assert torch.equal(codes * scales, ours[name].decode(torch.float32))
+    assert len(theirs) == 8 and torch.equal(theirs["bf16"].float(), ours["bf16"].decode(torch.float32))
+    data = (tmp_path / "m.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    for name, held in theirs.items():
+        assert header[name]["data_offsets"][0] % held.element_size() == 0
+
+
 def test_packed_is_a_view_of_the_file(tmp_path):
     save_file({"w": torch.ones(9)}, tmp_path / "m.safetensors")
     file = SafetensorsFile(tmp_path / "m.safetensors")
