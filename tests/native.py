@@ -7,7 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from stretto.core.card import CODECS, Can
 from stretto.core.env import read_env
+from stretto.core.packed import Packed
 from stretto.kernels.native.build import build, supported_levels
 from stretto.kernels.native.library import Pool, load
 from stretto.kernels.native.tape import ALL_ROWS, Tape
@@ -24,6 +26,20 @@ def pool(level: str = LEVELS[0], num_threads: int = 2) -> Pool:
 
 def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(values))(*values)
+
+
+def stored(codec: str, rows: int, width: int) -> Packed:
+    """A random tensor of this codec; of codecs that are only read, random bytes with sensible scales."""
+    card = CODECS.card(codec)
+    made = card.make()
+    if Can.ENCODE in card.can:
+        return made.encode(torch.randn(rows, width) * torch.rand(rows, 1) * 4)
+    data = torch.randint(0, 256, (rows, width // made.block, made.block_bytes), dtype=torch.uint8)
+    scale = (torch.rand(rows, width // made.block) * 0.02 - 0.005).half().view(torch.uint8).view(rows, -1, 2)
+    places = {"q6_k": [208], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}[codec]
+    for place in places:
+        data[..., place : place + 2] = scale
+    return Packed(made, (rows, width), data.flatten(1))
 
 
 def run_rows(

@@ -13,7 +13,8 @@ from stretto.core.card import Can, Card
 from stretto.core.channel import Channel
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
-from stretto.kernels.rowwise import Activation, glu
+from stretto.kernels.mlp import gated_mlp
+from stretto.kernels.rowwise import Activation
 
 
 class Dense(Channel):
@@ -39,9 +40,15 @@ class Dense(Channel):
 
     def forward(self, x_TD: Tensor, seqs: Seqs) -> Tensor:
         """[T, D] -> [T, D]."""
-        gate_TF, up_TF = self.gate_up.split(self.gate_up(x_TD, seqs))
-        act_TF = glu(gate_TF, up_TF, activation=self.config.activation, num_step_rows=seqs.num_step_rows)
-        return self.down(act_TF, seqs)  # type: ignore[no-any-return]
+        return gated_mlp(
+            x_TD,
+            self.gate_up.held,
+            self.down.held,
+            gate_up_bias=self.gate_up.bias,
+            down_bias=self.down.bias,
+            activation=self.config.activation,
+            num_step_rows=seqs.num_step_rows,
+        )
 
 
 CARD = Card(

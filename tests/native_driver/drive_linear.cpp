@@ -1,4 +1,5 @@
 #include "driver.h"
+#include "gated.cpp"
 #include "linear.cpp"
 #include "weights.cpp"
 
@@ -93,6 +94,38 @@ void drive(const Runner& runner, Random& random, int format, int rows, int d_in,
                [&](Outputs& out) { looked_up.read(out); });
 }
 
+// Gate and up of an MLP, into fixed point: the bytes that its next product reads.
+void drive_gated(const Runner& runner, Random& random, int format, int rows, int d_in, int d_hidden) {
+    Source source(random, format, 2 * d_hidden, d_in);
+    Buffer<uint8_t> tiles(2 * d_hidden / TILE * weight_tile_bytes(format, d_in));
+    PackArgs pack = {d_in, 2 * d_hidden, format, 0, source.get(), source.row_bytes, tiles.get()};
+    Step step = {};
+    int32_t coarse = random.below(2), starts[3] = {0, random.below(rows + 1), rows};
+    step.num_rows = rows, step.starts = starts, step.num_seqs = 2, step.num_step_seqs = 1;
+    Matrix x(random, rows, d_in);
+    x.fill(random, 3.0f);
+    int groups = d_hidden / GROUP;
+    Buffer<Block> fixed(ceil_div(rows, 8) * (d_in / GROUP)), hidden(ceil_div(rows, 8) * groups);
+    Buffer<float> bias(2 * d_hidden);
+    for (int i = 0; i < 2 * d_hidden; i++) bias[i] = random.value();
+    QuantizeArgs quantize = {{ALL_ROWS, 0}, d_in, coarse, x.get(), x.stride(), fixed.get()};
+    GatedArgs gated = {{ALL_ROWS, 0}, d_in,        d_hidden,
+                       format,        coarse,      random.below(2),
+                       0,             tiles.get(), random.below(2) ? bias.get() : nullptr,
+                       fixed.get(),   hidden.get()};
+    Ops ops = {OP(pack_weight, pack), OP(quantize, quantize), OP(gated, gated)};
+    runner.run("quantize gated", ops, step, [&] { fixed.poison(), hidden.poison(); }, [&](Outputs& out) {
+        for (int r = 0; r < rows; r++)
+            for (int g = 0; g < groups; g++) {
+                const Block& block = hidden[r / 8 * groups + g];
+                bool is_coarse = coarse && r >= starts[1];
+                for (int i = 0; i < (is_coarse ? 32 : 64); i++) out.push_back(block.planes[r % 8][i]);
+                out.push_back(block.scales[r % 8]), out.push_back(block.sums[r % 8]);
+                for (int half = 0; half < 2; half++) out.push_back(float(block.isums[r % 8][half]));
+            }
+    });
+}
+
 }  // namespace
 
 void drive_linear(const Runner& runner) {
@@ -106,6 +139,9 @@ void drive_linear(const Runner& runner) {
             drive(runner, random, format, rows, d_in, random.one_of({1, 15, 16, 17, 32, 33, 70}));
         }
         drive(runner, random, format, 3, inputs == 1 ? 130 : 256, 900);  // several chunks
+        if (inputs == 1) continue;
+        for (int rows : {1, 3, 8, 33, 70})
+            drive_gated(runner, random, format, rows, inputs == 256 ? 512 : 288, random.one_of({32, 96, 320}));
     }
 }
 

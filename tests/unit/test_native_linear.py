@@ -6,27 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import LEVELS, pool, run_rows
+from native import LEVELS, pool, run_rows, stored
 from torch import Tensor
 
-from stretto.core.card import CODECS, Can
+from stretto.core.card import CODECS
 from stretto.core.packed import Packed
 from stretto.kernels.linear import lookup, matmul
 from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack, storage
-
-
-def stored(codec: str, rows: int, width: int) -> Packed:
-    """A random tensor of this codec; of codecs that are only read, random bytes with sensible scales."""
-    card = CODECS.card(codec)
-    made = card.make()
-    if Can.ENCODE in card.can:
-        return made.encode(torch.randn(rows, width) * torch.rand(rows, 1) * 4)
-    data = torch.randint(0, 256, (rows, width // made.block, made.block_bytes), dtype=torch.uint8)
-    scale = (torch.rand(rows, width // made.block) * 0.02 - 0.005).half().view(torch.uint8).view(rows, -1, 2)
-    places = {"q6_k": [208], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}[codec]
-    for place in places:
-        data[..., place : place + 2] = scale
-    return Packed(made, (rows, width), data.flatten(1))
 
 
 def product(x: Tensor, segments: Sequence[Packed], bias: Tensor | None = None, **where: object) -> Tensor:

@@ -74,13 +74,18 @@ class Linear(nn.Module):
         """Bytes that one product streams."""
         return self.layout.nbytes if self.layout is not None else self.weight.nbytes
 
+    @property
+    def held(self) -> Weight:
+        """The matrix, in whatever layout it is held."""
+        return self.layout if self.layout is not None else self.weight
+
     def forward(self, x_TD: Tensor, seqs: Seqs | None = None) -> Tensor:
         """[T, d_in] -> [T, d_out]. The step rows of `seqs` get bits that do not depend on the other rows."""
         return self.product(x_TD, seqs.num_step_rows if seqs is not None else 0)
 
     def product(self, x_TD: Tensor, num_step_rows: int) -> Tensor:
         """[T, d_in] -> [T, d_out], the first `num_step_rows` of them step rows."""
-        return matmul(x_TD, self.layout or self.weight, self.bias, num_step_rows=num_step_rows)
+        return matmul(x_TD, self.held, self.bias, num_step_rows=num_step_rows)
 
     def lookup(self, tokens_T: Tensor, scale: float = 1.0) -> Tensor:
         """scale * W[tokens], [T, d_in]."""

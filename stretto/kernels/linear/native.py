@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stretto.core.packed import Packed
 from stretto.kernels.native.library import Pool
-from stretto.kernels.native.tape import ALL_ROWS, Rows, Tape, aligned, current, why_not_here
+from stretto.kernels.native.tape import ALL_ROWS, Rows, aligned, current, why_not_here
 
 LAYOUTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "int8", "f32", "f16", "bf16")
 """Codecs with a native layout, in the order of `Format` in src/formats.h."""
 PLAIN = ("f32", "f16", "bf16")
-_TILE, _GROUP, _BLOCK = 32, 32, 640  # rows of a tile, inputs of a group, bytes of eight rows and one group
+TILE = 32  # rows of a tile
+_GROUP, _BLOCK = 32, 640  # inputs of a group, bytes of eight rows and one group
 _READ_CHUNK = 64 << 10
 
 
@@ -138,8 +139,8 @@ def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
     d_out = sum(packed.shape[0] for packed in run)
     layout = LAYOUTS.index(storage(codec, d_in))
     tile_bytes = pool.library.tile_bytes(layout, d_in)
-    data = aligned((-(-d_out // _TILE) * tile_bytes,), torch.uint8)
-    if all(packed.shape[0] % _TILE == 0 for packed in run[:-1]):
+    data = aligned((-(-d_out // TILE) * tile_bytes,), torch.uint8)
+    if all(packed.shape[0] % TILE == 0 for packed in run[:-1]):
         pieces = list(run)
     else:  # a tile spans two segments: join their bytes first
         joined = torch.cat([packed.data for packed in run])
@@ -148,7 +149,7 @@ def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
     for packed in pieces:
         source = packed.data.contiguous()
         kept.append(source)
-        start = data.data_ptr() + first // _TILE * tile_bytes
+        start = data.data_ptr() + first // TILE * tile_bytes
         args = _PackArgs(d_in, packed.shape[0], layout, 0, source.data_ptr(), source.shape[-1], start)
         calls.append(("pack_weight", args))
         first += packed.shape[0]
@@ -163,20 +164,49 @@ def why_not(x: Tensor, weight: object) -> str | None:
 
 def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_rows: int) -> Tensor:
     """Record y = x W^T + bias: x [T, D] fp32 (rows contiguous) -> y [T, O] fp32. Every row is reproducible."""
-    tape, (d_out, d_in) = current(), weight.shape
-    assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+    d_in = weight.shape[1]
     assert x_TD.dtype == torch.float32 and x_TD.shape[1] == d_in and x_TD.stride(1) == 1
-    y = tape.like(x_TD, d_out)
     fixed = None
     if any(part.codec not in PLAIN for part in weight.parts):
-        key = ("fixed point", x_TD.storage_offset(), d_in, x_TD.stride(0))
-        fixed = tape.derived(x_TD, key, lambda: _quantize(tape, x_TD))
+        fixed = fixed_point(x_TD)
+    return product(x_TD, fixed, weight, bias)
+
+
+def fixed_point(x_TD: Tensor) -> Tensor:
+    """Record the fixed-point form of x [T, D] fp32, once: [T, bytes] uint8, in blocks of eight rows and 32 inputs."""
+    tape, d_in = current(), x_TD.shape[1]
+
+    def quantize() -> Tensor:
+        blocks = fixed_point_rows(x_TD, d_in)
+        args = QuantizeArgs(tape.rows(x_TD), d_in, tape.coarse_prompts, x_TD.data_ptr(), x_TD.stride(0))
+        args.out = blocks.data_ptr()
+        tape.emit("quantize", args)
+        return blocks
+
+    return tape.derived(x_TD, ("fixed point", x_TD.storage_offset(), d_in, x_TD.stride(0)), quantize)
+
+
+def fixed_point_rows(x: Tensor, d_in: int) -> Tensor:
+    """A buffer for the fixed-point form of `d_in` values of every row that `x` holds."""
+    assert d_in % _GROUP == 0, "rows of quantized weights are whole groups"
+    return current().like(x, d_in // _GROUP * _BLOCK // 8, dtype=torch.uint8)
+
+
+def product(x: Tensor, fixed: Tensor | None, weight: NativeWeight, bias: Tensor | None) -> Tensor:
+    """Record y = x W^T + bias, [T, O] fp32.
+
+    Quantized parts read `fixed`, the fixed-point form of x; plain parts read x. Where there are none, x may be any
+    buffer for the same rows.
+    """
+    tape, (d_out, d_in) = current(), weight.shape
+    assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+    y = tape.like(x, d_out)
     first = 0
     for part in weight.parts:
         tape.emit(
             "matmul",
             MatmulArgs(
-                tape.rows(x_TD),
+                tape.rows(x),
                 d_in,
                 part.num_rows,
                 LAYOUTS.index(part.codec),
@@ -185,8 +215,8 @@ def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_
                 part.data.data_ptr(),
                 None if bias is None else bias.data_ptr() + bias.itemsize * first,
                 None if fixed is None else fixed.data_ptr(),
-                x_TD.data_ptr(),
-                x_TD.stride(0),
+                x.data_ptr(),
+                x.stride(0),
                 y.data_ptr() + 4 * first,
                 y.stride(0),
             ),
@@ -204,13 +234,3 @@ def lookup(tokens_T: Tensor, weight: NativeWeight, *, scale: float) -> Tensor:
     sizes = (weight.shape[1], LAYOUTS.index(part.codec), part.data.data_ptr(), scale, 0)
     tape.emit("embed", _EmbedArgs(*sizes, y.data_ptr(), y.stride(0)), part.data)
     return y
-
-
-def _quantize(tape: Tape, x: Tensor) -> Tensor:
-    """Record the fixed-point form of x, in blocks of eight rows and 32 inputs."""
-    d_in = x.shape[1]
-    assert d_in % _GROUP == 0, "rows of quantized weights are whole groups"
-    blocks = tape.like(x, d_in // _GROUP * _BLOCK // 8, dtype=torch.uint8)
-    args = QuantizeArgs(tape.rows(x), d_in, tape.coarse_prompts, x.data_ptr(), x.stride(0), blocks.data_ptr())
-    tape.emit("quantize", args)
-    return blocks

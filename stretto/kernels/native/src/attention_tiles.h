@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <type_traits>
 
+#include "functions.h"
 #include "lanes.h"
 #include "op.h"
 

@@ -1,7 +1,7 @@
 // What stands between products and attention: norms, rotations, activations, residual sums. All in fp32, one row at a
 // time, in one order; chunks are blocks of rows, so a decode step runs each of them inline.
+#include "functions.h"
 #include "op.h"
-#include "vec.h"
 
 using namespace vec;
 
@@ -131,11 +131,6 @@ struct GluArgs {
     float* y;
     int64_t y_stride;
 };
-
-INLINE F32 gelu(F32 x) {  // x / (1 + exp(-2 z)), z = sqrt(2 / pi) (x + 0.044715 x^3)
-    F32 z = mul(mul(set1(-1.5957691216057308f), x), fma(mul(set1(0.044715f), x), x, set1(1.0f)));
-    return div(x, add(set1(1.0f), exp(z)));
-}
 
 int64_t chunks(const GluArgs& a, const Step& step) { return row_chunks(a.rows, step); }
 

@@ -7,8 +7,8 @@
 // prefill, in a draft and in a replay. A state belongs to one sequence: nobody else reads where a sequence writes.
 #include <type_traits>
 
+#include "functions.h"
 #include "paths.h"
-#include "vec.h"
 
 using namespace vec;
 

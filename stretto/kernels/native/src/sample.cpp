@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "functions.h"
 #include "op.h"
 #include "sample.h"
-#include "vec.h"
 
 using namespace vec;
 using sampling::Row;

@@ -1,6 +1,6 @@
 // The short convolution along a sequence. States are kept and replayed as in recurrent.cpp.
+#include "functions.h"
 #include "paths.h"
-#include "vec.h"
 
 using namespace vec;
 

@@ -1,0 +1,71 @@
+"""Gated MLPs recorded on the tape (src/gated.cpp): what lies between the products is rounded where it is computed."""
+
+import ctypes
+from ctypes import c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from stretto.kernels.linear import Weight
+from stretto.kernels.linear.native import LAYOUTS, PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
+from stretto.kernels.native.tape import Rows, current, why_not_here
+from stretto.kernels.rowwise import Activation
+
+
+class _GatedArgs(ctypes.Structure):
+    _fields_ = [
+        ("rows", Rows),
+        ("d_in", c_int32),
+        ("d_hidden", c_int32),
+        ("format", c_int32),
+        ("coarse_prompts", c_int32),
+        ("act", c_int32),
+        ("unused", c_int32),
+        ("tiles", c_void_p),
+        ("bias", c_void_p),
+        ("fixed", c_void_p),
+        ("out", c_void_p),
+    ]
+
+
+def why_not(x: Tensor, gate_up: Weight, down: Weight) -> str | None:
+    """Quantized tiles of one codec for gate and up, quantized ones for down, and a tape must be there to record on."""
+    if not (isinstance(gate_up, NativeWeight) and isinstance(down, NativeWeight)):
+        return "the weights are not in tiles"
+    if len(gate_up.parts) > 1 or any(part.codec in PLAIN for part in (*gate_up.parts, *down.parts)):
+        return "gate and up have two codecs, or a weight is not quantized"
+    if down.shape[1] % TILE:
+        return f"the hidden width is no multiple of {TILE}"
+    return why_not_here()
+
+
+def gated_mlp(
+    x_TD: Tensor,
+    gate_up: NativeWeight,
+    down: NativeWeight,
+    biases: tuple[Tensor | None, Tensor | None],
+    *,
+    activation: Activation,
+    num_step_rows: int,
+) -> Tensor:
+    """See `stretto.kernels.mlp.gated_mlp`; x fp32 (rows contiguous). Every row is reproducible, and has the bits of the
+    three operations by themselves."""
+    tape, ((part,), bias), d_hidden = current(), (gate_up.parts, biases[0]), down.shape[1]
+    assert x_TD.dtype == torch.float32 and x_TD.stride(1) == 1 and gate_up.shape == (2 * d_hidden, x_TD.shape[1])
+    assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
+    fixed, hidden = fixed_point(x_TD), fixed_point_rows(x_TD, d_hidden)
+    args = _GatedArgs(
+        tape.rows(x_TD),
+        x_TD.shape[1],
+        d_hidden,
+        LAYOUTS.index(part.codec),
+        tape.coarse_prompts,
+        ("silu", "gelu_tanh").index(activation),
+        0,
+        part.data.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        fixed.data_ptr(),
+        hidden.data_ptr(),
+    )
+    tape.emit("gated", args, part.data, bias)
+    return product(hidden, hidden, down, biases[1])
