@@ -5,8 +5,9 @@
 Every round measures everything once, and a read-only pass over as many bytes as a step streams right before and after
 each kind of step: the bound at that moment. Steps are those of the engine, with real text. A verification holds a
 pending token and fifteen drafts; it is also bound by what both threads multiply at that moment, which is what they
-reach for 64 rows with weights in a cache (two processors of a shared machine can be one core). Start-up and memory are
-those of processes of their own. Nothing here is a test.
+reach for 64 rows with weights in a cache (two processors of a shared machine can be one core). What 8-bit prompts
+change is said in perplexity and divergence. Start-up and memory are those of processes of their own. Nothing here is a
+test.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from stretto import LLM, Sampling
 from stretto.cli.bench import prompt_of
 from stretto.codecs.q4_1 import Q4_1
 from stretto.core.costs import Machine, prefill_bound
+from stretto.core.plan import StepPlan
+from stretto.core.seqs import Seqs
 from stretto.engine.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
 from stretto.engine.record import as_record, result
 from stretto.kernels.linear import matmul
@@ -109,6 +112,13 @@ class Bench:
                 self.add(f"{name} {n}", "tokens/s", found, bound)
             for part, seconds in parts_of_prompt(llm, prompt_of(llm, 1024, offset=turn)).items():
                 self.add(f"{name} 1024: {part}", "ms", 1e3 * seconds)
+        text = prompt_of(self.llm, 1024, offset=turn)
+        exact, coarse = (scores(llm, text) for llm in (self.llm, self.coarse))
+        for logprobs, name in ((exact, "prefill"), (coarse, "prefill, int8")):
+            own = logprobs[:-1].gather(1, torch.tensor(text[1:])[:, None])
+            self.add(f"{name} 1024: perplexity of the prompt", "", float((-own.mean()).exp()))
+        kl = (exact.exp() * (exact - coarse)).sum(1).mean()
+        self.add("prefill, int8 1024: divergence (KL) from exact, per token", "nats", float(kl))
 
     def pass_seconds(self) -> float:
         """Reading as many bytes as the weights have, once."""
@@ -178,7 +188,7 @@ def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
     captured, found = llm.engine.captured, {"products": 0.0, "attention": 0.0, "everything else": 0.0}
     assert captured is not None
     run, profile = captured.tape.run, captured.tape.profile
-    names = {"matmul": "products", "attention": "attention"}
+    names = {"matmul": "products", "gated": "products", "attention": "attention"}
 
     def profiled() -> None:
         run()  # once plainly: the profile computes the same again
@@ -191,6 +201,23 @@ def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
     finally:
         del captured.tape.run
     return found
+
+
+def scores(llm: LLM, prompt: list[int]) -> Tensor:
+    """Log-probabilities after every token of a prompt [T, vocabulary], computed as prompts are."""
+    engine, found = llm.engine, []
+    captured, cache = engine.captured, engine.cache
+    assert captured is not None
+    cache.admit(-1)
+    for first in range(0, len(prompt), captured.tape.room):
+        part = prompt[first : first + captured.tape.room]
+        seqs = Seqs.of([len(part)], [first])
+        assert cache.reserve(-1, len(part))
+        caches = cache.pack([-1], seqs)
+        found.append(captured(StepPlan(part, seqs, range(len(part)), caches)).logits.double().log_softmax(1))
+        cache.commit([-1], seqs, [()])
+    cache.release(-1)
+    return torch.cat(found)
 
 
 @contextmanager

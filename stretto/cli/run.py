@@ -55,7 +55,7 @@ class Options:
         choices=("auto", "native", "torch"),
     )
     prefill: str = option(
-        "exact, or int8: faster prompts with activations rounded to 8 bits (native only)",
+        "exact, or int8: faster prompts, activations rounded to 8 bits and attention to 16 (native only)",
         default="exact",
         choices=("exact", "int8"),
     )

@@ -47,8 +47,8 @@ MAX_AHEAD = 16  # plain steps in a row
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """Sizes. context: longest sequence; max_seqs: requests that run at once; max_rows: token budget of a step;
-    memory_bytes: for the cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels multiply prompts
-    with 8-bit activations."""
+    memory_bytes: for the cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels compute prompts
+    with 8-bit activations and 16-bit attention."""
 
     context: int
     max_seqs: int = 32

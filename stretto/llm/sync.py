@@ -42,10 +42,10 @@ class LLM:
     (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
     `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
-    faster and rounds activations of prompts to 8 bits (native only). context: longest sequence, default what the model
-    was made for. max_rows: most rows of a step, of prompts and drafts; default 128 on native kernels, whose caches hold
-    the activations of so many, and 512 through torch. note: gets one line when the kernels are compiled, which happens
-    once.
+    faster: prompts, and only prompts, are multiplied with 8-bit activations and attend in 16-bit integers (native
+    only). context: longest sequence, default what the model was made for. max_rows: most rows of a step, of prompts and
+    drafts; default 128 on native kernels, whose caches hold the activations of so many, and 512 through torch. note:
+    gets one line when the kernels are compiled, which happens once.
     Raises UserError and its subclasses (see stretto.core.errors).
     """
 

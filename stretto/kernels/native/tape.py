@@ -44,7 +44,8 @@ class Tape:
     """A list of operations with the buffers they work on.
 
     max_rows: room for rows of activations; max_out: for rows that the head needs; context: positions a row may have.
-    coarse_prompts: sequences that are not in step form are multiplied with 8-bit activations instead of 16-bit ones.
+    coarse_prompts: sequences that are not in step form are multiplied with 8-bit activations instead of 16-bit ones,
+    and attend in 16-bit integers instead of fp32.
     step: the rows of the next run.
 
     Operations run in the order of recording, so the memory of a buffer that nobody holds any more goes to the next one:
