@@ -149,8 +149,10 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
     from stretto.kernels.pick import BACKENDS, explain
 
     heads, rows = torch.zeros(4, 2, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
+    held = rows if cannot_pack(rows) else prepack(rows)
     arguments = {
-        "linear": (rows, rows if cannot_pack(rows) else prepack(rows)),
+        "linear": (rows, held),
+        "mlp": (rows, held, held),
         "rope": (heads,),
         "attention": (heads, heads, heads),
         "glr": (heads, heads, heads),
