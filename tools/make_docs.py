@@ -1,6 +1,6 @@
-"""Writes the generated pages: docs/CATALOGUE.md from the cards, docs/CLI.md from the help pages, and the table of
-measured numbers in README.md from bench/records/. With `--check` nothing is written: stale pages are shown as a diff
-and the exit code is 1.
+"""Writes the generated pages: docs/CATALOGUE.md from the cards, docs/CLI.md from the help pages, docs/MEASURED.md and
+the comparison in README.md from bench/records/. With `--check` nothing is written: stale pages are shown as a diff and
+the exit code is 1.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from records import Record, newest, read_records
+from records import Record, Result, newest, read_records
 from stretto.core.card import REGISTRIES, Can, Card, Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def pages(root: Path) -> dict[Path, str]:
     """Every generated file and what must stand in it now."""
-    readme = root / "README.md"
+    readme, records = root / "README.md", newest(read_records(root / "bench" / "records"))
     return {
         root / "docs" / "CATALOGUE.md": catalogue(REGISTRIES),
         root / "docs" / "CLI.md": cli_page(),
-        readme: with_measured(readme.read_text(encoding="utf-8"), read_records(root / "bench" / "records")),
+        root / "docs" / "MEASURED.md": measured(records),
+        readme: with_comparison(readme.read_text(encoding="utf-8"), records),
     }
 
 
@@ -127,35 +128,58 @@ def fenced(text: str) -> str:
 # -- measured numbers --------------------------------------------------------------------------------------------------
 
 
-def with_measured(readme: str, records: Sequence[Record]) -> str:
-    """The README with the table between its two marks written again."""
+def measured(records: Sequence[Record]) -> str:
+    """One section per record: where and how it was measured; medians, spread and share of the stated bound."""
+    parts = ["# Measured", "Written by `make docs` from `bench/records/`, where every sample is; do not edit."]
+    for record in records:
+        columns: dict[str, list[str]] = {title: [] for title in ("quantity", "median", "spread", "of bound")}
+        for result in record.results:
+            share = f"{result.value / result.bound:.0%} of {result.bound:.4g}" if result.bound else ""
+            spread = "{:.4g} to {:.4g}, of {}".format(*result.spread, result.median_of)
+            row = result.quantity, f"{result.value:.4g} {result.unit}".rstrip(), spread, share
+            for column, cell in zip(columns.values(), row, strict=True):
+                column.append(cell)
+        how = f"{record.where}; {record.date}, commit {record.commit[:9]}; `{record.command}`"
+        parts += [f"## {record.name}", how, table({title: column for title, column in columns.items() if any(column)})]
+    return "\n\n".join(parts) + "\n"
+
+
+def with_comparison(readme: str, records: Sequence[Record]) -> str:
+    """The README with what lies between its two marks written again: every record that compares systems,
+    those with the most systems first."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, f"README.md has lost its marks {BEGIN!r} and {END!r}"
-    return f"{before}{BEGIN}\n{measured(records)}\n{END}{after}"
+    compare = [record for record in records if "systems" in record.machine]
+    tables = "\n\n".join(map(comparison, sorted(compare, key=lambda record: -len(record.machine["systems"]))))
+    return f"{before}{BEGIN}\n{tables or 'No record yet.'}\n{END}{after}"
 
 
-def measured(records: Sequence[Record]) -> str:
-    """The newest record of every name: median, spread, share of the stated bound, where and how it was measured.
-
-    Of a record that compares systems (`machine.systems`), only our rows are shown; the chart has the others.
-    """
-    columns: dict[str, list[str]] = {
-        title: [] for title in ("quantity", "median (spread)", "of bound", "machine", "date, commit", "command")
-    }
-    for record in newest(records):
-        compares = "systems" in record.machine
-        for result in record.results:
-            if compares and not result.quantity.endswith(": stretto"):
-                continue
-            low, high = result.spread
-            share = f"{result.value / result.bound:.0%} of {result.bound:.4g}" if result.bound else ""
-            spread = f"{result.value:.4g} {result.unit} ({low:.4g} to {high:.4g}, of {result.median_of})"
-            cells = (f"{record.name}: {result.quantity}", spread, share, record.where)
-            row = (*cells, f"{record.date}, {record.commit[:9]}", f"`{record.command}`")
-            for column, cell in zip(columns.values(), row, strict=True):
+def comparison(record: Record) -> str:
+    """Of a record whose quantities are "QUANTITY: SYSTEM": ours beside the best of the others, and how many times as
+    good ours is."""
+    ours: dict[str, list[Result]] = {}
+    others: dict[str, list[Result]] = {}
+    for result in record.results:
+        quantity, _, system = result.quantity.partition(": ")
+        (ours if system.startswith("stretto") else others).setdefault(quantity, []).append(result)
+    columns: dict[str, list[str]] = {title: [] for title in ("quantity", "stretto", "best other", "times as good")}
+    for quantity, own in ours.items():
+        is_rate = "/s" in own[0].unit
+        best = (max if is_rate else min)(others[quantity], key=lambda result: result.value)
+        for result in own:
+            _, _, variant = result.quantity.partition(": stretto")
+            name = f"{quantity} ({variant.lstrip(', ')})" if variant else quantity
+            ratio = result.value / best.value if is_rate else best.value / result.value
+            cells = (name, _value(result), f"{_value(best)} ({best.quantity.partition(': ')[2]})", f"{ratio:.2f}")
+            for column, cell in zip(columns.values(), cells, strict=True):
                 column.append(cell)
-    return table(columns) if columns["quantity"] else "No record yet."
+    how = f"{record.where}; {record.date}, commit {record.commit[:9]}; `{record.command}`"
+    return f"**{record.name}.** {how}\n\n{table(columns)}"
+
+
+def _value(result: Result) -> str:
+    return f"{result.value:,.3g} {result.unit}" if result.value < 1000 else f"{result.value:,.0f} {result.unit}"
 
 
 if __name__ == "__main__":

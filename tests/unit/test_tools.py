@@ -1,6 +1,7 @@
 """The set-up and the generator of the pages."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,37 @@ def write(folder: Path, name: str, data: dict[str, Any]) -> None:
 # -- records and the table of numbers ----------------------------------------------------------------------------------
 
 
-def test_a_record_becomes_one_row_with_its_share_of_the_bound(tmp_path: Path) -> None:
+def test_a_record_becomes_a_section_with_shares_of_bounds(tmp_path: Path) -> None:
     write(tmp_path, "a.json", record())
-    row = make_docs.measured(records.read_records(tmp_path)).splitlines()[2]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == [
-        "toy: decode",
-        "2 tokens/s (1 to 3, of 3)",
-        "50% of 4",
-        "abacus, 2 cores",
-        "2025-01-02, 012345678",
-        "`count beads`",
+    page = make_docs.measured(records.read_records(tmp_path))
+    assert "## toy\n\nabacus, 2 cores; 2025-01-02, commit 012345678; `count beads`\n" in page
+    assert page.splitlines()[-1] == "| decode | 2 tokens/s | 1 to 3, of 3 | 50% of 4 |"
+
+
+def test_ours_stands_beside_the_best_of_the_others(tmp_path: Path) -> None:
+    def result(quantity: str, value: float, unit: str) -> dict[str, Any]:
+        return {
+            "quantity": quantity, "value": value, "unit": unit, "median_of": 1, "spread": [value, value], "bound": None
+        }  # fmt: skip
+
+    results = [
+        result("decode: stretto Q4", 30.0, "tokens/s"),
+        result("decode: other", 10.0, "tokens/s"),
+        result("decode: another", 20.0, "tokens/s"),
+        result("load: stretto", 1500.0, "ms"),
+        result("load: stretto, warm", 100.0, "ms"),
+        result("load: other", 300.0, "ms"),
+        result("load: another", 500.0, "ms"),
+    ]
+    write(tmp_path, "a.json", record(results=results, machine={"cpu": "abacus", "systems": {}}))
+    write(tmp_path, "b.json", record(name="alone"))
+    readme = f"{make_docs.BEGIN}\n{make_docs.END}"
+    page = make_docs.with_comparison(readme, records.read_records(tmp_path))
+    assert "alone" not in page
+    assert page.splitlines()[-4:-1] == [
+        "| decode (Q4) | 30 tokens/s | 20 tokens/s (another) | 1.50 |",
+        "| load | 1,500 ms | 300 ms (other) | 0.20 |",
+        "| load (warm) | 100 ms | 300 ms (other) | 3.00 |",
     ]
 
 
@@ -55,10 +76,6 @@ def test_the_newest_record_of_a_name_counts(tmp_path: Path) -> None:
     write(tmp_path, "a.json", record(date="2025-02-01", command="new"))
     write(tmp_path, "b.json", record(date="2025-01-01", command="old"))
     assert [r.command for r in records.newest(records.read_records(tmp_path))] == ["new"]
-
-
-def test_without_a_record_there_is_no_number(tmp_path: Path) -> None:
-    assert make_docs.measured(records.read_records(tmp_path)) == "No record yet."
 
 
 def no_field() -> dict[str, Any]:
@@ -82,13 +99,14 @@ def test_a_malformed_record_is_refused_with_its_file(tmp_path: Path, data: dict[
 
 def test_only_the_marked_part_of_the_readme_changes(tmp_path: Path) -> None:
     readme = f"before\n{make_docs.BEGIN}\nstale\n{make_docs.END}\nafter\n"
-    page = make_docs.with_measured(readme, [])
+    page = make_docs.with_comparison(readme, [])
     assert page == f"before\n{make_docs.BEGIN}\nNo record yet.\n{make_docs.END}\nafter\n"
-    assert make_docs.with_measured(page, []) == page
+    assert make_docs.with_comparison(page, []) == page
 
 
 def test_all_records_of_the_repository_can_be_read() -> None:
-    records.read_records(ROOT / "bench" / "records")
+    for found in records.read_records(ROOT / "bench" / "records"):
+        assert not re.search(r"(^|[ =])[/~]", found.command), "commands name files of the repository alone"
 
 
 # -- the catalogue -----------------------------------------------------------------------------------------------------
