@@ -10,6 +10,7 @@ from stretto.kernels.linear import Weight
 from stretto.kernels.linear.native import LAYOUTS, PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
 from stretto.kernels.native.tape import Rows, current, why_not_here
 from stretto.kernels.rowwise import Activation
+from stretto.kernels.rowwise.native import ACTIVATIONS
 
 
 class _GatedArgs(ctypes.Structure):
@@ -60,7 +61,7 @@ def gated_mlp(
         d_hidden,
         LAYOUTS.index(part.codec),
         tape.coarse_prompts,
-        ("silu", "gelu_tanh").index(activation),
+        ACTIVATIONS.index(activation),
         0,
         part.data.data_ptr(),
         None if bias is None else bias.data_ptr(),

@@ -10,6 +10,10 @@ from stretto.kernels.native.tape import OUT_ROWS, Rows, current, why_not_here
 from stretto.kernels.rowwise import Activation
 
 
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
+"""In the order of `activation` in src/functions.h."""
+
+
 class _ResidualArgs(ctypes.Structure):
     _fields_ = [
         ("rows", Rows),
@@ -93,7 +97,7 @@ def glu(gate: Tensor, up: Tensor, *, activation: Activation, num_step_rows: int)
     tape, width = current(), gate.shape[1]
     assert gate.stride(1) == up.stride(1) == 1
     y = tape.like(gate, width)
-    act = ("silu", "gelu_tanh").index(activation)
+    act = ACTIVATIONS.index(activation)
     sources = (gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0))
     tape.emit("glu", _GluArgs(tape.rows(gate), width, act, *sources, y.data_ptr(), y.stride(0)))
     return y

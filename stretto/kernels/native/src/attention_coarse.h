@@ -40,12 +40,6 @@ struct CoarseScratch {
 
 inline thread_local CoarseScratch coarse_scratch;
 
-// Integers are in the order of absolute values; infinity and NaN come last, so neither is lost.
-INLINE I32 size_of(F32 x) { return bits(abs(x)); }
-
-// 1 / step; 0 for a step that is too small to divide by.
-INLINE F32 inverse(F32 step) { return select_less(step, set1(0x1p-126f), set1(0.0f), div(set1(1.0f), step)); }
-
 // The smallest step with which |x| <= top fits into 16 bits and sums of |x| into `levels`; NaN where the sum is.
 INLINE F32 step_of(F32 top, F32 total, float levels) {
     return max(mul(top, set1(1 / LEVELS)), mul(total, set1(1 / levels)));
@@ -61,12 +55,6 @@ struct Some {
         return select_less(lane, lo, y, select_less(lane, hi, x, y));
     }
 };
-
-INLINE I32 two(const uint16_t* p) {
-    int32_t x;
-    std::memcpy(&x, p, 4);
-    return set1i(x);
-}
 
 INLINE I32 pairs(I32 even, I32 odd) { return bor(band(even, set1i(0xFFFF)), shl<16>(odd)); }
 
@@ -203,7 +191,7 @@ class Coarse final : public Item {
             I32 k[N];
             UNROLL for (int n = 0; n < N; n++) k[n] = loadi(keys + (n * k_pairs_ + d) * 2 * BLOCK);
             UNROLL for (int r = 0; r < R; r++) {
-                I32 x = two(q + 2 * (r * k_pairs_ + d));
+                I32 x = four(q + 2 * (r * k_pairs_ + d));
                 UNROLL for (int n = 0; n < N; n++) acc[r][n] = dot2(acc[r][n], k[n], x);
             }
         }
@@ -299,7 +287,7 @@ class Coarse final : public Item {
             I32 v[N];
             UNROLL for (int n = 0; n < N; n++) v[n] = loadi(c_.values + 2 * (j * width_ + d + n * LANES));
             UNROLL for (int r = 0; r < R; r++) {
-                I32 x = two(weights + r * SPLIT + 2 * j);
+                I32 x = four(weights + r * SPLIT + 2 * j);
                 UNROLL for (int n = 0; n < N; n++) acc[r][n] = dot2(acc[r][n], v[n], x);
             }
         }

@@ -32,8 +32,7 @@ struct Group {
     int r;  // of the block
 };
 
-// Bits of absolute values are in the order of the values; infinity and NaN come last.
-INLINE I32 sizes(const float* x) { return max(bits(abs(load(x))), bits(abs(load(x + HALF)))); }
+INLINE I32 sizes(const float* x) { return max(size_of(load(x)), size_of(load(x + HALF))); }
 
 // Of groups with these largest values: NaN for a group that is not finite.
 template <bool COARSE>
@@ -46,10 +45,6 @@ INLINE F32 scales_of(F32 amax) {
         scale = select_less(scale, smallest, select_less(set1(0.0f), amax, smallest, set1(1.0f)), scale);
     }
     return select_less(amax, set1(INFINITY), scale, set1(NAN));
-}
-
-INLINE F32 inverses_of(F32 scale) {
-    return select_less(scale, set1(0x1p-126f), set1(0.0f), div(set1(1.0f), scale));
 }
 
 // The integers of one group. Those of one that is not finite are 0; its scale says what it is.
@@ -66,11 +61,11 @@ INLINE void round_group(const Group& group, float scale, float inverse, I32 (&q)
 
 template <bool COARSE>
 void quantize_one(const Group& group) {
-    float scale[LANES], inverse[LANES];
+    float scale[LANES], inverses[LANES];
     F32 scales = scales_of<COARSE>(bits(set1i(highest(sizes(group.x)))));
-    store(scale, scales), store(inverse, inverses_of(scales));
+    store(scale, scales), store(inverses, inverse(scales));
     I32 q[2];
-    round_group<COARSE>(group, scale[0], inverse[0], q);
+    round_group<COARSE>(group, scale[0], inverses[0], q);
     int32_t *isums = group.out->isums[group.r], total = (isums[0] = sum(q[0])) + (isums[1] = sum(q[1]));
     group.out->sums[group.r] = scale[0] * float(total);
 }
@@ -79,14 +74,14 @@ void quantize_one(const Group& group) {
 template <bool COARSE>
 void quantize_many(const Group* groups) {
     alignas(64) Vectors tops, sums[2];
-    alignas(64) float scale[LANES], inverse[LANES], total[LANES];
+    alignas(64) float scale[LANES], inverses[LANES], total[LANES];
     alignas(64) int32_t isums[2][LANES];
     for (int i = 0; i < LANES; i++) storei(tops[i], sizes(groups[i].x));
     F32 scales = scales_of<COARSE>(reduce(tops, greatest_bits));
-    store(scale, scales), store(inverse, inverses_of(scales));
+    store(scale, scales), store(inverses, inverse(scales));
     for (int i = 0; i < LANES; i++) {
         I32 q[2];
-        round_group<COARSE>(groups[i], scale[i], inverse[i], q);
+        round_group<COARSE>(groups[i], scale[i], inverses[i], q);
         storei(sums[0][i], q[0]), storei(sums[1][i], q[1]);
     }
     I32 low = bits(reduce(sums[0], plus_bits)), high = bits(reduce(sums[1], plus_bits));

@@ -16,7 +16,7 @@ struct GatedArgs {
     int32_t d_hidden;
     int32_t format;
     int32_t coarse_prompts;
-    int32_t act;  // 0 silu, 1 gelu by tanh
+    int32_t act;  // see activation()
     int32_t unused;
     const uint8_t* tiles;
     const float* bias;   // [2 d_hidden], or null
@@ -28,7 +28,7 @@ static_assert(TILE == GROUP, "the outputs of a tile share a power of two");
 
 INLINE F32 hidden(const GatedArgs& a, F32 gate, F32 up, int64_t at) {
     if (a.bias) gate = add(gate, load(a.bias + at)), up = add(up, load(a.bias + a.d_hidden + at));
-    return mul(a.act == 0 ? silu(gate) : gelu(gate), up);
+    return mul(activation(a.act, gate), up);
 }
 
 int64_t chunks(const GatedArgs& a, const Step& step) {
@@ -37,8 +37,8 @@ int64_t chunks(const GatedArgs& a, const Step& step) {
 
 // Of the gate: what an idle thread asks for is a beginning.
 Span reads(const GatedArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = a.d_hidden / TILE, n = chunks(a, step);
-    return {a.tiles + tiles * first / n * bytes, (tiles * last / n - tiles * first / n) * bytes};
+    TileRange range(first, last, chunks(a, step), a.d_hidden / TILE);
+    return range.span(a.tiles, tile_bytes(a.format, a.d_in));
 }
 
 template <class F>
@@ -59,14 +59,14 @@ void run_tile(const GatedArgs& a, const Panel& p, int64_t tile, int64_t bytes) {
 }
 
 void run(const GatedArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = a.d_hidden / TILE, n = chunks(a, step);
-    int64_t from = tiles * first / n, to = tiles * last / n, rows = a.rows.of(&step);
+    int64_t bytes = tile_bytes(a.format, a.d_in), rows = a.rows.of(&step);
+    TileRange range(first, last, chunks(a, step), a.d_hidden / TILE);
     int64_t coarse = first_coarse(a.rows, a.coarse_prompts, step);
     dispatch(
         a.format,
         [&](auto f) {
             for (int64_t panel = 0; panel < rows; panel += PANEL)
-                for (int64_t t = from; t < to; t++)
+                for (int64_t t = range.from; t < range.to; t++)
                     run_tile<decltype(f)>(a, {a.fixed, a.d_in / GROUP, panel, rows, coarse}, t, bytes);
         },
         [](auto) { __builtin_trap(); });  // plain weights have no fixed point

@@ -99,13 +99,13 @@ int64_t chunks(const MatmulArgs& a, const Step& step) {
 }
 
 Span reads(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = ceil_div(a.d_out, TILE), n = chunks(a, step);
-    return {a.tiles + tiles * first / n * bytes, (tiles * last / n - tiles * first / n) * bytes};
+    TileRange range(first, last, chunks(a, step), ceil_div(a.d_out, TILE));
+    return range.span(a.tiles, tile_bytes(a.format, a.d_in));
 }
 
 void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
-    int64_t bytes = tile_bytes(a.format, a.d_in), tiles = ceil_div(a.d_out, TILE), n = chunks(a, step);
-    int64_t from = tiles * first / n, to = tiles * last / n, rows = a.rows.of(&step);
+    int64_t bytes = tile_bytes(a.format, a.d_in), rows = a.rows.of(&step);
+    TileRange range(first, last, chunks(a, step), ceil_div(a.d_out, TILE));
     int64_t coarse = first_coarse(a.rows, a.coarse_prompts, step);
     dispatch(
         a.format,
@@ -114,7 +114,7 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
             alignas(64) float sums[PANEL][TILE];
             // A panel of activations and a chunk of weights stay in the second cache.
             for (int64_t panel = 0; panel < rows; panel += PANEL)
-                for (int64_t t = from; t < to; t++) {
+                for (int64_t t = range.from; t < range.to; t++) {
                     Panel p = {a.fixed, a.d_in / GROUP, panel, rows, coarse};
                     tile_sums<F>(a.tiles + t * bytes, bytes, p, sums);
                     for (int64_t r = 0; r < p.count(); r++)
@@ -124,7 +124,7 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
         [&](auto f) {
             using F = decltype(f);
             // All rows of one tile before the next tile: the weights stay in the nearest cache meanwhile.
-            for (int64_t t = from; t < to; t++) {
+            for (int64_t t = range.from; t < range.to; t++) {
                 const uint8_t* tile = a.tiles + t * bytes;
                 int64_t r = 0;
                 for (; r + 4 <= rows; r += 4) plain_rows<F, 4>(a, tile, t * TILE, r);

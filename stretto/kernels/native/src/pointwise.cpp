@@ -119,7 +119,7 @@ void run(const RopeArgs& a, const Step& step, int64_t first, int64_t last) {
 
 // -- gated activation ----------------------------------------------------------------------------------------------------
 
-// y = act(gate) * up; act: 0 silu, 1 gelu by tanh.
+// y = act(gate) * up
 struct GluArgs {
     Rows rows;
     int32_t width;
@@ -140,7 +140,7 @@ void run(const GluArgs& a, const Step& step, int64_t first, int64_t last) {
         float* y = a.y + r * a.y_stride;
         over(a.width, [&](int i, int n) {
             F32 g = read(gate + i, n);
-            write(y + i, mul(a.act == 0 ? silu(g) : gelu(g), read(up + i, n)), n);
+            write(y + i, mul(activation(a.act, g), read(up + i, n)), n);
         });
     });
 }

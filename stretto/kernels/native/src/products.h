@@ -17,12 +17,6 @@ constexpr int64_t CHUNK_BYTES = 64 << 10;  // of weights: a microsecond of one c
 constexpr int MANY_ROWS = 16;              // whose chunks take long enough to be small
 constexpr int PREFETCH = 4096, PREFETCH_PARTS = 6144;  // bytes ahead: of one row, of rows that go part by part
 
-INLINE I32 four(const uint8_t* p) {
-    int32_t x;
-    std::memcpy(&x, p, 4);
-    return set1i(x);
-}
-
 // Memory that comes next, fetched while there is something to compute: `lines` cache lines at a time. What is read once
 // passes by the outer caches, which keep what others need between two steps: Python, keys and values, activations.
 struct Ahead {
@@ -162,5 +156,14 @@ inline int64_t num_chunks(int64_t rows, int64_t tiles, int64_t bytes) {
     int64_t n = 2 * ceil_div(tiles * bytes, 2 * (rows < MANY_ROWS ? CHUNK_BYTES : CHUNK_BYTES / 4));
     return rows == 0 ? 0 : n < tiles ? n : tiles;
 }
+
+// The tiles [from, to) of chunks [first, last), of `chunks`.
+struct TileRange {
+    int64_t from, to;
+
+    TileRange(int64_t first, int64_t last, int64_t chunks, int64_t tiles)
+        : from(tiles * first / chunks), to(tiles * last / chunks) {}
+    Span span(const uint8_t* start, int64_t bytes) const { return {start + from * bytes, (to - from) * bytes}; }
+};
 
 }  // namespace products

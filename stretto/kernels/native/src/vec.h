@@ -323,6 +323,19 @@ INLINE uint32_t lanes_less(F32 a, F32 b) {
 
 // -- made of the above: the same bits on every level ------------------------------------------------------------------
 
+// Four bytes at any address, in every lane.
+INLINE I32 four(const void* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return set1i(x);
+}
+
+// Absolute values as integers, in their order: infinity and NaN come last, so a maximum loses neither.
+INLINE I32 size_of(F32 x) { return bits(abs(x)); }
+
+// 1 / step; 0 for a step that is too small to divide by.
+INLINE F32 inverse(F32 step) { return select_less(step, set1(0x1p-126f), set1(0.0f), div(set1(1.0f), step)); }
+
 INLINE F32 load_bf16(const uint16_t* p) { return bits(shl<16>(load_u16(p))); }
 
 INLINE float sum(F32 a) {
