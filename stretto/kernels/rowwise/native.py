@@ -9,7 +9,6 @@ from torch import Tensor
 from stretto.kernels.native.tape import OUT_ROWS, Rows, current, why_not_here
 from stretto.kernels.rowwise import Activation
 
-
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 """In the order of `activation` in src/functions.h."""
 
