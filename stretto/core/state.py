@@ -159,7 +159,8 @@ class PageRef(Paged):
 class SlotRef(Slot):
     """Fixed-size state in a pool: `states` [slots, *shape] of one layer; slot 0 is the zero state, never written.
 
-    source, destination: [B] int64, where each sequence's entry state is and where its next state goes.
+    source, destination: [B] int64, where each sequence's entry state is and where its next state goes. Sequences may
+    share an entry state that none of them overwrites; nobody reads where another sequence writes (threads would race).
     """
 
     def __init__(self, states: Tensor, source: Tensor, destination: Tensor) -> None:

@@ -104,6 +104,8 @@ class Recorded:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Tensor], seqs: Seqs, source: Sequence[int], destination: Sequence[int]) -> Tensor:
+        shared = [s for b, s in enumerate(source) if s in [*destination[:b], *destination[b + 1 :]]]
+        assert not shared, f"slots {shared} are read by one sequence while another one writes there"
         for buffer, x in zip(self.buffers, rows, strict=True):
             buffer.fill_(torch.nan)[: len(x)] = x
         self.out.fill_(torch.nan)
@@ -262,22 +264,22 @@ def test_a_replay_leaves_what_definite_rows_leave(layer: Layer, context: int) ->
     seqs = Seqs.of(lens, [context] * 5, num_draft=drafts, parents=parents, num_step=5)
     rows = layer.make(seqs.num_rows)
     recorded = Recorded(layer, states)
-    recorded.step(rows, seqs, [1, 2, 3, 4, 1], [5, 2, 6, 4, 1])
+    recorded.step(rows, seqs, [1, 2, 1, 4, 7], [5, 2, 6, 4, 7])
     recorded.commit(seqs, paths)
-    for b, (source, destination) in enumerate([(1, 5), (2, 2), (3, 6), (4, 4), (1, 1)]):
+    for b, (source, destination) in enumerate([(1, 5), (2, 2), (1, 6), (4, 4), (7, 7)]):
         kept = [seqs.starts[b] + row for row in [*range(definite[b]), *paths[b]]]
         entry = states[source] if context else states[0]
         assert torch.equal(recorded.states[destination], one(layer, entry, take(rows, kept))[1])
-    for slot in (0, 3, 7, 8):
+    for slot in (0, 1, 3, 8):
         assert torch.equal(recorded.states[slot], states[slot])
 
 
 def test_without_definite_rows_the_state_stays(layer: Layer) -> None:
-    states = torch.randn(5, *layer.state)
+    states = torch.randn(6, *layer.state)
     rows, recorded = layer.make(3), Recorded(layer, states)
     seqs = Seqs.of([0, 3, 0, 0], [4, 4, 0, 4], num_draft=[0, 3, 0, 0], num_step=4)
-    recorded.step(rows, seqs, [1, 2, 3, 1], [1, 2, 3, 4])
-    wanted = torch.stack([states[0], states[1], states[2], torch.zeros_like(states[0]), states[1]])
+    recorded.step(rows, seqs, [1, 2, 3, 5], [1, 2, 3, 4])
+    wanted = torch.stack([*states[:3], torch.zeros_like(states[0]), states[5], states[5]])
     assert torch.equal(recorded.states, wanted)
     recorded.commit(seqs, [[], [0, 1, 2], [], []])
     assert torch.equal(recorded.states[2], one(layer, states[2], rows)[1])

@@ -1,10 +1,10 @@
 // The gated linear recurrence, token after token.
 //
 // A recurrent layer leaves in its pool the state after the definite rows of every sequence. Provisional rows continue
-// from the
-// state of their parent in scratch memory; their inputs are noted, and once it is known which of them are kept, a
-// replay advances the pool over those with the code that computed the rows. Rows therefore have the same bits alone, in
-// prefill, in a draft and in a replay. A state belongs to one sequence: nobody else reads where a sequence writes.
+// from the state of their parent in scratch memory; their inputs are noted, and once it is known which of them are
+// kept, a replay advances the pool over those with the code that computed the rows. Rows therefore have the same bits
+// alone, in prefill, in a draft and in a replay. A state belongs to one sequence: nobody else reads where a sequence
+// writes.
 #include <type_traits>
 
 #include "functions.h"
