@@ -25,6 +25,7 @@ void* pool_new(int32_t num_threads, int64_t spin_ns);
 void pool_free(void* pool);
 void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step);
 void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left);
+int32_t pool_turnout(void* pool);
 }
 using Ops = std::vector<Op>;
 using Outputs = std::vector<float>;

@@ -1,9 +1,13 @@
 // Pools under a thread sanitizer: short lists one after another, two pools at once, pools that come and go. Every list
-// adds up numbers over several operations, each of which needs all of the one before.
+// adds up numbers over several operations, each of which needs all of the one before. And how many threads take part
+// when processors are few.
+#include <sched.h>
+
 #include <chrono>
 #include <thread>
 
 #include "driver.h"
+#include "turnout.h"
 
 namespace {
 
@@ -92,9 +96,62 @@ void drive(int num_threads, int64_t spin_ns, int rounds) {
     pool_free(pool);
 }
 
+// Windows of a whole number of lists, each of which loses so many tenths of one thread's time.
+void pass(Turnout& turnout, int tenths, int windows, int wanted) {
+    constexpr int64_t wall = Turnout::WINDOW_NS / 4;
+    for (int i = 0; i < 4 * windows; i++) turnout.after(wall, wall * tenths / 10);
+    if (turnout.now() != wanted) driver::fail("another number of threads takes part");
+}
+
+// One thread less where n (1 - L) < n - 1, and one more after a while that doubles as long as that is too early.
+void policy() {
+    constexpr int least = Turnout::LEAST_NS / Turnout::WINDOW_NS, most = Turnout::MOST_NS / Turnout::WINDOW_NS;
+    Turnout two(2);
+    pass(two, 4, 100, 2);  // 2 x 0.6 > 1
+    pass(two, 6, 1, 1);
+    pass(two, 6, least - 1, 1);  // alone it loses more: there is nobody to send home
+    for (int pause = least, i = 0; i < 8; i++, pause = pause * 2 < most ? pause * 2 : most) {
+        if (i) pass(two, 0, pause - 1, 1);
+        pass(two, 0, 1, 2);
+        pass(two, 6, 1, 1);
+    }
+    pass(two, 0, most, 2);
+    pass(two, 0, 1, 2);  // in time at last: next time it is asked soon again
+    pass(two, 9, 1, 1);
+    pass(two, 0, least, 2);
+    Turnout four(4);
+    pass(four, 2, 100, 4);  // 4 x 0.8 > 3
+    pass(four, 3, 1, 3);
+    pass(four, 0, least + 1, 4);
+    pass(four, 30, 3, 1);
+    Turnout one(1);
+    pass(one, 9, 100, 1);
+}
+
+// Two threads that never sleep on one processor lose one thread's time, so one of them stays at home.
+void crowded() {
+    cpu_set_t all, first;
+    sched_getaffinity(0, sizeof all, &all);
+    CPU_ZERO(&first);
+    for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&first); i++)
+        if (CPU_ISSET(i, &all)) CPU_SET(i, &first);
+    sched_setaffinity(0, sizeof first, &first);
+    void* pool = pool_new(2, 1000);  // threads inherit the affinity
+    auto since = std::chrono::steady_clock::now();
+    while (pool_turnout(pool) == 2) {
+        again(pool, 1000);
+        if (std::chrono::steady_clock::now() - since > std::chrono::seconds(60)) driver::fail("nobody stayed at home");
+    }
+    once(pool, 5);
+    pool_free(pool);
+    sched_setaffinity(0, sizeof all, &all);
+}
+
 }  // namespace
 
 int main() {
+    policy();
+    crowded();
     for (int threads = 1; threads <= 4; threads++)
         for (int64_t spin_ns : {0, 1000, 200000}) drive(threads, spin_ns, 400);
     std::thread other([] { drive(3, 1000, 500); });

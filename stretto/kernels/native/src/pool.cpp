@@ -1,11 +1,12 @@
 // A pool of threads that runs lists of operations.
 //
 // All threads walk through one list together. A single atomic word says which operation is open and how many chunks of
-// each of its halves are left; threads claim chunks one at a time, so a thread that the system put aside costs at most the
-// chunk it holds, and the others take the rest. Every other thread begins with the second half: memory is read faster as
-// two long streams than as one that the threads share. Whoever finishes the last chunk of an operation opens the next one, and runs by itself
-// those that have a single chunk. Meanwhile the others ask memory for what the next matrix begins with. Between lists
-// threads spin for a moment and then sleep.
+// each of its halves are left; threads claim chunks one at a time, so a thread that the system put aside costs at most
+// the chunk it holds, and the others take the rest. Every other thread begins with the second half: memory is read
+// faster as two long streams than as one that the threads share. Whoever finishes the last chunk of an operation opens
+// the next one, and runs by itself those that have a single chunk. Meanwhile the others ask memory for what the next
+// matrix begins with. Between lists threads spin for a moment and then sleep. Where other programs keep taking
+// processors away, fewer threads take part (turnout.h).
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "op.h"
+#include "turnout.h"
 
 namespace {
 
@@ -29,8 +31,8 @@ constexpr uint64_t HALF_BITS = 14, OP_BITS = 16;
 constexpr uint64_t HALF_MASK = (1u << HALF_BITS) - 1, OP_MASK = (1u << OP_BITS) - 1;
 constexpr int64_t MAX_CHUNKS = 2 * int64_t(HALF_MASK);
 
-// epoch (20 bits) | operation (16) | chunks that nobody has taken: of the second half (14), of the first (14). A stale word
-// never compares equal: the epoch has moved on, and within one the operation.
+// epoch (20 bits) | operation (16) | chunks that nobody has taken: of the second half (14), of the first (14). A stale
+// word never compares equal: the epoch has moved on, and within one the operation.
 struct Word {
     uint64_t bits;
 
@@ -76,8 +78,9 @@ struct Idle {
 
 class Pool {
   public:
-    Pool(int num_threads, int64_t spin_ns) : spin_ns_(spin_ns) {
-        for (int i = 1; i < num_threads; i++) threads_.emplace_back([this, i] { work(i % 2); });
+    Pool(int num_threads, int64_t spin_ns) : spin_ns_(spin_ns), turnout_(num_threads), invited_(num_threads) {
+        for (int i = 1; i < num_threads; i++) threads_.emplace_back([this, i] { work(i); });
+        for (auto& thread : threads_) losses_.add(thread.native_handle());
     }
 
     ~Pool() {
@@ -86,6 +89,7 @@ class Pool {
             stop_.store(true);
         }
         wake_.notify_all();
+        come_back_.notify_all();
         for (auto& thread : threads_) thread.join();
     }
 
@@ -100,9 +104,12 @@ class Pool {
         while (*left > 0) run_once(ops, num_ops, step);
     }
 
+    int turnout() const { return invited_.load(); }
+
   private:
     void run_once(const Op* ops, int64_t num_ops, const Step* step) {
         ops_ = ops, num_ops_ = num_ops, step_ = step;
+        losses_.begin(invited_ - 1);
         epoch_++;
         done_.store(0, std::memory_order_relaxed);
         wished_ = -1;
@@ -115,6 +122,21 @@ class Pool {
         while (!is_over()) {
             if (!claim(0)) idle.once(wishes_[0]);
         }
+        if (!threads_.empty()) invite();
+    }
+
+    // Says how many threads take part from now on.
+    void invite() {
+        int64_t wall, lost;
+        losses_.end(&wall, &lost);
+        turnout_.after(wall, lost);
+        int before = invited_.load(std::memory_order_relaxed);
+        if (turnout_.now() == before) return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            invited_.store(turnout_.now());
+        }
+        if (turnout_.now() > before) come_back_.notify_all();
     }
 
     // Opens the first operation at or after `op` that several threads can share; runs the small ones on the way.
@@ -163,9 +185,16 @@ class Pool {
         return true;
     }
 
-    void work(int half) {
+    bool is_invited(int thread) const { return thread < invited_.load(std::memory_order_relaxed); }
+
+    void work(int thread) {
         Idle idle;
+        int half = thread % 2;
         while (!stop_.load(std::memory_order_relaxed)) {
+            if (!is_invited(thread)) {
+                stay_away(thread);
+                continue;
+            }
             if (!is_over()) {
                 if (!claim(half)) idle.once(wishes_[half]);
                 continue;
@@ -187,10 +216,18 @@ class Pool {
         sleeping_.fetch_sub(1);
     }
 
+    void stay_away(int thread) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        come_back_.wait(lock, [this, thread] { return stop_.load() || is_invited(thread); });
+    }
+
     std::vector<std::thread> threads_;
     std::mutex running_, mutex_;
-    std::condition_variable wake_;
+    std::condition_variable wake_, come_back_;
     int64_t spin_ns_;
+    Losses losses_;
+    Turnout turnout_;
+    std::atomic<int> invited_;  // threads that take part, the calling one among them
     const Op* ops_ = nullptr;
     int64_t num_ops_ = 0;
     const Step* step_ = nullptr;
@@ -216,6 +253,7 @@ void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step) {
 void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left) {
     static_cast<Pool*>(pool)->run_while(ops, num_ops, step, left);
 }
+int32_t pool_turnout(void* pool) { return static_cast<Pool*>(pool)->turnout(); }  // threads that take part just now
 int64_t step_size() { return sizeof(Step); }
 
 }  // extern "C"
