@@ -108,7 +108,8 @@ void policy() {
     constexpr int least = Turnout::LEAST_NS / Turnout::WINDOW_NS, most = Turnout::MOST_NS / Turnout::WINDOW_NS;
     Turnout two(2);
     pass(two, 4, 100, 2);  // 2 x 0.6 > 1
-    pass(two, 6, 1, 1);
+    for (int i = 1; i <= 50; i++) pass(two, 9 * (i % 2), 1, 2);  // again and again, and over soon
+    pass(two, 6, 2, 1);
     pass(two, 6, least - 1, 1);  // alone it loses more: there is nobody to send home
     for (int pause = least, i = 0; i < 8; i++, pause = pause * 2 < most ? pause * 2 : most) {
         if (i) pass(two, 0, pause - 1, 1);
@@ -117,13 +118,13 @@ void policy() {
     }
     pass(two, 0, most, 2);
     pass(two, 0, 1, 2);  // in time at last: next time it is asked soon again
-    pass(two, 9, 1, 1);
+    pass(two, 9, 2, 1);
     pass(two, 0, least, 2);
     Turnout four(4);
     pass(four, 2, 100, 4);  // 4 x 0.8 > 3
-    pass(four, 3, 1, 3);
+    pass(four, 3, 2, 3);
     pass(four, 0, least + 1, 4);
-    pass(four, 30, 3, 1);
+    pass(four, 30, 6, 1);
     Turnout one(1);
     pass(one, 9, 100, 1);
 }

@@ -2,8 +2,8 @@
 //
 // Whatever the system takes from one thread, the others wait for: n threads that lose the shares L_i of their time do
 // the work of n (1 - L), where L is the sum of the L_i. Where L > 1 / n, n - 1 threads do more, if they are left alone
-// as soon as one processor is: so one stays at home. It is asked to come back after a while, and if that was too early,
-// after twice that while.
+// as soon as one processor is: where that lasts, one stays at home. It is asked to come back after a while, and if that
+// was too early, after twice that while.
 #pragma once
 
 #include <cstdint>
@@ -26,12 +26,17 @@ class Turnout {
         wall_ += wall, lost_ += lost;
         if (wall_ < WINDOW_NS) return;
         calm_ += wall_;
-        if (now_ > 1 && lost_ * now_ > wall_) {
+        bool crowded = now_ > 1 && lost_ * now_ > wall_;
+        if (crowded && (tries_ || crowded_)) {
             if (tries_) patience_ = patience_ < MOST_NS / 2 ? 2 * patience_ : MOST_NS;
-            now_--, calm_ = 0, tries_ = false;
+            now_--, calm_ = 0, tries_ = crowded_ = false;
+        } else if (crowded) {
+            crowded_ = true;  // may be over soon
         } else {
-            if (tries_) patience_ = LEAST_NS, tries_ = false;
-            if (now_ < most_ && calm_ >= patience_) now_++, calm_ = 0, tries_ = true;
+            if (tries_) patience_ = LEAST_NS;
+            tries_ = now_ < most_ && calm_ >= patience_;
+            if (tries_) now_++, calm_ = 0;
+            crowded_ = false;
         }
         wall_ = lost_ = 0;
     }
@@ -41,7 +46,8 @@ class Turnout {
 
   private:
     int most_, now_;
-    bool tries_ = false;  // the last change was one thread more, and no window has said yet whether that was right
+    bool tries_ = false;    // the last change was one thread more, and no window has said yet whether that was right
+    bool crowded_ = false;  // so was the last window
     int64_t patience_ = LEAST_NS, calm_ = 0;
     int64_t wall_ = 0, lost_ = 0;
 };
