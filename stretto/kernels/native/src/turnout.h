@@ -58,7 +58,8 @@ class Losses {
 #if defined(__linux__)
     void add(pthread_t thread) {
         clockid_t clock;
-        if (pthread_getcpuclockid(thread, &clock) == 0) clocks_.push_back(clock);
+        if (pthread_getcpuclockid(thread, &clock) != 0) clock = CLOCK_MONOTONIC;  // seems to lose nothing
+        clocks_.push_back(clock);
     }
 
     // The calling thread and the first `num_others` that were added begin a list.
