@@ -109,7 +109,8 @@ class Library:
 class Pool:
     """Threads that run lists of operations together, the calling thread among them. Safe to share between engines.
 
-    num_threads: default, the cores this process may use. torch's threads are left alone.
+    num_threads: default, the cores this process may use; fewer take part while other programs hold those cores and that
+    is faster (src/turnout.h). torch's threads are left alone.
     """
 
     def __init__(self, library: Library, num_threads: int | None = None) -> None:
