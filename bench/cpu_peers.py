@@ -33,7 +33,7 @@ from peers.svg import Bar, Group, chart
 from peers.systems import OURS, Variant, peers
 
 from stretto.convert.hub import resolve
-from stretto.convert.load import open_model
+from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
 from stretto.engine.measure import describe_machine, read_bandwidth
 from stretto.engine.record import as_record, result

@@ -12,7 +12,7 @@ from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
 
 if TYPE_CHECKING:
-    from stretto.convert.load import ModelFile
+    from stretto.convert.model_file import ModelFile
     from stretto.engine.measure import Measured
     from stretto.kernels.native.library import Pool
 
@@ -42,7 +42,7 @@ def run(options: Options) -> int:
         path = resolve(options.model, env=env)
     import torch
 
-    from stretto.convert.load import open_model
+    from stretto.convert.model_file import open_model
     from stretto.engine.measure import describe_machine, gemm_rate, native_bandwidth, read_bandwidth
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
@@ -89,6 +89,7 @@ def versions() -> dict[str, str]:
 def environment(env: Env) -> dict[str, str]:
     """The settings of core/env.py as they are now; passwords in addresses are not shown."""
     found = {field.name: str(getattr(env, field.name)) for field in fields(env)}
+    found["cache"] = str(env.cache or "none")
     return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stretto.cli._flags import argument, option
-from stretto.cli._terminal import harmless, print_json
+from stretto.cli._terminal import harmless, note, print_json
 from stretto.core.env import read_env
 
 EXAMPLES = ("stretto show smollm2", "stretto show model.gguf --json")
@@ -23,10 +23,13 @@ def run(options: Options) -> int:
     from stretto.convert.hub import resolve
 
     path = resolve(options.model, env=read_env())
-    from stretto.convert.load import open_model
+    from stretto.convert.model_file import open_model
     from stretto.convert.show import describe
 
-    found = describe(open_model(path))
+    model = open_model(path)
+    found = describe(model)
+    for text in model.notes:
+        note(text)
     if options.json:
         print_json(found)
         return 0

@@ -20,7 +20,8 @@ from stretto.convert._compressed import INT8, description
 from stretto.convert._export import HF_FILES, gguf_metadata, hf_files
 from stretto.convert._shared import replace_file
 from stretto.convert.gguf_ import TYPE_OF_CODEC, write_gguf
-from stretto.convert.load import ModelFile, check_tensors, open_model, stored_rows, stored_values, value_shape
+from stretto.convert.load import check_tensors, stored_rows, stored_values, value_shape
+from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
 from stretto.core.codec import Codec
@@ -101,7 +102,12 @@ def convert(
     for out in outs.values():
         codecs[out.codec] = codecs.get(out.codec, 0) + _nbytes(out)
     return Report(
-        path=dst, num_tensors=len(outs), nbytes=sum(codecs.values()), codecs=codecs, kept=kept, notes=tuple(notes)
+        path=dst,
+        num_tensors=len(outs),
+        nbytes=sum(codecs.values()),
+        codecs=codecs,
+        kept=kept,
+        notes=(*model.notes, *notes),
     )
 
 
@@ -113,8 +119,8 @@ def _check_target(src: Path, dst: Path, to: Format, dtype: str | None, overwrite
         raise UserError("GGUF has no type for int8 rows with one scale each", try_="--dtype q8_0, or --to hf")
     if dtype is not None and dtype not in names:
         raise UserError(f"{dtype!r} cannot be written to {to}", why=f"supported: {', '.join(names)}")
-    if to == "gguf" and dst.suffix != ".gguf":
-        raise UserError(f"{dst} does not end in .gguf", why="GGUF files are recognised by it")
+    if to == "gguf" and dst.suffix.lower() != ".gguf":
+        raise UserError(f"{dst} does not end in .gguf", why="other programs recognise GGUF files by it")
     if dst.exists() and src.exists() and dst.samefile(src):
         raise UserError(f"{dst} is the model itself", try_="another destination")
     if not dst.parent.is_dir():
@@ -162,7 +168,7 @@ def _choose(
 
 def _ends(model: ModelFile) -> list[str]:
     """The embedding and, where there is one, the head of a checkpoint directory."""
-    names = model.family.hf_names(model.config)
+    names = model.family.hf_names(model.config) if model.is_gguf else model.names
     return [names[ours].name for ours in ("embed.embed", "head.head") if ours in names]
 
 

@@ -30,6 +30,7 @@ from stretto.convert._shared import (
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.packed import Packed
 
+MAGIC = b"GGUF"
 CODEC_OF_TYPE = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0"}
 CODEC_OF_TYPE |= {12: "q4_k", 13: "q5_k", 14: "q6_k", 30: "bf16"}
 TYPE_OF_CODEC = {codec: number for number, codec in CODEC_OF_TYPE.items()}
@@ -250,7 +251,7 @@ class _Cursor:
 def _read_start(cursor: _Cursor) -> tuple[int, int]:
     """(tensors, pairs)."""
     begin = cursor.take(4, "its first bytes")
-    if cursor.data[begin : begin + 4] != b"GGUF":
+    if cursor.data[begin : begin + 4] != MAGIC:
         raise ModelFileError(f"{cursor.path} is not a GGUF file", why="it does not begin with the letters GGUF")
     version = cursor.u32("its version")
     if version not in (2, 3):
@@ -299,7 +300,7 @@ def write_gguf(
         nbytes = product(shape[:-1]) * codec.row_bytes(width)
         offset += nbytes + -nbytes % alignment
     pairs = [_string(key) + _value(key, value) for key, value in metadata.items()]
-    head = b"GGUF" + _U32.pack(3) + _U64.pack(len(table)) + _U64.pack(len(pairs)) + b"".join(pairs + table)
+    head = MAGIC + _U32.pack(3) + _U64.pack(len(table)) + _U64.pack(len(pairs)) + b"".join(pairs + table)
 
     def write(file: BinaryIO) -> None:
         file.write(head + bytes(-len(head) % alignment))

@@ -36,6 +36,7 @@ MAX_MARKS = 1 << 22  # commas and brackets of the header: bounds what parsing it
 MAX_DIMS = 8
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32}
 _BITS |= {"U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64}
+_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _CODECS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _DTYPES = {codec: dtype for dtype, codec in _CODECS.items()}
@@ -54,7 +55,9 @@ class _Entry:
 class SafetensorsFile:
     """One file. Everything but the tensors' values is checked when it is opened.
 
-    metadata: the file's own strings. Raises ModelFileError for any damage, UserError if there is no such file.
+    metadata: the file's own strings. Where one of them is the name of a tensor, its key is another name of the same
+    tensor: `safetensors.torch.save_model` keeps one of the names that share memory, and says so there.
+    Raises ModelFileError for any damage, UserError if there is no such file.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -71,6 +74,10 @@ class SafetensorsFile:
         self.metadata = _strings(self.path, header.pop("__metadata__", {}), "__metadata__")
         self._entries = {name: self._entry(name, value) for name, value in header.items()}
         self._check_cover(size - self._start)
+        named = [(alias, self._entries.get(name)) for alias, name in self.metadata.items()]
+        for alias, entry in named:
+            if entry is not None:
+                self._entries.setdefault(alias, entry)
 
     def names(self) -> list[str]:
         """The tensors, in the order of the header."""

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from stretto.convert.load import ModelFile, check_tensors, read_json
+from stretto.convert.load import check_tensors
+from stretto.convert.model_file import ModelFile, read_json
 from stretto.core.errors import ModelFileError
+from stretto.core.sampling import Sampling
 from stretto.core.state import StateSpec
 from stretto.mixers.attention import Attention
 from stretto.models.lm import LM
@@ -30,8 +32,7 @@ def generation_hints(model: ModelFile) -> dict[str, float]:
     if model.is_gguf:
         given = {name: model.metadata.get(key) for name, key in SAMPLING_KEYS.items()}
     else:
-        path = model.path / "generation_config.json"
-        config = read_json(path) if path.is_file() else {}
+        config = _generation_config(model)
         given = {name: config.get(name) for name in SAMPLING_KEYS}
     hints = {}
     for name, value in given.items():
@@ -43,12 +44,41 @@ def generation_hints(model: ModelFile) -> dict[str, float]:
     return hints
 
 
+# Hint that is not followed -> where it changes nothing. GGUF keys have a dot.
+_IGNORED: dict[str, tuple[Any, ...]] = {
+    "general.sampling.xtc_probability": (0.0,),
+    "general.sampling.mirostat": (0,),
+    **dict.fromkeys(("typical_p", "length_penalty", "encoder_repetition_penalty", "guidance_scale"), (1.0,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "penalty_alpha", "min_length"), (0,)),
+    "num_beams": (1,),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ([], {})),
+    **dict.fromkeys(("min_new_tokens", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+}
+
+
+def ignored_hints(model: ModelFile) -> list[str]:
+    """What the file's authors ask for that we do not do, one sentence each."""
+    given = model.metadata if model.is_gguf else _generation_config(model)
+    where = "the file" if model.is_gguf else "generation_config.json"
+    return [
+        f"{where} asks for {name} = {given[name]!r}, which is not followed"
+        for name, neutral in _IGNORED.items()
+        if given.get(name) is not None and given[name] not in neutral
+    ]
+
+
+def _generation_config(model: ModelFile) -> dict[str, Any]:
+    path = model.path / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def describe(model: ModelFile, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """Plain values for a page or for JSON; a missing or misshapen tensor raises ModelFileError.
 
     bytes: of the file's tensors, by codec. bytes_per_token: what one decode step streams (an embedding that is not
     also the head gives one row). kv_bytes_per_token and state_bytes: of one sequence, where states have no dtype of
-    their own kept in `dtype`.
+    their own kept in `dtype`. generation: the file's hints. sampling: what holds where a request says nothing; a top_k
+    of None keeps all tokens.
     """
     c = model.config
     with torch.device("meta"):
@@ -63,6 +93,8 @@ def describe(model: ModelFile, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     if not c.tie_embeddings:
         embedding = held[model.names["embed.embed"].name]
         streamed -= embedding.nbytes - embedding.nbytes // max(1, c.vocab_size)
+    hints = generation_hints(model)
+    sampling = Sampling().resolve(hints)
     specs = [spec for layer in lm.state_specs for spec in layer]
     return {
         "path": str(model.path),
@@ -83,7 +115,8 @@ def describe(model: ModelFile, dtype: torch.dtype = torch.bfloat16) -> dict[str,
         "state_bytes": _bytes(specs, dtype, paged=False),
         "tokenizer": _tokenizer_kind(model),
         "chat_template": _has_template(model),
-        "generation": generation_hints(model),
+        "generation": hints,
+        "sampling": {name: getattr(sampling, name) for name in SAMPLING_KEYS} | {"top_k": sampling.top_k or None},
     }
 
 

@@ -1,15 +1,17 @@
 """What families share in every file format."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from torch import Tensor
 
 from stretto.channels.dense import Dense
 from stretto.core.errors import ModelFileError
+from stretto.kernels.rope import Rope
 from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models.family import Stored
-from stretto.models.lm import LMConfig
+from stretto.models.lm import Layer, LMConfig
 
 Found = dict[str, Stored]
 
@@ -19,6 +21,12 @@ def only_layer(config: LMConfig) -> tuple[Attention.Config, Dense.Config]:
     layer = config.layers[0]
     assert isinstance(layer.mixer, Attention.Config) and isinstance(layer.channel, Dense.Config)
     return layer.mixer, layer.channel
+
+
+def rope_of(layers: Sequence[Layer]) -> Rope | None:
+    """The rotary embedding of the first attention layer, where there is one."""
+    mixers = (layer.mixer for layer in layers)
+    return next((mixer.rope for mixer in mixers if isinstance(mixer, Attention.Config)), None)
 
 
 def refuse_to_write(what: str, where: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,22 +20,11 @@ from stretto.models._common import (
     only_layer,
     outer_names,
     refuse_to_write,
+    rope_of,
 )
-from stretto.models._rope import gguf_rope, rope_extra, rope_to_gguf
+from stretto.models._rope import gguf_rope, rope_extra, rope_to_gguf, stretched, trained
 from stretto.models.family import MAX_LAYERS, Config, Reader, Stored
 from stretto.models.lm import Layer, LMConfig
-
-
-def reader(metadata: Config, arch: str, *, scaled: bool = False) -> Reader:
-    """A reader of `{arch}.*` keys that has refused what the family does not support. scaled: it has multipliers."""
-    read = Reader(metadata, "GGUF metadata", prefix=f"{arch}.", single=True)
-    for key in ("expert_count", "attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"):
-        read.expect(key, 0)
-    read.expect("attention.causal", True)
-    read.expect("rope.scaling.alpha", 0.0)
-    for key in ("embedding_scale", "residual_scale", "logit_scale"):
-        read.expect(key, *([read.get(key, 0.0)] if scaled else [0.0, 1.0]))
-    return read
 
 
 def tensors_of(read: Reader) -> Config:
@@ -117,8 +107,15 @@ def model(read: Reader, family: str, layers: Sequence[Layer]) -> LMConfig:
         vocab_size=tensors["token_embd.weight"][0],
         layers=tuple(layers),
         norm_eps=norm_eps(read),
-        context=read.count("context_length"),
+        context=stretched(rope_of(layers), read.count("context_length")),
         tie_embeddings="output.weight" not in tensors,
+    )
+
+
+def scaled_model(read: Reader, family: str, layers: Sequence[Layer]) -> LMConfig:
+    """The same with the multipliers of Granite; 0 says that there is none."""
+    return replace(
+        model(read, family, layers),
         embedding_multiplier=read.number("embedding_scale", 1.0) or 1.0,
         residual_multiplier=read.number("residual_scale", 1.0) or 1.0,
         logits_divider=read.number("logit_scale", 1.0) or 1.0,
@@ -129,7 +126,7 @@ def model_to_gguf(config: LMConfig) -> dict[str, Any]:
     """The keys of `model`, without the architecture."""
     keys: dict[str, Any] = {
         "block_count": len(config.layers),
-        "context_length": config.context,
+        "context_length": trained(rope_of(config.layers), config.context),
         "embedding_length": config.d_model,
         "vocab_size": config.vocab_size,
         "attention.layer_norm_rms_epsilon": config.norm_eps,
@@ -166,8 +163,7 @@ def dense_to_gguf(config: LMConfig, arch: str) -> dict[str, Any]:
 
 def extra(config: LMConfig) -> dict[str, Tensor]:
     """Stretched frequencies that no key can say (llama3), as their tensor."""
-    ropes = (layer.mixer.rope for layer in config.layers if isinstance(layer.mixer, Attention.Config))
-    return rope_extra(next(ropes, None))
+    return rope_extra(rope_of(config.layers))
 
 
 def prefixed(arch: str, keys: dict[str, Any]) -> dict[str, Any]:

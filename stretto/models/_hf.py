@@ -8,21 +8,10 @@ from typing import Any
 from stretto.channels.dense import Dense
 from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
-from stretto.models._common import Found, linear, mamba_projections, norm_names, outer_names
-from stretto.models._rope import hf_rope, rope_to_hf
-from stretto.models.family import MAX_LAYERS, Config, Reader, Stored
+from stretto.models._common import Found, linear, mamba_projections, norm_names, outer_names, rope_of
+from stretto.models._rope import hf_rope, rope_to_hf, stretched, trained
+from stretto.models.family import MAX_LAYERS, Reader, Stored
 from stretto.models.lm import Layer, LMConfig
-
-
-def reader(config: Config) -> Reader:
-    """A reader of config.json that has refused what no family supports."""
-    read = Reader(config, "config.json")
-    read.expect("hidden_act", "silu", "swish")
-    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-        read.expect(key, 0)
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "alibi", "rope_interleaved"):
-        read.expect(key, False)
-    return read
 
 
 def attention(
@@ -62,15 +51,15 @@ def dense(read: Reader, key: str = "intermediate_size", bias: bool = False) -> D
     return Dense.Config(d_model=read.count("hidden_size"), d_hidden=read.count(key), bias=bias)
 
 
-def model(read: Reader, family: str, layers: Sequence[Layer]) -> LMConfig:
-    """The keys that every Llama-like config.json has besides those of its layers."""
+def model(read: Reader, family: str, layers: Sequence[Layer], context: int = 2048) -> LMConfig:
+    """The keys that every Llama-like config.json has besides those of its layers. context: where it does not say."""
     return LMConfig(
         family=family,
         d_model=read.count("hidden_size"),
         vocab_size=read.count("vocab_size"),
         layers=tuple(layers),
         norm_eps=read.number("rms_norm_eps", 1e-6),
-        context=read.count("max_position_embeddings", 2048),
+        context=stretched(rope_of(layers), read.count("max_position_embeddings", context)),
         tie_embeddings=read.flag("tie_word_embeddings", False),
     )
 
@@ -93,9 +82,10 @@ def layer_count(read: Reader) -> int:
 def full_attention(read: Reader) -> None:
     """Refuse windows that are switched per layer: all layers must attend to everything. A `sliding_window` without
     `use_sliding_window` means nothing (Qwen)."""
-    first = read.number("max_window_layers", 28)
-    if read.get("sliding_window", None) is not None and first < layer_count(read):
-        read.expect("use_sliding_window", False)
+    first, is_on = read.number("max_window_layers", 28), read.flag("use_sliding_window", False)
+    if is_on and read.get("sliding_window", None) is not None and first < layer_count(read):
+        read.refuse("use_sliding_window", True, "windows of some layers only are not supported")
+    read.get("sliding_window", None)
     read.expect("layer_types", ["full_attention"] * layer_count(read))
 
 
@@ -109,7 +99,7 @@ def model_to_hf(config: LMConfig, architecture: str, model_type: str) -> dict[st
         "num_hidden_layers": len(config.layers),
         "rms_norm_eps": config.norm_eps,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": trained(rope_of(config.layers), config.context),
         "tie_word_embeddings": config.tie_embeddings,
     }
 

@@ -1,5 +1,6 @@
 """How config.json and GGUF files spell a rotary embedding."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -8,23 +9,50 @@ from torch import Tensor
 
 from stretto.core.errors import ModelFileError
 from stretto.kernels.rope import Rope
+from stretto.models._keys import GGUF_ROPE_KEYS, HF_ROPE_KEYS
 from stretto.models.family import Reader
 
 _KINDS = ("default", "linear", "llama3", "yarn")
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def stretched(rope: Rope | None, context: int) -> int:
+    """The longest text of a model whose file says it was trained with `context` tokens.
+
+    Linear scaling puts `factor` positions where there was one; of YaRN and llama3, the file names the length before
+    they stretched it. Model cards ask for YaRN beside an unchanged length (Qwen).
+    """
+    if rope is None or rope.scaling in ("default", "divisors"):
+        return context
+    if rope.scaling == "linear":
+        return round(rope.factor * context)
+    return max(context, round(rope.factor * rope.original_context))
+
+
+def trained(rope: Rope | None, longest: int) -> int:
+    """What a file says of a model with this longest text: the inverse of `stretched`."""
+    return round(longest / rope.factor) if rope is not None and rope.scaling == "linear" else longest
 
 
 def hf_rope(read: Reader, head_dim: int) -> Rope:
     """The rotary embedding of a config.json, in the old spelling (`rope_theta`, `rope_scaling`) or the new one
     (`rope_parameters`)."""
-    old, new = read.get("rope_scaling", {}), read.get("rope_parameters", {})
+    old, new = read.get("rope_scaling", {}) or {}, read.get("rope_parameters", {})
     for key, value in (("rope_scaling", old), ("rope_parameters", new)):
         if not isinstance(value, dict) or any(isinstance(v, dict) for v in value.values()):
             raise ModelFileError(
                 f"{read.where}: {key} = {value!r} is not supported", why="one set of values for all layers is expected"
             )
-    outside = {k: read.config[k] for k in ("rope_theta", "partial_rotary_factor") if read.config.get(k) is not None}
-    spec = Reader({**outside, **old, **new}, f"{read.where}, rotary embedding")
-    spec.expect("partial_rotary_factor", 1.0)  # no family here rotates a part: others read this key, these ignore it
+    outside = {key: read.get(key, None) for key in ("rope_theta", "partial_rotary_factor", _ORIGINAL)}
+    # Model cards say to add `rope_scaling`: it goes on top of what a newer file says of the same embedding.
+    kept = {key: value for key, value in new.items() if key != "rope_type"} if old else new
+    spec = Reader({**outside, **kept, **old}, f"{read.where}, rotary embedding")
+    found = _rope_of(read, spec, head_dim)
+    spec.refuse_unread(HF_ROPE_KEYS)
+    return found
+
+
+def _rope_of(read: Reader, spec: Reader, head_dim: int) -> Rope:
     dim = _even(read, head_dim)
     base, kind = spec.number("rope_theta", 10000.0), spec.get("rope_type", spec.get("type", "default"))
     if kind == "default":
@@ -37,29 +65,36 @@ def hf_rope(read: Reader, head_dim: int) -> Rope:
             base=base,
             scaling="llama3",
             factor=spec.number("factor"),
-            original_context=spec.count("original_max_position_embeddings"),
+            original_context=spec.count(_ORIGINAL, read.get("max_position_embeddings", None)),
             low_freq_factor=spec.number("low_freq_factor"),
             high_freq_factor=spec.number("high_freq_factor"),
         )
     if kind == "yarn":
         spec.expect("truncate", True)
-        spec.expect("mscale", 0)
-        spec.expect("mscale_all_dim", 0)
         context = read.get("max_position_embeddings", None)
-        original = spec.count("original_max_position_embeddings", context)
+        original = spec.count(_ORIGINAL, context)
+        factor = spec.number("factor", context / original if context else None)
         return Rope(
             dim=dim,
             base=base,
             scaling="yarn",
-            factor=spec.number("factor", context / original if context else None),
+            factor=factor,
             original_context=original,
             beta_fast=spec.number("beta_fast", 32.0),
             beta_slow=spec.number("beta_slow", 1.0),
-            attention_factor=spec.number("attention_factor")
-            if spec.get("attention_factor", None) is not None
-            else None,
+            attention_factor=_attention_factor(spec, factor),
         )
     raise ModelFileError(f"{read.where}: rope scaling {kind!r} is not supported", why=f"supported: {', '.join(_KINDS)}")
+
+
+def _attention_factor(spec: Reader, factor: float) -> float | None:
+    """What multiplies cos and sin, where the file says it, in one number or in the two of DeepSeek."""
+    if spec.get("attention_factor", None) is not None:
+        return spec.number("attention_factor")
+    above, below = spec.number("mscale", 0.0), spec.number("mscale_all_dim", 0.0)
+    if not above or not below or factor <= 1:
+        return None
+    return (0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1)
 
 
 def _even(read: Reader, head_dim: int) -> int:
@@ -76,7 +111,7 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
         return written
     scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
     if rope.scaling != "linear":
-        scaling["original_max_position_embeddings"] = rope.original_context
+        scaling[_ORIGINAL] = rope.original_context
     if rope.scaling == "llama3":
         scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
     if rope.scaling == "yarn":
@@ -104,20 +139,18 @@ def _named(rope: Rope) -> Rope:
 
 def gguf_rope(read: Reader, head_dim: int) -> Rope:
     """Rotary keys of a GGUF file; `read` has the architecture as its prefix."""
-    read.expect("rope.scaling.type", "none", "linear", "yarn")
-    read.expect("rope.scaling.attn_factor", 1.0)
-    read.expect("rope.scaling.yarn_attn_factor", 1.0, -1.0)
-    read.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
-    read.expect("rope.scaling.yarn_log_multiplier", 0.0)
+    read.refuse_unread(GGUF_ROPE_KEYS)
     read.expect("rope.dimension_count", head_dim)
     dim, base = _even(read, head_dim), read.number("rope.freq_base", 10000.0)
+    kind, factor = _gguf_scaling(read)
     divisors = tuple(read.config.get("stretto.rope_divisors", ()))
+    if divisors and kind != "none":
+        read.refuse("rope.scaling.type", kind, "the file also divides frequencies (rope_freqs)")
     if divisors:
         if len(divisors) != dim // 2 or min(divisors) <= 0:
             raise ModelFileError(f"{read.where}: rope_freqs does not fit {dim} rotated entries")
         return Rope(dim=dim, base=base, scaling="divisors", divisors=divisors)
-    kind, factor = read.get("rope.scaling.type", "none"), read.number("rope.scaling.factor", 1.0)
-    if kind == "none" or factor == 1.0:
+    if kind == "none":
         return Rope(dim=dim, base=base)
     if kind == "linear":
         return Rope(dim=dim, base=base, scaling="linear", factor=factor)
@@ -126,10 +159,21 @@ def gguf_rope(read: Reader, head_dim: int) -> Rope:
         base=base,
         scaling="yarn",
         factor=factor,
-        original_context=read.count("rope.scaling.original_context_length"),
+        original_context=read.count("rope.scaling.original_context_length", read.count("context_length")),
         beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
     )
+
+
+def _gguf_scaling(read: Reader) -> tuple[str, float]:
+    """Kind (none, linear or yarn) and factor. As ggml's loader: without a kind a factor is linear, `scale_linear` is
+    the factor of old files, and 0 means that nothing is scaled."""
+    read.expect("rope.scaling.type", "none", "linear", "yarn")
+    kind, old = read.get("rope.scaling.type", "linear"), read.number("rope.scale_linear", 0.0)
+    factor = read.number("rope.scaling.factor", old)
+    if factor < 0:
+        read.refuse("rope.scaling.factor", factor, "positions cannot be scaled by a negative number")
+    return ("none", 1.0) if kind == "none" or factor in (0.0, 1.0) else (kind, factor)
 
 
 def rope_to_gguf(rope: Rope) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """`Family`: how one foreign architecture is read and written. One small file per family defines one.
 
-A family translates a config key by key (an unknown value that changes the result is refused by name) and says where
-each of our tensors lies in a file. `Stored` covers every difference seen in practice: another name, part of a fused
-tensor, another row order, another shape, another parametrisation of the same number.
+A family translates a config key by key and says where each of our tensors lies in a file. A key that changes the result
+and that the family did not read is refused by name (`_keys.py` lists them). `Stored` covers every difference seen in
+practice: another name, part of a fused tensor, another row order, another shape, another parametrisation of the same
+number.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
 
 from stretto.core.errors import ModelFileError
+from stretto.models._keys import GGUF_KEYS, HF_KEYS
 from stretto.models.lm import LMConfig
 
 Config = Mapping[str, Any]
@@ -46,22 +48,38 @@ Names = Mapping[str, Stored]
 class Family:
     """One architecture family. hf, gguf: the names by which files announce it; ignore: endings of names not needed.
 
-    GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
-    tensor list whether there are biases or a head of its own. Frequency divisors arrive as `stretto.rope_divisors`.
-    gguf_extra: tensors that a GGUF file holds in place of config keys.
+    Files are read through `read_hf` and `read_gguf`. GGUF metadata reach `from_gguf` with one key of ours,
+    `stretto.tensors`: name -> shape, because GGUF leaves to the tensor list whether there are biases or a head of its
+    own. Frequency divisors arrive as `stretto.rope_divisors`. gguf_extra: tensors that a GGUF file holds in place of
+    config keys.
     """
 
     name: str
     hf: tuple[str, ...]
     gguf: tuple[str, ...]
-    from_hf: Callable[[Config], LMConfig]
+    from_hf: Callable[["Reader"], LMConfig]
     to_hf: Callable[[LMConfig], dict[str, Any]]
     hf_names: Callable[[LMConfig], Names]
-    from_gguf: Callable[[Config], LMConfig]
+    from_gguf: Callable[["Reader"], LMConfig]
     to_gguf: Callable[[LMConfig], dict[str, Any]]
     gguf_names: Callable[[LMConfig], Names]
     gguf_extra: Callable[[LMConfig], dict[str, Tensor]] = lambda config: {}
-    ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "rope_freqs.weight")
+    ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "attn_rot_embd", "attn_rot_embd.weight", "rope_freqs.weight")
+
+    def read_hf(self, config: Config) -> LMConfig:
+        """A config.json. Raises ModelFileError for every key that changes the result and is not supported."""
+        read = Reader(config, "config.json")
+        found = self.from_hf(read)
+        read.refuse_unread(HF_KEYS)
+        return found
+
+    def read_gguf(self, metadata: Config) -> LMConfig:
+        """GGUF metadata with the keys of ours. Errors as those of `read_hf`."""
+        arch = metadata["general.architecture"]
+        read = Reader(metadata, "GGUF metadata", prefix=f"{arch}.", single=True)
+        found = self.from_gguf(read)
+        read.refuse_unread(GGUF_KEYS)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +87,18 @@ class Reader:
     """Reads a foreign config and refuses what would change the result without being supported.
 
     prefix: stands before every key (`llama.`). single: numbers are stored as fp32, and are read as the shortest
-    decimal that rounds to them (1e-05, not 9.99999974737875e-06).
+    decimal that rounds to them (1e-05, not 9.99999974737875e-06). seen: the keys that were asked for, without prefix.
     """
 
     config: Config
     where: str
     prefix: str = ""
     single: bool = False
+    seen: set[str] = field(default_factory=set, compare=False)
 
     def get(self, key: str, default: Any) -> Any:
         """The value, or `default` where the key is absent or null."""
+        self.seen.add(key)
         value = self.config.get(self.prefix + key)
         return default if value is None else value
 
@@ -118,6 +138,12 @@ class Reader:
         if value is not None and value not in allowed:
             names = ", ".join(map(repr, allowed)) or "only files without it"
             self.refuse(key, value, f"it changes the result; supported: {names}")
+
+    def refuse_unread(self, changing: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuse every key of `changing` that nobody asked for and whose value is not neutral. changing: key -> its
+        neutral values; null and absence are neutral, too."""
+        for key in changing.keys() - self.seen:
+            self.expect(key, *changing[key])
 
     def divide(self, total: int, key: str, parts: int) -> int:
         """total / parts, which must leave nothing; `key` is what gave `parts`."""

@@ -7,13 +7,12 @@ from typing import Any
 
 from stretto.models import _gguf, _hf
 from stretto.models._common import only_layer, refuse_to_write
-from stretto.models.family import Config, Family, Names, Reader
+from stretto.models.family import Family, Names, Reader
 from stretto.models.lm import Layer, LMConfig
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of GraniteForCausalLM."""
-    read = _hf.reader(config)
     bias = read.flag("attention_bias", False)
     mixer = _hf.attention(read, qkv_bias=bias, out_bias=bias, scale=read.number("attention_multiplier", 1.0))
     layer = Layer(mixer=mixer, channel=_hf.dense(read, bias=read.flag("mlp_bias", False)))
@@ -35,12 +34,11 @@ def to_hf(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `granite`."""
-    read = _gguf.reader(metadata, "granite", scaled=True)
     mixer = _gguf.attention(read, rope=uses_rope(read))
     layer = Layer(mixer=mixer, channel=_gguf.dense(read))
-    return _gguf.model(read, "granite", [layer] * _gguf.layer_count(read))
+    return _gguf.scaled_model(read, "granite", [layer] * _gguf.layer_count(read))
 
 
 def uses_rope(read: Reader) -> bool:

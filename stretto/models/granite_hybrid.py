@@ -18,16 +18,16 @@ from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models import _gguf, _hf, granite
 from stretto.models._common import linear, norm_names, outer_names, refuse_to_write
-from stretto.models.family import Config, Family, Names, Reader, Stored
+from stretto.models.family import Family, Names, Reader, Stored
 from stretto.models.lm import Layer, LMConfig
 
 _MAMBA, _ATTENTION = ("mamba", "linear_attention"), ("attention", "full_attention")
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of GraniteMoeHybridForCausalLM with `num_local_experts` 0."""
-    read = _hf.reader(config)
     read.need("num_local_experts")  # absent, it would mean eight
+    read.expect("num_local_experts", 0)
     read.expect("position_embedding_type", "rope", "nope")
     kinds = _kinds(read)
     channel = _hf.dense(read, "shared_intermediate_size")
@@ -138,15 +138,14 @@ def hf_names(config: LMConfig) -> Names:
     return found
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `granitehybrid`: layers without key heads are Mamba layers."""
-    read = _gguf.reader(metadata, "granitehybrid", scaled=True)
     has_attention = [heads > 0 for heads in _gguf.per_layer(read, "attention.head_count_kv")]
     layers: dict[bool, Layer] = {}
     for block, is_attention in _first_of_each(has_attention):
         mixer = _gguf.attention(read, block, rope=granite.uses_rope(read)) if is_attention else _gguf.mamba(read, block)
         layers[is_attention] = Layer(mixer=mixer, channel=_gguf.dense(read))
-    return _gguf.model(read, "granite_hybrid", [layers[kind] for kind in has_attention])
+    return _gguf.scaled_model(read, "granite_hybrid", [layers[kind] for kind in has_attention])
 
 
 def _first_of_each(kinds: list[bool]) -> Iterable[tuple[int, bool]]:

@@ -9,26 +9,30 @@ from typing import Any
 
 from stretto.models import _gguf, _hf
 from stretto.models._common import only_layer, refuse_to_write
-from stretto.models.family import Config, Family, Names
+from stretto.models.family import Family, Names, Reader
 from stretto.models.lm import Layer, LMConfig
 
 _MISTRAL_WINDOW = 4096  # what an absent key means; null means no window
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of LlamaForCausalLM or MistralForCausalLM."""
-    read = _hf.reader(config)
     read.expect("layer_types", ["full_attention"] * _hf.layer_count(read))
     bias = read.flag("attention_bias", False)
-    mistral = (config.get("architectures") or [None])[0] == "MistralForCausalLM"
-    window = config.get("sliding_window", _MISTRAL_WINDOW) if mistral else None
     layer = Layer(
-        mixer=_hf.attention(
-            read, qkv_bias=bias, out_bias=bias, window=None if window is None else read.count("sliding_window", window)
-        ),
+        mixer=_hf.attention(read, qkv_bias=bias, out_bias=bias, window=_window(read)),
         channel=_hf.dense(read, bias=read.flag("mlp_bias", False)),
     )
     return _hf.model(read, "llama", [layer] * _hf.layer_count(read))
+
+
+def _window(read: Reader) -> int | None:
+    """Mistral's sliding window. A file without `architectures` says by `model_type` what it is."""
+    announced = (read.get("architectures", None) or [read.get("model_type", None)])[0]
+    if announced not in ("MistralForCausalLM", "mistral"):
+        return None
+    has_window = "sliding_window" not in read.config or read.get("sliding_window", None) is not None
+    return read.count("sliding_window", _MISTRAL_WINDOW) if has_window else None
 
 
 def to_hf(config: LMConfig) -> dict[str, Any]:
@@ -50,9 +54,8 @@ def to_hf(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `llama`."""
-    read = _gguf.reader(metadata, "llama")
     layer = Layer(mixer=_gguf.attention(read), channel=_gguf.dense(read))
     return _gguf.model(read, "llama", [layer] * _gguf.layer_count(read))
 

@@ -6,15 +6,14 @@ from typing import Any
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models import _gguf, _hf
 from stretto.models._common import norm_names, outer_names
-from stretto.models.family import Config, Family, Names, Reader
+from stretto.models.family import Family, Names, Reader
 from stretto.models.lm import Layer, LMConfig
 
 _CONTEXT = 1 << 20  # a recurrence has no longest sequence; this is what GGUF writers put there
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of Mamba2ForCausalLM."""
-    read = _hf.reader(config)
     read.expect("rms_norm", True)
     d_model, num_heads, head_dim = read.count("hidden_size"), read.count("num_heads"), read.count("head_dim")
     if read.number("expand", 2) * d_model != num_heads * head_dim:
@@ -88,9 +87,8 @@ def _mixer(config: LMConfig) -> Mamba2.Config:
     return mixer
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `mamba2`."""
-    read = _gguf.reader(metadata, "mamba2")
     return _gguf.model(read, "mamba2", [Layer(mixer=_gguf.mamba(read))] * _gguf.layer_count(read))
 
 

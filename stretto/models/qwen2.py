@@ -7,16 +7,15 @@ from typing import Any
 
 from stretto.models import _gguf, _hf
 from stretto.models._common import only_layer
-from stretto.models.family import Config, Family, Names
+from stretto.models.family import Family, Names, Reader
 from stretto.models.lm import Layer, LMConfig
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of Qwen2ForCausalLM."""
-    read = _hf.reader(config)
     _hf.full_attention(read)
     layer = Layer(mixer=_hf.attention(read, qkv_bias=True), channel=_hf.dense(read))
-    return _hf.model(read, "qwen2", [layer] * _hf.layer_count(read))
+    return _hf.model(read, "qwen2", [layer] * _hf.layer_count(read), context=32768)
 
 
 def to_hf(config: LMConfig) -> dict[str, Any]:
@@ -30,9 +29,8 @@ def to_hf(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `qwen2`."""
-    read = _gguf.reader(metadata, "qwen2")
     read.expect("attention.sliding_window", 0)
     layer = Layer(mixer=_gguf.attention(read), channel=_gguf.dense(read))
     return _gguf.model(read, "qwen2", [layer] * _gguf.layer_count(read))

@@ -8,19 +8,18 @@ from typing import Any
 
 from stretto.models import _gguf, _hf
 from stretto.models._common import only_layer, refuse_to_write
-from stretto.models.family import Config, Family, Names
+from stretto.models.family import Family, Names, Reader
 from stretto.models.lm import Layer, LMConfig
 
 
-def from_hf(config: Config) -> LMConfig:
+def from_hf(read: Reader) -> LMConfig:
     """config.json of Qwen3ForCausalLM."""
-    read = _hf.reader(config)
     _hf.full_attention(read)
     bias = read.flag("attention_bias", False)
     eps = read.number("rms_norm_eps", 1e-6)
     mixer = _hf.attention(read, head_dim=128, qkv_bias=bias, out_bias=bias, qk_norm=eps)
     layer = Layer(mixer=mixer, channel=_hf.dense(read))
-    return _hf.model(read, "qwen3", [layer] * _hf.layer_count(read))
+    return _hf.model(read, "qwen3", [layer] * _hf.layer_count(read), context=32768)
 
 
 def to_hf(config: LMConfig) -> dict[str, Any]:
@@ -37,9 +36,8 @@ def to_hf(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def from_gguf(metadata: Config) -> LMConfig:
+def from_gguf(read: Reader) -> LMConfig:
     """GGUF metadata of architecture `qwen3`."""
-    read = _gguf.reader(metadata, "qwen3")
     read.expect("attention.sliding_window", 0)
     layer = Layer(mixer=_gguf.attention(read, qk_norm=True), channel=_gguf.dense(read))
     return _gguf.model(read, "qwen3", [layer] * _gguf.layer_count(read))

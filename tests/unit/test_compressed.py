@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stretto.convert.convert import convert
-from stretto.convert.load import load_model, matrix_codecs, open_model
+from stretto.convert.load import load_model, matrix_codecs
+from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
 from stretto.core.errors import ModelFileError, UserError
 from stretto.engine.backend import choose

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stretto.convert.convert import convert
 from stretto.convert.gguf_ import write_gguf
-from stretto.convert.load import ModelFile, load_model, open_model
+from stretto.convert.load import load_model
+from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import describe, generation_hints
 from stretto.convert.tokenizer import Tokenizer
 from stretto.core.card import CODECS

@@ -11,7 +11,8 @@ from checkpoints import BASE, IDS, LLAMA3, SPECS, Checkpoints, close, whole
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from stretto.convert.load import ModelFile, load_model, open_model
+from stretto.convert.load import load_model
+from stretto.convert.model_file import ModelFile, open_model
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
@@ -108,7 +109,7 @@ def test_model_type_stands_in_for_architectures(saved: Checkpoints, tmp_path: Pa
 def test_a_written_config_is_read_back_equal(saved: Checkpoints) -> None:
     for name in SPECS:
         model = open_model(saved(name)[0])
-        assert model.family.from_hf(model.family.to_hf(model.config)) == model.config, name
+        assert model.family.read_hf(model.family.to_hf(model.config)) == model.config, name
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -137,7 +138,7 @@ def test_transformers_reads_a_written_config(name: str, saved: Checkpoints, tmp_
 def test_frequencies_of_wide_heads_equal_transformers(values: dict[str, Any]) -> None:
     spec = BASE | {"head_dim": 64, "max_position_embeddings": 2048, "rope_parameters": values | {"rope_theta": 5e4}}
     theirs = LlamaRotaryEmbedding(LlamaConfig(**spec))
-    mixer = llama.from_hf(spec).layers[0].mixer
+    mixer = llama.FAMILY.read_hf(spec).layers[0].mixer
     assert isinstance(mixer, Attention.Config) and mixer.rope is not None
     torch.testing.assert_close(mixer.rope.frequencies(), theirs.inv_freq, rtol=1e-6, atol=0)
     assert mixer.rope.magnitude == pytest.approx(theirs.attention_scaling)
@@ -157,10 +158,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope kind": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     "old rope kind": ("llama", {"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "longrope"),
     "rope without factor": ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
-    "llama3 without bounds": ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "original_max"),
+    "llama3 without bounds": ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
     "rope per kind of layer": ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "rope_param"),
     "rotated in part": ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    "yarn untruncated": ("llama-yarn", {"rope_scaling": {"truncate": False}}, "truncate"),
+    "yarn untruncated": (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
+        "truncate",
+    ),
     "windows of some layers": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
@@ -236,5 +241,5 @@ def test_paths_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"no config\.json"):
         open_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(ModelFileError, match=r"neither a \.gguf file nor"):
+    with pytest.raises(ModelFileError, match=r"neither a GGUF file nor"):
         open_model(tmp_path / "pytorch_model.bin")
