@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stretto.convert.gguf_ import Typed, Value
-from stretto.convert.load import ModelFile, read_json
+from stretto.convert.model_file import ModelFile, read_json
 from stretto.convert.show import SAMPLING_KEYS, generation_hints
 from stretto.convert.tokenizer import Tokenizer
 
@@ -38,7 +37,8 @@ def gguf_metadata(model: ModelFile, codec: str) -> tuple[dict[str, Value], list[
     Raises ModelFileError for what GGUF cannot say about this model or its tokenizer.
     """
     found, notes = (dict(model.metadata), list[str]()) if model.is_gguf else _translated(model)
-    found.pop("general.file_type", None)
+    for key in ("general.file_type", "split.no", "split.count", "split.tensors.count"):
+        found.pop(key, None)
     if codec in _FILE_TYPES:
         found["general.file_type"] = _FILE_TYPES[codec]
     found["general.quantization_version"] = 2
@@ -52,12 +52,21 @@ def _translated(model: ModelFile) -> tuple[dict[str, Any], list[str]]:
         found["general.sampling.top_k"] = int(found["general.sampling.top_k"])
     if not (model.path / "tokenizer.json").is_file():
         return found, [_NO_TOKENIZER]
-    words = Tokenizer.from_dir(model.path).to_gguf_metadata()
+    tokenizer = Tokenizer.from_dir(model.path)
+    words = tokenizer.to_gguf_metadata()
     # Readers take the number of embeddings from the token list.
     missing = range(len(words["tokenizer.ggml.tokens"]), model.config.vocab_size)
     words["tokenizer.ggml.tokens"] = words["tokenizer.ggml.tokens"] + [f"[PAD{i}]" for i in missing]
     words["tokenizer.ggml.token_type"] = words["tokenizer.ggml.token_type"] + [_UNUSED for _ in missing]
+    if tokenizer.add_bos and tokenizer.chat_template is not None and not _writes_bos(tokenizer):
+        return found | words, ["the chat template writes no BOS; in the GGUF file one comes before a chat all the same"]
     return found | words, []
+
+
+def _writes_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes the BOS itself, by name or as text."""
+    source, bos = tokenizer.chat_template or "", tokenizer.special_tokens.get("bos_token")
+    return "bos_token" in source or (bos is not None and bos in source)
 
 
 def _typed(key: str, value: Any) -> Value:
@@ -77,7 +86,7 @@ def hf_files(
     codec: of the plain numbers; quantization: what config.json says about the others.
     """
     if not model.is_gguf:
-        return _carried(model.path, codec, quantization), []
+        return _carried(model, codec, quantization), []
     config = model.family.to_hf(model.config) | {"torch_dtype": _DTYPES[codec]}
     config |= {"quantization_config": quantization} if quantization is not None else {}
     hints: dict[str, Any] = generation_hints(model)
@@ -90,31 +99,34 @@ def hf_files(
     ends = sorted(tokenizer.eos_ids)
     numbers = {f"{name}_token_id": i for name, i in ids.items()}
     config |= numbers
-    words: dict[str, Any] = {f"{name}_token": tokenizer.token_text(i) for name, i in ids.items()}
-    words |= {
+    words: dict[str, Any] = dict(tokenizer.special_tokens) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.context,
     }
     if tokenizer.chat_template is not None:
-        words["chat_template"] = tokenizer.chat_template
+        # Where ggml's readers put the BOS before a chat, the template of a folder has to write it.
+        bos = "{{ bos_token }}" if tokenizer.template_adds_bos and not _writes_bos(tokenizer) else ""
+        words["chat_template"] = bos + tokenizer.chat_template
     generation = numbers | ({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}) | hints
     files = _json({"config.json": config, "generation_config.json": generation, "tokenizer_config.json": words})
     return files | {"tokenizer.json": tokenizer.to_json().encode()}, []
 
 
 def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """bos, eos, pad and unk, where the file names them."""
+    """bos, eos, pad and unk, where the file names them: those whose ids config.json has a place for."""
     keys = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: i for name, i in found.items() if i is not None}
 
 
-def _carried(path: Path, codec: str, quantization: Mapping[str, Any] | None) -> dict[str, bytes]:
-    config = read_json(path / "config.json")
+def _carried(model: ModelFile, codec: str, quantization: Mapping[str, Any] | None) -> dict[str, bytes]:
+    path, config = model.path, read_json(model.path / "config.json")
     config.pop("quantization_config", None)
     config |= {"quantization_config": quantization} if quantization is not None else {}
+    if config.get("tie_word_embeddings") is not None:
+        config["tie_word_embeddings"] = model.config.tie_embeddings
     config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[codec]
     files = {name: (path / name).read_bytes() for name in _CARRIED if (path / name).is_file()}
     return _json({"config.json": config}) | files
