@@ -4,24 +4,22 @@ A chat template comes with the model and is code; `sandbox` runs it. Without a t
 caller refuses and never guesses a format.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from stretto.convert.conversation import checked_messages, checked_objects, plain
 from stretto.convert.meter import METER, Meter, Overrun
 from stretto.convert.sandbox import TemplateEnvironment
+from stretto.convert.template_reads import reads_parts, variables
 from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError, UserError
 
-MAX_MESSAGES = 4096
 MAX_OUTPUT = 4 << 20  # characters
 MAX_SECONDS = 2.0
 MAX_SOURCE = 1 << 20  # characters
-_MAX_DEPTH = 64
 KWARGS = (
     "builtin_tools",
     "custom_instructions",
@@ -38,6 +36,8 @@ KWARGS = (
     "xml_tools",
 )
 """What a request may hand to a template by name; others could switch on what its author did not mean."""
+# What carries content. A switch that a template does not know changes nothing; content that it never reads is lost.
+_CONTENT = frozenset({"builtin_tools", "custom_instructions", "documents", "python_tools", "tools", "xml_tools"})
 # What a template, or what it is given, can raise besides Jinja's own errors.
 _FAILURES = (
     TemplateError,
@@ -57,22 +57,24 @@ class ChatTemplate:
     def __init__(
         self,
         source: str,
-        bos_token: str = "",
-        eos_token: str = "",
+        special_tokens: Mapping[str, str] | None = None,
         *,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """Compile `source` (Jinja2, as in tokenizer_config.json). now: what `strftime_now` shows.
+        """Compile `source` (Jinja2, as in tokenizer_config.json).
 
-        Raises ModelFileError if it is no template.
+        special_tokens: what the template may write by name (`bos_token`, `pad_token`, ...); a BOS or EOS that is not
+        among them is empty. now: what `strftime_now` shows. Raises ModelFileError if it is no template.
         """
-        self.source, self._bos, self._eos = source, bos_token, eos_token
+        self.source = source.removeprefix("\ufeff")  # a byte-order mark is no text
+        self._special_tokens = {"bos_token": "", "eos_token": "", **(special_tokens or {})}
         if len(source) > MAX_SOURCE:
             raise ModelFileError(f"the chat template has {len(source):,} characters; at most {MAX_SOURCE:,} are taken")
         env = TemplateEnvironment(now)
         try:
-            self._lists = _reads_lists(env.parse(source))
-            self._template = env.from_string(source)
+            tree = env.syntax(self.source)
+            self._as_parts, self._reads = reads_parts(tree), variables(tree)
+            self._template = env.from_string(self.source)
         except TemplateSyntaxError as e:
             raise ModelFileError(
                 f"the chat template has a syntax error in line {e.lineno}",
@@ -83,21 +85,19 @@ class ChatTemplate:
             raise ModelFileError("the chat template cannot be compiled", why=_reason(e)) from e
 
     @staticmethod
-    def of(tokenizer: Tokenizer) -> "ChatTemplate":
-        """The template of a model. Raises UserError if it has none."""
-        if tokenizer.chat_template is None:
+    def of(tokenizer: Tokenizer, source: str | None = None) -> "ChatTemplate":
+        """The template of a model, or `source` in its place, with the model's special tokens.
+
+        Raises UserError if there is none.
+        """
+        source = tokenizer.chat_template if source is None else source
+        if source is None:
             raise UserError(
                 "this model has no chat template",
                 why="guessing a chat format gives bad answers silently",
                 try_="--chat-template FILE, or send plain text",
             )
-        ends = sorted(tokenizer.eos_ids)
-        eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else next(iter(ends), None)
-        return ChatTemplate(
-            tokenizer.chat_template,
-            "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
-            "" if eos_id is None else tokenizer.token_text(eos_id),
-        )
+        return ChatTemplate(source, tokenizer.special_tokens)
 
     def render(
         self,
@@ -110,19 +110,27 @@ class ChatTemplate:
         """The prompt text of a conversation in OpenAI's shape.
 
         messages: `role` (str) and `content` (str, list of text parts, or None beside `tool_calls`); further fields must
-        be JSON values. kwargs: names of `KWARGS`. Raises UserError for anything else, for what the template itself
-        refuses, and for a template that runs too long or writes too much.
+        be JSON values. The arguments of a tool call are JSON text or an object; the template is given the object.
+        tools: JSON objects, as OpenAI's `{"type": "function", "function": {...}}`; an empty list is none. kwargs: names
+        of `KWARGS`.
+
+        Raises UserError for anything else, for what the template itself refuses, and for a template that runs too long
+        or writes too much. Tools and other content (`documents`, ...) that the template never reads are refused too:
+        the model would not see them, and would answer as if they had not been given.
         """
         meter = Meter(MAX_SECONDS)
-        variables = {
-            "messages": _checked_messages(messages, as_lists=self._lists),
-            "tools": None if tools is None else _plain(list(tools), "tools"),
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._bos,
-            "eos_token": self._eos,
-            METER: meter,
-        } | _checked_kwargs(kwargs or {})
+        given = {"tools": checked_objects(tools, "tools")} | _checked_kwargs(kwargs or {})
+        self._check_content_is_read(given)
+        variables = (
+            self._special_tokens
+            | {"documents": None}
+            | given
+            | {
+                "messages": checked_messages(messages, as_parts=self._as_parts),
+                "add_generation_prompt": add_generation_prompt,
+                METER: meter,
+            }
+        )
         parts, size = list[str](), 0
         try:
             for part in self._template.generate(variables):
@@ -138,6 +146,15 @@ class ChatTemplate:
             raise UserError("the chat template refused this conversation", why=_reason(e)) from e
         return "".join(parts)
 
+    def _check_content_is_read(self, given: Mapping[str, Any]) -> None:
+        for name in sorted(_CONTENT & given.keys() - self._reads):
+            if given[name]:
+                raise UserError(
+                    f"the chat template has no place for {name}",
+                    why=f"it never reads `{name}`, so the model would not see what was given",
+                    try_=f"leave out {name}, or --chat-template FILE with one that reads them",
+                )
+
 
 def chat_ids(
     tokenizer: Tokenizer,
@@ -148,11 +165,17 @@ def chat_ids(
     add_generation_prompt: bool = True,
     kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Token ids of a conversation: the rendered text with the BOS of the tokenizer, but never two."""
+    """Token ids of a conversation: the rendered text, encoded.
+
+    A template writes every special token itself, BOS among them, and for a checkpoint folder nothing is added, whatever
+    the tokenizer puts before plain text: so do `apply_chat_template`, vLLM and SGLang. In GGUF files a template may
+    leave its BOS to `add_bos_token`: where that is set (`Tokenizer.template_adds_bos`) the BOS comes first, unless the
+    template wrote it.
+    """
     text = template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, kwargs=kwargs)
-    ids = tokenizer.encode(text)
-    if tokenizer.add_bos and ids[:2] == [tokenizer.bos_id] * 2:
-        return ids[1:]
+    ids = tokenizer.encode(text, add_bos=False)
+    if tokenizer.template_adds_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        return [tokenizer.bos_id, *ids]
     return ids
 
 
@@ -161,69 +184,11 @@ def _reason(e: BaseException) -> str:
     return text if isinstance(e, TemplateError) else f"{type(e).__name__}: {text}"
 
 
-def _checked_messages(messages: object, *, as_lists: bool) -> list[dict[str, Any]]:
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
-        raise UserError("messages must be a list", try_='[{"role": "user", "content": "Hello"}]')
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        raise UserError(f"a conversation of {len(messages):,} messages", why=f"from 1 to {MAX_MESSAGES:,} are taken")
-    found = []
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(f"{where} needs a role", why='a message is an object with "role" (text) and "content"')
-        plain = _plain(dict(message), where)
-        if "content" in plain or "tool_calls" not in plain:
-            plain["content"] = _checked_content(plain, where, as_lists=as_lists)
-        found.append(plain)
-    return found
-
-
-def _checked_content(message: Mapping[str, Any], where: str, *, as_lists: bool) -> Any:
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
-        return content
-    if not isinstance(content, list):
-        raise UserError(f"{where}.content must be text or a list of text parts", why=f"found {type(content).__name__}")
-    for k, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise UserError(
-                f'{where}.content[{k}] must be {{"type": "text", "text": ...}}', why="this model reads text only"
-            )
-    return content if as_lists else "\n".join(part["text"] for part in content)
-
-
 def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for name in kwargs:
         if name not in KWARGS:
             raise UserError(f"unknown chat template argument {name!r}", why=f"taken are: {', '.join(KWARGS)}")
-    return {name: _plain(value, name) for name, value in kwargs.items()}
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of a JSON value: templates never see objects of ours. Raises UserError."""
-    if depth > _MAX_DEPTH:
-        raise UserError(f"{where} is nested more than {_MAX_DEPTH} deep")
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {str(key): _plain(item, where, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, where, depth + 1) for item in value]
-    raise UserError(f"{where} holds a {type(value).__name__}", why="only JSON values can be handed to a chat template")
-
-
-def _reads_lists(tree: nodes.Template) -> bool:
-    """Whether the template loops over the content of a message, so that it wants parts instead of one text."""
-    return any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
-
-
-def _is_content(node: nodes.Node) -> bool:
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    return isinstance(node, nodes.Name) and node.name == "content"
+    return {
+        name: checked_objects(value, name) if name == "documents" else plain(value, name)
+        for name, value in kwargs.items()
+    }

@@ -5,10 +5,11 @@ would cost); what is *charged* for it is the memory it takes itself. Both are bo
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from types import MethodType
 from typing import Any
 
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import TemplateError
 from jinja2.runtime import Context, LoopContext
 from jinja2.utils import Namespace
 
@@ -16,6 +17,7 @@ MAX_WEIGHT = 16 << 20  # of one value
 MAX_CHARGES = 128 << 20  # of all values that a rendering makes
 METER = " meter"  # the context variable of the meter: a name that template syntax cannot spell
 _ITEM = 16  # weight of a value besides its characters
+_REFERENCE, _ENTRY = 8, 64  # bytes of an item in a list, and of one in a dictionary with its share of the table
 _MAX_BITS = 1 << 14  # of an integer
 
 
@@ -65,12 +67,12 @@ class Meter:
             return _ITEM
         if isinstance(value, Mapping):
             parts: Iterable[Any] = (part for pair in value.items() for part in pair)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
             parts = value
-        elif isinstance(value, Namespace):
-            raise SecurityError("a namespace cannot be printed or put into a list")
+        elif isinstance(value, MethodType):
+            parts = (value.__self__,)  # which it is printed with
         else:
-            return _ITEM
+            return _ITEM  # namespaces and loops among them: neither printing nor comparing walks into them
         found = self._known.get(id(value))
         if found is not None:
             return found[1]
@@ -84,9 +86,8 @@ class Meter:
         """Charge for a new value and hand it on; a generator is charged while it runs."""
         if isinstance(value, Iterator) and not isinstance(value, LoopContext):
             return self._metered(value)
-        if not isinstance(value, Namespace):
-            self.allow(self.weigh(value))
-            self.charge(size_of(value))
+        self.allow(self.weigh(value))
+        self.charge(size_of(value))
         return value
 
     def repeated(self, left: Any, right: Any, times: tuple[int, int], make: Callable[[], Any]) -> Any:
@@ -111,7 +112,11 @@ def size_of(value: Any) -> int:
     """What a value takes itself. A container is made of references: what it holds was charged when that was made."""
     if isinstance(value, str):
         return _ITEM + len(value)
-    return _ITEM + 8 * len(value) if isinstance(value, list | tuple | dict) else _ITEM
+    if isinstance(value, list | tuple):
+        return _ITEM + _REFERENCE * len(value)
+    if isinstance(value, Namespace):
+        return _ITEM + _ENTRY * len(value._Namespace__attrs)
+    return _ITEM + _ENTRY * len(value) if isinstance(value, dict) else _ITEM
 
 
 def meter_of(context: Context) -> Meter:

@@ -8,22 +8,20 @@ running for ever or filling memory. It works without a second process:
   its memory, before it is made where that can be many times the operands', and no value may weigh more than
   `MAX_WEIGHT`. Weight counts nested values as often as they occur, so a list of itself twice, forty times over, is
   refused while it is small;
+- what a namespace or a loop leads to may change, so it adds nothing to their weight: nothing prints or compares it,
+  and what reaches into it (fields of a format, sorting by an attribute) is charged for what it finds there;
 - filters and methods that can make much from little (centre, wordwrap, zfill, ...) do not exist.
 
 So between two ticks only a bounded amount of work can happen.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from string import Formatter
-from types import BuiltinMethodType
-from typing import Any, Literal
+from types import BuiltinMethodType, MethodType
+from typing import Any
 
-from jinja2 import Environment, Undefined, filters, nodes, pass_context
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2 import Environment, Undefined, nodes, pass_context
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
@@ -31,9 +29,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from stretto.convert.meter import Meter, Overrun, meter_of, size_of
+from stretto.convert.meter import meter_of, size_of
+from stretto.convert.template_filters import FILTERS, before_method, formatted, functions, growth, percent
 
-MAX_RANGE = 100_000
 _FILTERS = """abs capitalize count d default dictsort e escape first float forceescape format groupby indent int items
 join last length list lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum
 title trim unique upper"""
@@ -44,11 +42,10 @@ _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(_STR_METHODS.split()),
     dict: frozenset({"get", "items", "keys", "values"}),
     list: frozenset({"count", "index"}),
-    tuple: frozenset({"count", "index"}),
+    tuple: frozenset({"count", "index", "grouper", "list"}),  # the last two: of what groupby gives
 }
-_MAX_STRIP = 256  # characters that strip() may look for: it compares each with each
-_PERCENT = re.compile(r"%(?:\([^()]*\))?[#0\- +]*\d{0,3}(?:\.\d{0,3})?[a-zA-Z%]")  # fields without huge widths
-_SPEC = re.compile(r"[^\d{}]?[^\d{}]{0,3}\d{0,3},?(?:\.\d{1,3})?[a-zA-Z%]?")
+# What Jinja adds to the arguments of a call inside a loop or a block, for functions that want their scope.
+_SCOPES = frozenset({"_loop_vars", "_block_vars"})
 
 
 class _Instrument(NodeTransformer):
@@ -130,19 +127,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             optimized=False,  # folding constants would run unmetered
             cache_size=0,
         )
-        self.now = now
         self.meter_tick, self.meter_concat = _Hook(_tick), _Hook(_concat)
         self.meter_made, self.meter_slice = _Hook(_made), _Hook(_slice)
-        self.filters = {name: self.filters[name] for name in _FILTERS.split()}
-        self.filters |= {"tojson": _tojson, "format": _format, "indent": _indent, "join": _join, "replace": _replace}
-        self.filters |= {"round": _round, "sum": _sum, "trim": _trim}
-        self.globals = {
-            "range": _range,
-            "dict": dict,
-            "namespace": _Names,
-            "raise_exception": _raise_exception,
-            "strftime_now": self._strftime_now,
-        }
+        self.filters = {name: self.filters[name] for name in _FILTERS.split()} | FILTERS
+        self.globals = functions(now)
+
+    def syntax(self, source: str) -> nodes.Template:
+        """The template as it was written, without the meter, to look at. Raises TemplateSyntaxError."""
+        return super()._parse(source, None, None)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -153,10 +145,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         meter = meter_of(context)
         if operator == "%" and isinstance(left, str):
-            return _percent(meter, left, right)
+            return percent(meter, left, right)
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             meter.allow_bits(left.bit_length() * right)
-        times = (_times(right, left), _times(left, right)) if operator == "*" else (1, 1)
+        times = (_times(right, left), _times(left, right)) if operator == "*" else (growth(right), growth(left))
         compute = self.binop_table[operator]
         return meter.repeated(left, right, times, lambda: compute(left, right))
 
@@ -169,19 +161,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return isinstance(obj, LoopContext | Namespace | Macro | Undefined)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is None:
+        if super().wrap_str_format(value) is None:
             return None
-        template = str(value.__self__)
+        text: str = value.__self__
 
         @pass_context
         def metered(context: Context, *args: Any, **kwargs: Any) -> str:
-            fields = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
-            if not all(_SPEC.fullmatch(spec or "") for _, spec in fields):
-                raise Overrun("a format with a width of more than three digits")
-            meter = meter_of(context)
-            meter.charge(meter.allow(len(template) + len(fields) * (1000 + meter.weigh([*args, *kwargs.values()]))))
-            return wrapped(*args, **kwargs)
+            if value.__name__ == "format_map":
+                (kwargs,) = args
+                args = ()
+            return formatted(self, meter_of(context), text, args, kwargs)
 
         return metered
 
@@ -190,39 +179,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return obj.function(*args)
         meter = meter_of(context)
         meter.tick()
-        if isinstance(obj, BuiltinMethodType) and isinstance(obj.__self__, str):
-            if obj.__name__ == "replace":
-                return _replace(context, obj.__self__, *args, **kwargs)
-            if obj.__name__ == "join":
-                (values,) = args
-                return _join(context, values, obj.__self__)
-            if obj.__name__ in ("strip", "lstrip", "rstrip"):
-                _check_strip(*args)
+        # A method of a `Markup` is Python code, not a builtin.
+        if isinstance(obj, BuiltinMethodType | MethodType) and isinstance(obj.__self__, str):
+            named = {name: value for name, value in kwargs.items() if name not in _SCOPES}
+            args = before_method(meter, obj.__self__, obj.__name__, args, named)
         return meter.made(super().call(context, obj, *args, **kwargs))
-
-    def _strftime_now(self, form: str) -> str:
-        if len(form) > 64 or re.search(r"%[^a-zA-Z%]", form):
-            raise Overrun(f"strftime_now does not take {form[:64]!r}")
-        return self.now().strftime(form)
-
-
-class _Names(Namespace):
-    """`namespace()`, without names that begin with an underscore."""
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        attributes = dict(*args, **kwargs)
-        for name in attributes:
-            _check_name(name)
-        super().__init__(attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: str) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 def _tick(context: Context, size: int) -> str:
@@ -254,103 +215,3 @@ def _printed(context: Context, value: Any) -> Any:
     meter = meter_of(context)
     meter.charge(meter.weigh(value))  # what str() will make of it
     return value
-
-
-@pass_context
-def _tojson(
-    context: Context,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As in Hugging Face templates: no escaping for HTML, non-ASCII characters kept."""
-    meter = meter_of(context)
-    meter.charge(meter.weigh(value))
-    if (indent is not None and not 0 <= int(indent) <= 16) or len("".join(separators or ())) > 16:
-        raise Overrun("tojson takes an indent of at most 16")
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    parts: list[str] = []
-    for part in encoder.iterencode(value):
-        meter.tick(len(part))
-        parts.append(part)
-    return "".join(parts)
-
-
-@pass_context
-def _replace(context: Context, s: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = str(s), str(old), str(new)
-    meter = meter_of(context)
-    meter.charge(meter.allow(len(text) + len(new) * text.count(old)))
-    return text.replace(old, new, -1 if count is None else int(count))
-
-
-@pass_context
-def _join(context: Context, value: Iterable[Any], d: Any = "", attribute: str | None = None) -> str:
-    meter, between, parts = meter_of(context), str(d), list[str]()
-    for item in value:
-        part = item if attribute is None else context.environment.getitem(item, attribute)
-        meter.tick(meter.weigh(part) + len(between))
-        parts.append(str(part))
-    return between.join(parts)
-
-
-@pass_context
-def _format(context: Context, value: Any, *args: Any) -> str:
-    return _percent(meter_of(context), str(value), args)
-
-
-def _percent(meter: Meter, form: str, args: Any) -> str:
-    if "%" in _PERCENT.sub("", form):
-        raise Overrun("a format with a width of more than three digits")
-    meter.charge(meter.allow(len(form) + form.count("%") * (1000 + meter.weigh(args))))
-    text: str = form % args
-    return text
-
-
-@pass_context
-def _indent(context: Context, s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    pad = width[:64] if isinstance(width, str) else min(int(width), 64)
-    meter = meter_of(context)
-    meter.charge(meter.allow(len(s) + 65 * (1 + s.count("\n"))))
-    return filters.do_indent(s, pad, first, blank)
-
-
-def _trim(value: Any, chars: str | None = None) -> str:
-    _check_strip(chars)
-    return str(value).strip(chars)
-
-
-def _check_strip(chars: str | None = None) -> None:
-    if chars is not None and len(chars) > _MAX_STRIP:
-        raise Overrun(f"strip takes at most {_MAX_STRIP} characters")
-
-
-def _round(value: float, precision: int = 0, method: Literal["common", "ceil", "floor"] = "common") -> float:
-    if not -20 <= precision <= 20:
-        raise Overrun("round takes a precision of at most 20")
-    rounded: float = filters.do_round(value, precision, method)
-    return rounded
-
-
-@pass_context
-def _sum(context: Context, iterable: Iterable[Any], attribute: str | None = None, start: float = 0) -> float:
-    total = start
-    for value in iterable:
-        item = value if attribute is None else context.environment.getitem(value, attribute)
-        if not isinstance(item, int | float) or not isinstance(start, int | float):
-            raise SecurityError("sum takes numbers")
-        total += item
-    return total
-
-
-def _range(*args: int) -> range:
-    found = range(*args)
-    if len(found) > MAX_RANGE:
-        raise Overrun(f"range of more than {MAX_RANGE:,}")
-    return found
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(str(message))
