@@ -36,7 +36,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 
 demo: $(RUN_STAMP)
 	@$(BIN)/stretto pull smollm2
-	@$(BIN)/stretto run smollm2 "$(PROMPT)" -n 120 --temp 0 --stats
+	@$(BIN)/stretto run smollm2 "$(PROMPT)" --no-stdin -n 120 --temp 0 --stats
 	@echo
 	@echo "Try next:"
 	@echo "  $(BIN)/stretto run smollm2                      chat in the terminal"

@@ -240,7 +240,8 @@ def start_up(bench: Bench, runs: int) -> None:
     for turn in range(runs):
         print(f"process {turn + 1}/{runs}", file=sys.stderr)
         bench.add("process start to first token", "s", one_process(ONE_TOKEN)[0])
-        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, **quiet).stdout
         bench.add("of it: reading and repacking the model", "s", json.loads(said)["timings"]["load_s"])
         bench.add("peak memory of a 128-token answer", "MB", one_process(ANSWER)[1])
         bench.add("peak memory, 1 stream, context 2,048 in use", "MB", one_process([*LONG_CHAT, text])[1])

@@ -26,7 +26,8 @@ ANSWER = ["run", "smollm2", "Why is the sky blue?", "-n", "128", "--temp", "0", 
 def one_process(words: list[str]) -> tuple[float, float]:
     """(seconds from start to exit, peak resident megabytes) of one command line."""
     started = time.perf_counter()
-    process = subprocess.Popen([*STRETTO, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*STRETTO, *words], **quiet)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)

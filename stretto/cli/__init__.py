@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import stretto
 from stretto.cli import _flags
 from stretto.cli._terminal import has_colour, paint
-from stretto.core.env import read_env
+from stretto.core.env import read_display
 from stretto.core.errors import FitError, RunError, UserError
 
 VERBS: dict[str, str] = {
@@ -147,7 +147,7 @@ def _explain(problem: UserError) -> int:
 def _bug(problem: Exception) -> int:
     text = f"{type(problem).__name__}: {problem}".splitlines()[0]
     lines = [f"error: this is a bug in stretto: {text}"]
-    if not read_env().traceback:
+    if not read_display().traceback:
         lines.append("try: the same with STRETTO_TRACEBACK=1, and report what it prints")
     return _say(lines, 1, problem)
 
@@ -160,7 +160,7 @@ def _say(lines: Sequence[str], code: int, problem: BaseException | None = None) 
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             print("\n".join(lines), file=sys.stderr, flush=True)
-            if problem is not None and read_env().traceback:
+            if problem is not None and read_display().traceback:
                 traceback.print_exception(problem)
     return code
 

@@ -4,9 +4,10 @@
         model: str = argument("alias, .gguf file or checkpoint directory")
         seed: int | None = option("the same seed gives the same text", default=None)
 
-Types: str, int, float, bool (a switch), Path, `T | None`, `tuple[T, ...]` (the flag may be repeated; numbers may be
-separated by commas too). Flags and arguments may be mixed in any order, `--` ends the flags, and a flag is never
-abbreviated, so that adding one breaks no script. Help pages are the same on every Python version and terminal.
+Types: str, int, float, bool (a switch), Path (`~` is the home folder; shells leave `--flag=~/x` as it is), `T | None`,
+`tuple[T, ...]` (the flag may be repeated; numbers may be separated by commas too). Flags and arguments may be mixed in
+any order, `--` ends the flags, and a flag is never abbreviated, so that adding one breaks no script. Help pages are the
+same on every Python version and terminal.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from stretto.core.env import expand_home
 from stretto.core.errors import UserError
 
 T = TypeVar("T")
@@ -86,7 +88,7 @@ class Flag:
         if self.choices and text not in self.choices:
             raise UserError(f"{self.names[-1]} is {text!r}", try_=near(text, self.choices))
         try:
-            return self.kind(text)
+            return self.kind(expand_home(text) if self.kind is Path else text)
         except ValueError:
             raise UserError(f"{self.names[-1]} is {text!r}", why=f"it must be {_EXPECTED[self.kind]}") from None
 

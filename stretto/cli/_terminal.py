@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from stretto.core.env import read_env
+from stretto.core.env import read_display
 
 STYLES = {"red": "31", "green": "32", "cyan": "36", "bold": "1", "dim": "2", "bold red": "1;31", "struck": "2;9;31"}
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -19,8 +19,9 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether escape sequences may be written there."""
-    return is_terminal(stream) and not read_env().no_color
+    """Whether colours may be written there."""
+    display = read_display()
+    return is_terminal(stream) and not display.no_color and not display.dumb
 
 
 def paint(text: str, style: str, on: bool = True) -> str:
@@ -34,8 +35,9 @@ def harmless(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """A line for the person, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person, on standard error; `print` would take standard output where that is closed."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -52,13 +54,17 @@ def _finite(value: Any) -> Any:
 
 
 def progress(label: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that keeps one line of standard error up to date; silent where no person looks."""
+    """A callback (done, total) that keeps one line of standard error up to date.
+
+    Silent where no person looks, and on terminals that cannot write a line again.
+    """
     last = [0.0]
+    dumb = read_display().dumb
 
     def show(done: int, total: int) -> None:
         now = time.monotonic()
         finished = done >= total
-        if is_terminal(sys.stderr) and (finished or now - last[0] > 0.1):
+        if is_terminal(sys.stderr) and not dumb and (finished or now - last[0] > 0.1):
             last[0] = now
             share = 100 * done // max(1, total)
             sys.stderr.write("\r\x1b[K" if finished else f"\r\x1b[K{label} {share}%")

@@ -2,10 +2,10 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stretto.cli._flags import argument, near, option
-from stretto.cli._terminal import is_terminal, print_json
+from stretto.cli._terminal import has_colour, is_terminal, print_json
 from stretto.core.card import REGISTRIES, Can, Card
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
@@ -38,7 +38,8 @@ def run(options: Options) -> int:
     from rich.table import Table
 
     width = None if is_terminal(sys.stdout) else 120  # as wide as the terminal; a pipe has no width of its own
-    console = Console(no_color=read_env().no_color, width=width, highlight=False, markup=False)
+    colours: Literal["auto"] | None = "auto" if has_colour(sys.stdout) else None
+    console = Console(color_system=colours, width=width, highlight=False, markup=False)
     for socket, cards in fillers.items():
         title = f"{socket} ({len(cards)})"
         table = Table("name", "idea", "source", "output", title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -58,7 +59,7 @@ def _models(env: Env) -> list[dict[str, Any]]:
     """Aliases, pulled or not, and whatever else lies in the cache."""
     from stretto.convert.hub import aliases, cached
 
-    found = {path.parent.name: path for path in cached(env)}
+    found = {} if env.cache is None else {path.parent.name: path for path in cached(env)}
     models = []
     for name, alias in aliases().items():
         path = found.pop(name, None)

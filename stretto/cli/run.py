@@ -12,6 +12,7 @@ from stretto.cli._terminal import note, print_json, progress
 from stretto.core.card import DRAFTERS, JUDGES
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
+from stretto.core.memory import parse_size
 from stretto.core.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     'stretto run smollm2 "Why is the sky blue?" --stats',
     'stretto run smollm2 --raw "Once upon a time" -n 64 --temp 0 --draft ngram:max_n=3,nodes=8 --show-draft',
-    "git diff | stretto run smollm2 --system 'Summarise this change.' --json",
+    'git diff | stretto run smollm2 "Summarise this change." --json',
 )
 
 
@@ -30,18 +31,25 @@ class Options:
 
     model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
     prompt: str | None = argument(
-        "what to answer (- for standard input); without it, a chat in a terminal, else standard input", default=None
+        "what to answer; the text of a file or pipe on standard input comes before it (- is standard input alone);"
+        " without it, a chat in a terminal, else standard input",
+        default=None,
     )
     max_tokens: int | None = option("at most this many tokens (default: what fits)", short="-n", default=None)
     temp: float | None = option("temperature; 0 takes the likeliest token (default: the model's hint)", default=None)
     top_p: float | None = option("keep the likeliest tokens that make up this mass", default=None)
-    top_k: int | None = option("keep this many of the likeliest tokens", default=None)
+    top_k: int | None = option(
+        "keep this many of the likeliest tokens, 0 for all (default: the model's hint, else all)", default=None
+    )
     min_p: float | None = option("drop tokens less likely than this times the likeliest", default=None)
     seed: int | None = option("the same seed gives the same text (default: a random one)", default=None)
     stop: tuple[str, ...] = option("the text ends before this string; may be repeated", default=())
     system: str | None = option("system message of the conversation", default=None)
     raw: bool = option("continue the prompt as it is, without a chat template", default=False)
     chat_template: Path | None = option("a Jinja chat template in place of the model's", default=None)  # noqa: RUF009  a field
+    no_stdin: bool = option(
+        "leave standard input alone: in a `while read` loop, beside a pipe that stays open", default=False
+    )
     draft: str = option(
         "none, auto (n-grams while they are measured to help), ngram, or with settings: ngram:max_n=3,nodes=8",
         default="auto",
@@ -59,7 +67,12 @@ class Options:
         default="exact",
         choices=("exact", "int8"),
     )
-    ctx: int | None = option("longest prompt and answer together (default: what the model was made for)", default=None)
+    ctx: int | None = option(
+        "longest prompt and answer together (default: what the model was made for, or what fits)", default=None
+    )
+    mem: str | None = option(
+        "memory for the cache, such as 8GiB (default: 90% of what is free, less weights)", default=None, metavar="SIZE"
+    )
     stats: bool = option("close with a table of speeds and draft counters", default=False)
     show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
     json: bool = option("print one JSON object in place of the text", default=False)
@@ -69,7 +82,8 @@ def run(options: Options) -> int:
     """Answer or chat."""
     sampling = check(options)
     template = read_template(options.chat_template)
-    prompt = read_prompt(options.prompt, alone="--json" if options.json else "--raw" if options.raw else None)
+    alone = "--json" if options.json else "--raw" if options.raw else None
+    prompt = read_prompt(options.prompt, alone=alone, raw=options.raw, no_stdin=options.no_stdin)
     from stretto.convert.hub import resolve
 
     path = resolve(options.model, env=read_env())
@@ -84,6 +98,7 @@ def run(options: Options) -> int:
             backend=options.backend,
             prefill=options.prefill,
             context=options.ctx,
+            memory_bytes=None if options.mem is None else parse_size(options.mem, "--mem"),
             max_seqs=1,
             chat_template=template,
             progress=report,
@@ -125,6 +140,8 @@ def check(options: Options) -> Sampling:
         make_drafting(options.draft)
     if options.judge not in JUDGES.names():
         JUDGES.card(options.judge)
+    if options.mem is not None:
+        parse_size(options.mem, "--mem")
     if options.ctx is not None and options.ctx < 2:
         raise UserError(f"--ctx is {options.ctx}", why="a context holds at least a prompt token and an answer token")
     for flag, value in (("--system", options.system), ("--chat-template", options.chat_template)):
@@ -132,6 +149,8 @@ def check(options: Options) -> Sampling:
             raise UserError(
                 f"--raw and {flag} exclude each other", why="--raw sends the prompt without a chat template"
             )
+    if options.no_stdin and options.prompt in (None, "-"):
+        raise UserError("--no-stdin needs a prompt", why="nothing else is read", try_="a PROMPT on the command line")
     if options.json and options.show_draft:
         raise UserError("--json and --show-draft exclude each other", why="drafts are marked in text")
     for text in (options.prompt, options.system, *options.stop):

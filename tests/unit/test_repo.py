@@ -1,6 +1,7 @@
 """Rules of the repository that no type checker knows: what may be imported, read and written where."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +20,17 @@ BINARIES = {".so", ".dylib", ".dll", ".pyd", ".o", ".a", ".gguf", ".safetensors"
 MACHINE_PATHS = re.compile(r"(?<![\w.:/-])/" + r"(?:work|root|opt/wheels|opt/pypi|tmp/probe|tmp/models|home/\w+)\b")
 
 
-def tracked() -> list[Path]:
-    """Files that git has or would take, as in a clone."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [path for path in (ROOT / name for name in names) if path.is_file()]
+def tracked(root: Path = ROOT) -> list[Path]:
+    """Files that git has, as in a clone; what else lies in a working folder is its owner's. Skips without git."""
+    if not (root / ".git").exists():
+        pytest.skip(f"{root.name} is no git checkout: nothing says which files belong to it")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+    return [path for path in (root / name for name in done.stdout.split("\0") if name) if path.is_file()]
+
+
+def packaged() -> list[Path]:
+    """What a wheel that is built here takes along, tracked or not."""
+    return [path for path in (ROOT / "stretto").rglob("*") if path.is_file()]
 
 
 # -- what the package may do -------------------------------------------------------------------------------------------
@@ -119,8 +126,21 @@ def test_places_on_a_machine_are_seen(part: str) -> None:
 
 
 def test_no_compiled_or_downloaded_files() -> None:
-    """The wheel is what lies under stretto/, so this holds for the wheel too."""
-    assert not [path.relative_to(ROOT).as_posix() for path in tracked() if path.suffix in BINARIES]
+    assert not [path.relative_to(ROOT).as_posix() for path in (*packaged(), *tracked()) if path.suffix in BINARIES]
+
+
+def test_only_what_git_has_is_held_to_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # of a hook that runs the tests: they would name another repository
+    kept, loose = tmp_path / "ein Überblick.md", tmp_path / "run.log"
+    for path in (kept, loose, tmp_path / "gone.md"):
+        path.write_text("text")
+    with pytest.raises(pytest.skip.Exception):
+        tracked(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", kept.name, "gone.md"], cwd=tmp_path, check=True)
+    (tmp_path / "gone.md").unlink()
+    assert tracked(tmp_path) == [kept]
 
 
 # -- importing ---------------------------------------------------------------------------------------------------------
