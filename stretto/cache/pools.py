@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stretto.cache.tables import PAGE_SIZE, num_pages
 from stretto.core.errors import FitError, UserError
+from stretto.core.memory import show_size
 from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
 
 LayerSpecs = Sequence[Sequence[StateSpec]]
@@ -194,7 +195,9 @@ def size_pools(
     pages = num_pages(context) if per_token else 0
     spare = memory_bytes - (pages + 1) * per_page - 2 * per_seq
     if spare < 0:
-        raise _does_not_fit(per_token, per_seq, context, memory_bytes)
+        need = sequence_bytes(layer_specs, kv_dtype, state_dtype, context)
+        fits = longest_context(layer_specs, kv_dtype, state_dtype, memory_bytes)
+        raise _does_not_fit(per_token, per_seq, context, memory_bytes, need, fits)
 
     def more(budget: int, unit: int, most: int) -> int:
         return min(most, budget // unit) if unit else 0
@@ -206,25 +209,29 @@ def size_pools(
     return 1 + pages + extra, (2 + slots if per_seq else 1)
 
 
-def _does_not_fit(per_token: int, per_seq: int, context: int, memory_bytes: int) -> FitError:
-    page = per_token * PAGE_SIZE
-    need = (num_pages(context) + 1) * page + 2 * per_seq
-    left = memory_bytes - page - 2 * per_seq
-    fits = left // page * PAGE_SIZE if page else 0
-    smaller = f"a context of at most {fits:,} tokens, or " if fits > 0 else ""
+def sequence_bytes(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype, context: int) -> int:
+    """What a cache for one sequence of `context` tokens takes, null page and zero state included."""
+    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
+    return (num_pages(context) + 1) * per_token * PAGE_SIZE + 2 * per_seq
+
+
+def longest_context(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype, memory_bytes: int) -> int:
+    """The longest sequence that `memory_bytes` hold: 0 if none, 2^62 if nothing grows with the sequence."""
+    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
+    left = memory_bytes - 2 * per_seq
+    if left < 0 or not per_token:
+        return 0 if left < 0 else 1 << 62
+    return max(0, left // (per_token * PAGE_SIZE) - 1) * PAGE_SIZE
+
+
+def _does_not_fit(per_token: int, per_seq: int, context: int, memory_bytes: int, need: int, fits: int) -> FitError:
+    shorter = f"a context of at most {fits:,} tokens (--ctx {fits}), or " if fits else ""
     return FitError(
-        f"a context of {context:,} tokens needs {_size(need)} of cache; {_size(memory_bytes)} is there for it",
+        f"a context of {context:,} tokens needs {show_size(need)} of cache; {show_size(memory_bytes)} is there for it",
         why=f"a sequence takes {per_token:,} bytes per token and {per_seq:,} bytes of fixed-size state"
         f" (counted twice: one is the zero state); pages hold {PAGE_SIZE} tokens and one is the null page",
-        try_=f"{smaller}{_size(need - memory_bytes)} more cache memory, or a narrower cache dtype",
+        try_=f"{shorter}{show_size(need - memory_bytes)} more cache memory (--mem SIZE)",
     )
-
-
-def _size(nbytes: int) -> str:
-    for unit, width in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= width:
-            return f"{nbytes / width:.2f} {unit}"
-    return f"{max(0, nbytes)} bytes"
 
 
 @dataclass(frozen=True, slots=True)
