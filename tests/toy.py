@@ -90,6 +90,8 @@ def finish(engine: Engine, patience: float = 0.0) -> dict[int, list[int]]:
     steps = 0
     while not engine.is_idle:
         for event in engine.step(patience):
+            if event.error is not None:
+                raise event.error
             outputs.setdefault(event.rid, []).extend(event.token_ids)
         engine.cache.check()
         steps += 1

@@ -1,4 +1,4 @@
-"""What goes wrong in front of a user: one class per exit code of the command line.
+"""What goes wrong in front of a user: every class has its exit code of the command line.
 
 `UserError` is for input, settings and files; `assert` is for what would be our own bug. The command line prints the
 three lines of `lines()` and no traceback; the server maps the class to an HTTP status.
@@ -30,6 +30,16 @@ class RunError(UserError):
     """The world failed while we ran: network, disk, a port, a check (exit code 1)."""
 
     exit_code = 1
+
+
+class BusyError(UserError):
+    """All places are taken (exit code 1). retry_after: seconds until one should be free."""
+
+    exit_code = 1
+
+    def __init__(self, error: str, why: str | None = None, try_: str | None = None, *, retry_after: float) -> None:
+        super().__init__(error, why, try_)
+        self.retry_after = retry_after
 
 
 class ModelFileError(UserError):

@@ -53,7 +53,7 @@ def choose(
             threads = thread_pool(env, note)
             why = captured.why_not(config, kv_dtype, threads)
         except RunError as problem:
-            why = f"{problem.error}: {problem.why}"
+            why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
     if why is None:
         return Choice(threads, None)
     if backend == "native":

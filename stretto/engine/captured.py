@@ -21,7 +21,7 @@ from stretto.kernels.linear import Linear
 from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import NotRecordable, Tape
 from stretto.kernels.rowwise.native import best
-from stretto.kernels.sampling import greedy
+from stretto.kernels.sampling import Refusals, refusals
 from stretto.kernels.sampling.native import AdvanceArgs, ChooseArgs, Draw, Row
 from stretto.models.lm import LM, LMConfig
 
@@ -73,12 +73,15 @@ class Captured:
 
     def ahead(
         self, plan: StepPlan, how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
-    ) -> list[list[int]]:
+    ) -> tuple[list[list[int]], Refusals]:
         """Plain steps without Python between them: per step, the token of every sequence.
+
+        The last step says which sequences have none, by number, and why; what stands there means nothing.
 
         plan: the first one, a row for each sequence; its caches have room for the rows of all steps (`num_steps` per
         sequence, side by side). how: the law and the noise of every sequence's first token; later ones differ in their
-        position only. stops: tokens after which a sequence wants no more; fewer steps are run as soon as one comes.
+        position only. stops: tokens after which a sequence wants no more; fewer steps are run as soon as one comes, or
+        a logit that is not finite.
         """
         assert isinstance(plan.caches, Caches) and plan.seqs.lens == (1,) * plan.seqs.num_seqs
         n, placement, step, a = plan.seqs.num_seqs, plan.caches.placement, self.tape.step, self._advance
@@ -100,8 +103,8 @@ class Captured:
         a.stops, a.stop_starts = ids.buffer_info()[0], starts.buffer_info()[0]
         a.done, a.left = ctypes.addressof(done), ctypes.addressof(left)
         self.tape.run_while(left)
-        chosen = greedy(tops[: n * done.value], wide[n : n + n * done.value])
-        return [chosen[k : k + n] for k in range(0, len(chosen), n)]
+        end = n * done.value
+        return [list(wide[n + k : n + k + n]) for k in range(0, end, n)], refusals(tops[end - n : end])
 
     def commit(self, seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
         """Advance recurrent states over the accepted rows of the last call (as in `CacheManager.commit`)."""

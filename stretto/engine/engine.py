@@ -9,6 +9,7 @@ several engines live in one process. It is not thread-safe; `AsyncLLM` owns one 
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,19 +26,11 @@ from stretto.core.seqs import MAX_TREE_ROWS, Seqs
 from stretto.engine.captured import Captured
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.judges.greedy import Greedy
+from stretto.engine.output import advance
 from stretto.engine.policies.fcfs import FCFS
-from stretto.engine.request import (
-    Event,
-    FinishReason,
-    Phase,
-    Request,
-    TextStream,
-    Timeline,
-    TokenLogprobs,
-    check_prompt,
-)
+from stretto.engine.request import Event, Phase, Request, TextStream, Timeline, TokenLogprobs, check_prompt
 from stretto.engine.scheduler import Placed, Scheduler
-from stretto.engine.verify import Asked, Scores, decide, emitted_logprobs, row_samplings
+from stretto.engine.verify import Asked, Failures, Scores, decide, emitted_logprobs, row_samplings
 from stretto.kernels.native.library import Pool
 from stretto.models.lm import LM
 
@@ -171,7 +164,11 @@ class Engine:
     def cancel(self, rid: int) -> Event | None:
         """End a request now and free what it holds. None if it has already ended."""
         request = self._requests.get(rid)
-        return None if request is None else self._finish(request, Event(rid, (), ""), "cancelled")
+        if request is None:
+            return None
+        event = self._finish(request, Event(rid, (), "", "cancelled"))
+        self._forget(rid)
+        return event
 
     @property
     def is_idle(self) -> bool:
@@ -187,30 +184,55 @@ class Engine:
     def step(self, patience: float = 0.0) -> list[Event]:
         """Advance every scheduled request; returns what happened. Empty if there is nothing to do.
 
-        patience: seconds for which the caller needs to hear nothing. Native engines may fill them with several plain
-        steps: the same tokens, reported together.
+        A request that gives no token (NaN, everything banned) ends with an error, and no other does. A step that raises
+        ends all requests with that error (if there is none left, or for an interrupt, it is raised); the engine is
+        empty then, and serves on. patience: seconds for which the caller needs to hear nothing. Native engines may fill
+        them with several plain steps: the same tokens, reported together.
         """
-        if self.captured is not None:
-            return self._step(patience)
-        with torch.inference_mode():  # a native step has nothing that could record gradients
-            return self._step(patience)
+        events: list[Event] = []
+        try:
+            if self.captured is not None:
+                self._step(patience, events)
+            else:
+                with torch.inference_mode():  # a native step has nothing that could record gradients
+                    self._step(patience, events)
+        except BaseException as problem:  # whatever it is, requests in the middle of a step cannot go on
+            ended = self._abandon(problem)
+            if not ended or not isinstance(problem, Exception):
+                raise
+            events += ended
+        return events
 
-    def _step(self, patience: float) -> list[Event]:
+    def _step(self, patience: float, events: list[Event]) -> None:
         started = self.clock()
         batch = self._schedule()
         if not batch:
-            return []
+            return
         drafts = self._propose(batch)
         if (num_steps := self._steps_ahead(batch, patience)) > 1:
-            return self._run_ahead(batch, num_steps, started)
-        plan, seqs = self._pack(batch, drafts)
-        asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
-        scores = self.forward(plan)
-        verdicts = decide(scores, asked, self._judge_for) if asked else []
-        logprobs = emitted_logprobs(scores, asked, verdicts)
-        self._commit(batch, seqs, asked, verdicts)
-        self._observe(batch, asked, verdicts, self.clock() - started)
-        return [self._advance(*one) for one in zip(asked, verdicts, logprobs, strict=True)]
+            asked, verdicts, failures, num_steps = self._run_ahead(batch, num_steps)
+            logprobs: Sequence[Sequence[TokenLogprobs]] = [()] * len(asked)
+        else:
+            plan, seqs = self._pack(batch, drafts)
+            asked = [Asked(p.request, draft) for p, draft in zip(batch, drafts, strict=True) if p.is_last]
+            scores = self.forward(plan)
+            verdicts, failures = decide(scores, asked, self._judge_for) if asked else ([], {})
+            logprobs = emitted_logprobs(scores, asked, verdicts)
+            self._commit(batch, seqs, asked, verdicts)
+        self._observe(batch, asked, verdicts, failures, self.clock() - started, num_steps)
+        for one, verdict, own in zip(asked, verdicts, logprobs, strict=True):
+            request = one.request
+            if not verdict.emitted and request.rid not in failures:
+                request.is_alone = True
+                self.scheduler.preempt(request)  # its draft may have spoiled what is cached
+                self._forget(request.rid)
+                continue
+            event = advance(one, verdict, own, self.clock) if verdict.emitted else Event(request.rid, (), "")
+            if event.finish_reason is None and request.rid in failures:
+                event = replace(event, finish_reason="error", error=failures[request.rid])
+            events.append(event if event.finish_reason is None else self._finish(request, event))
+            if event.finish_reason is not None:
+                self._forget(request.rid)
 
     def _schedule(self) -> list[Placed]:
         batch = self.scheduler.schedule()
@@ -220,9 +242,7 @@ class Engine:
                 placed.request.timeline.started = now
         if self.drafter is not None:
             for victim in self.scheduler.preempted:
-                if victim.rid in self._drafting:
-                    self.drafter.release(victim.rid)
-                    self._drafting.discard(victim.rid)
+                self._forget(victim.rid)
             for request in (placed.request for placed in batch):
                 if request.rid not in self._drafting:
                     self.drafter.admit(request.rid, request.tokens)
@@ -240,7 +260,7 @@ class Engine:
         asks, indices = [], []
         for i in decodes:
             request = batch[i].request
-            limit = min(nodes, request.remaining - 1)
+            limit = 0 if request.is_alone else min(nodes, request.remaining - 1)
             if limit > 0:
                 asks.append(Ask(request.rid, limit))
                 indices.append(i)
@@ -287,8 +307,11 @@ class Engine:
             steps = min(steps, request.remaining)
         return steps if all(self.cache.reserve(p.request.rid, steps) for p in batch) else 1
 
-    def _run_ahead(self, batch: Sequence[Placed], num_steps: int, started: float) -> list[Event]:
-        """Several plain steps: to the cache the rows after the first are a chain of which some are kept."""
+    def _run_ahead(self, batch: Sequence[Placed], num_steps: int) -> tuple[list[Asked], list[Verdict], Failures, int]:
+        """Several plain steps: to the cache the rows after the first are a chain of which some are kept.
+
+        At most `num_steps`; the last number says how many. A sequence that failed did so in the last of them.
+        """
         assert self.captured is not None
         requests = [p.request for p in batch]
         rids, n = [r.rid for r in requests], len(requests)
@@ -297,12 +320,13 @@ class Engine:
         caches = self.cache.pack(rids, seqs)
         plan = StepPlan([r.tokens[-1] for r in requests], Seqs.of([1] * n, contexts, num_step=n), range(n), caches)
         how = [(r.sampling, r.noise, len(r.tokens)) for r in requests]
-        chosen = self.captured.ahead(plan, how, [r.stop_ids for r in requests], num_steps)
+        chosen, refused = self.captured.ahead(plan, how, [r.stop_ids for r in requests], num_steps)
         self.cache.commit(rids, seqs, [range(1, len(chosen))] * n)
-        asked = [Asked(request, Draft()) for request in requests]
         verdicts = [Verdict((), tokens) for tokens in zip(*chosen, strict=True)]
-        self._observe(batch, asked, verdicts, self.clock() - started, len(chosen))
-        return [self._advance(*one, ()) for one in zip(asked, verdicts, strict=True)]
+        for b in refused:
+            verdicts[b] = Verdict((), verdicts[b].emitted[:-1])
+        failures = {rids[b]: why for b, why in refused.items()}
+        return [Asked(request, Draft()) for request in requests], verdicts, failures, len(chosen)
 
     def _judge_for(self, request: Request) -> Judge:
         return self.greedy if request.sampling.temperature == 0 else self.judge
@@ -321,8 +345,9 @@ class Engine:
         batch: Sequence[Placed],
         asked: Sequence[Asked],
         verdicts: Sequence[Verdict],
+        failures: Failures,
         seconds: float,
-        num_steps: int = 1,
+        num_steps: int,
     ) -> None:
         drafted, emitted = sum(len(one.draft) for one in asked), sum(len(verdict.emitted) for verdict in verdicts)
         are_decodes = all(placed.is_decode for placed in batch)
@@ -331,58 +356,33 @@ class Engine:
         if self.drafter is None or self.draft_policy is None:
             return
         for one, verdict in zip(asked, verdicts, strict=True):
-            self.drafter.observe(one.request.rid, one.draft, verdict)
-            self.stats.add(one.draft, verdict)
+            if verdict.emitted and one.request.rid not in failures:  # others are released in this step
+                self.drafter.observe(one.request.rid, one.draft, verdict)
+                self.stats.add(one.draft, verdict)
         for _ in range(num_steps if are_decodes else 0):
             self.draft_policy.learn(
                 drafted=drafted, emitted=emitted // num_steps, num_running=len(batch), seconds=seconds / num_steps
             )
 
-    def _advance(self, asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs]) -> Event:
-        """Append the emitted tokens until the text ends; release the request if it does."""
-        request, draft = asked.request, asked.draft
-        timeline = request.timeline
-        timeline.first_token = timeline.first_token or self.clock()
-        timeline.drafted += len(draft)
-        text, kept, reason = "", 0, None
-        for token in verdict.emitted:
-            request.append(token)
-            kept += 1
-            piece, reason = self._read(request, token)
-            text += piece
-            if reason is not None:
-                break
-        accepted = min(kept, len(verdict.path))
-        timeline.accepted += accepted
-        timeline.steps += max(1, kept - accepted)  # a step gives one token that no draft gave
-        chosen = verdict.emitted[:kept]
-        event = Event(
-            rid=request.rid,
-            token_ids=chosen,
-            text=text,
-            logprobs=tuple(logprobs[:kept]),
-            drafted=len(draft),
-            accepted=accepted,
-            rejected_ids=tuple(t for n, t in enumerate(draft.tokens) if n not in verdict.path),
-        )
-        return event if reason is None else self._finish(request, event, reason)
-
-    def _read(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
-        """The text that `token` makes certain, and whether it ends the request."""
-        if token in request.stop_ids:
-            return "", "stop"
-        piece, stopped = request.text.push(token) if request.text is not None else ("", False)
-        if stopped:
-            return piece, "stop"
-        return piece, "length" if request.remaining <= 0 else None
-
-    def _finish(self, request: Request, event: Event, reason: FinishReason) -> Event:
+    def _finish(self, request: Request, event: Event) -> Event:
+        """The last event of a request, which gives back everything but what the drafter holds."""
         self.scheduler.remove(request)
-        if self.drafter is not None and request.rid in self._drafting:
-            self.drafter.release(request.rid)
-            self._drafting.discard(request.rid)
         request.move(Phase.FINISHED)
         request.timeline.finished = self.clock()
         del self._requests[request.rid]
-        rest = request.text.finish() if request.text is not None else ""
-        return replace(event, text=event.text + rest, finish_reason=reason)
+        rest = request.text.finish() if request.text is not None and event.error is None else ""
+        return replace(event, text=event.text + rest)
+
+    def _forget(self, rid: int) -> None:
+        """The drafter releases a request if it knows it."""
+        if self.drafter is not None and rid in self._drafting:
+            self._drafting.discard(rid)
+            self.drafter.release(rid)
+
+    def _abandon(self, problem: BaseException) -> list[Event]:
+        """End every request with the error of a step that may have torn its state."""
+        for rid in list(self._drafting):
+            with suppress(Exception):  # the drafter may be what failed; others are released all the same
+                self._forget(rid)
+        error = problem if isinstance(problem, Exception) else None
+        return [self._finish(r, Event(r.rid, (), "", "error", error=error)) for r in list(self._requests.values())]

@@ -9,7 +9,7 @@ from stretto.core.errors import UserError
 from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class Phase(enum.Enum):
@@ -49,7 +49,8 @@ class TokenLogprobs:
 class Event:
     """What one step did for one request. finish_reason is set exactly once, on the last event.
 
-    accepted: how many of the tokens were drafted; drafted: how many nodes this step verified.
+    accepted: how many of the tokens were drafted; drafted: how many nodes this step verified. error: with the finish
+    reason "error", what to raise: UserError where the request itself could not go on, else whatever broke the step.
     """
 
     rid: int
@@ -60,6 +61,7 @@ class Event:
     drafted: int = 0
     accepted: int = 0
     rejected_ids: tuple[int, ...] = ()
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     phase: Phase = Phase.WAITING
     num_preemptions: int = 0
+    is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,7 @@ class Request:
 
     def append(self, token: int) -> None:
         """One more output token."""
+        self.is_alone = False
         self.output.append(token)
         self._tokens.append(token)
 

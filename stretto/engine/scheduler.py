@@ -57,6 +57,14 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
+    def preempt(self, request: Request) -> None:
+        """Put a running request back to the head of the queue: its tokens stay, its cache is computed again."""
+        self.running.remove(request)
+        self._memory.release(request.rid)
+        request.move(Phase.WAITING)
+        request.num_preemptions += 1
+        self.waiting.insert(0, request)
+
     def schedule(self) -> list[Placed]:
         """The next step, decodes first. Empty if nothing is queued."""
         self.preempted = []
@@ -68,9 +76,13 @@ class Scheduler:
         while self.waiting and not self.preempted and budget > 0 and len(self.running) < self.max_seqs:
             request = self._next_waiting()
             self._memory.admit(request.rid)
-            used = self._place(request, budget, placed, may_preempt=False)
+            used = 0
+            try:
+                used = self._place(request, budget, placed, may_preempt=False)
+            finally:
+                if not used:
+                    self._memory.release(request.rid)
             if not used:
-                self._memory.release(request.rid)
                 break
             self.waiting.remove(request)
             request.move(Phase.RUNNING)
@@ -102,11 +114,7 @@ class Scheduler:
         return rows - returned
 
     def _preempt(self, victim: Request, placed: dict[int, Placed]) -> int:
-        self.running.remove(victim)
-        self._memory.release(victim.rid)
-        victim.move(Phase.WAITING)
-        victim.num_preemptions += 1
-        self.waiting.insert(0, victim)
+        self.preempt(victim)
         self.preempted.append(victim)
         plan = placed.pop(victim.rid, None)
         return plan.num_rows if plan is not None else 0

@@ -1,5 +1,7 @@
 """Choosing an implementation: `impl="auto"` takes the first backend that can, an explicit one must be able to.
 
+`auto` never takes the reference: it is a loop in wide numbers, and would be a hundred times slower without a word.
+
 A backend is a module with `why_not(...) -> str | None` (None: it can run these arguments here) and a function of the
 operation's name with the public signature. Backends are imported when they are first considered, so a machine without
 triton or without a compiler never imports what it cannot use.
@@ -28,7 +30,7 @@ def pick(op: str, order: Sequence[Impl], impl: Impl, *args: Any) -> Callable[...
     """
     package, _, function_name = op.partition(".")
     reasons: list[str] = []
-    for name in order if impl == "auto" else (impl,):
+    for name in [name for name in order if name != "reference"] if impl == "auto" else (impl,):
         reason = f"{op} has no {name} backend" if name not in order else None
         if reason is None:
             backend = _backend(package, name)
@@ -38,7 +40,11 @@ def pick(op: str, order: Sequence[Impl], impl: Impl, *args: Any) -> Callable[...
                 function: Callable[..., Any] = getattr(backend, function_name or package)
                 return function
         reasons.append(f"{name}: {reason}")
-    raise UserError(f"no implementation of {op} can run this", why="; ".join(reasons), try_="impl='auto'")
+    raise UserError(
+        f"no implementation of {op} can run this",
+        why="; ".join(reasons),
+        try_="impl='reference' to compare with" if impl == "auto" else "impl='auto'",
+    )
 
 
 def explain(op: str, order: Sequence[Impl], *args: Any) -> list[tuple[Impl, str | None]]:

@@ -1,18 +1,15 @@
 """`AsyncLLM`: the same for event loops, over one engine thread."""
 
 import asyncio
-import queue
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
-from stretto.engine.request import Event
-from stretto.llm.results import Chunk, Result, Stream
-from stretto.llm.sync import LLM, STREAM_PATIENCE, Message, Prompt, as_prompts
+from stretto.llm.engine_thread import EngineThread, Reader
+from stretto.llm.results import Chunk, Result
+from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
 
 
 class AsyncLLM:
@@ -21,123 +18,103 @@ class AsyncLLM:
         async with AsyncLLM("smollm2") as llm:
             async for chunk in llm.stream("Once upon a time"): ...
 
-    Closing a stream early cancels its request within one step.
+    A task may be cancelled and a stream closed at any moment: its request ends within one step, and no other request
+    notices. Several event loops, each in its own thread, may share one instance. model: an `LLM`, which nobody else may
+    use until `close` is done, or what `LLM` takes, with its options. max_waiting: requests that may be queued or
+    running at a time; one more is refused with BusyError, whose `retry_after` says in how many seconds a place should
+    be free. What goes wrong with one request is raised by it alone.
     """
 
-    def __init__(self, model: str | Path | LLM, **options: Any) -> None:
+    def __init__(self, model: str | Path | LLM, *, max_waiting: int = 1024, **options: Any) -> None:
+        if max_waiting < 1:
+            raise UserError(f"max_waiting is {max_waiting}", why="at least one request must have a place")
+        if isinstance(model, LLM) and options:
+            raise UserError(f"options beside an LLM: {', '.join(options)}", why="it has been made with its own")
+        self.max_waiting = max_waiting
         self._llm = model if isinstance(model, LLM) else LLM(model, **options)
-        self._inbox: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._live: dict[int, tuple[Stream, Callable[[Chunk | BaseException], None]]] = {}
-        self._thread = threading.Thread(target=self._loop, name="stretto-engine", daemon=True)
-        self._thread.start()
+        self._thread = EngineThread(self._llm, max_waiting)
 
-    async def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncIterator[Chunk]:
-        """As `LLM.stream`."""
-        async for chunk in self._iterate(lambda: self._llm.encode(prompt), sampling, continues=True):
-            yield chunk
+    @property
+    def num_requests(self) -> int:
+        """Requests that are queued or running."""
+        return self._thread.num_requests
 
-    async def chat_stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any
-    ) -> AsyncIterator[Chunk]:
-        """As `LLM.chat_stream`."""
-        async for chunk in self._iterate(lambda: self._llm.encode_chat(messages, **options), sampling, continues=False):
-            yield chunk
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Chunk, None]:
+        """As `LLM.stream`. Leaving the loop early does not end the request at once; `aclose()` does."""
+        return self._iterate(lambda: self._llm.encode(prompt), sampling, continues=True)
 
-    async def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
-        """As `LLM.generate`."""
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Chunk, None]:
+        """As `LLM.chat_stream`; see `stream`."""
+        return self._iterate(lambda: self._llm.encode_chat(messages, tools=tools, **options), sampling, continues=False)
 
-        async def one(prompt: Prompt) -> Result:
-            return await _last(self.stream(prompt, sampling))
+    async def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Result]:
+        """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
+        many = as_prompts(prompts)
+        settings = as_samplings(sampling, len(many))
+        if len(many) > self.max_waiting:
+            raise UserError(
+                f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
+            )
+        tasks = [
+            asyncio.ensure_future(_last(self.stream(prompt, setting)))
+            for prompt, setting in zip(many, settings, strict=True)
+        ]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-        return list(await asyncio.gather(*(one(prompt) for prompt in as_prompts(prompts))))
-
-    async def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Result:
         """As `LLM.chat`."""
-        return await _last(self.chat_stream(messages, sampling, **options))
+        return await _last(self.chat_stream(messages, sampling, tools=tools, **options))
 
     async def _iterate(
         self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
-    ) -> AsyncIterator[Chunk]:
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
-
-        def deliver(item: Chunk | BaseException) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        added: Future[int] = Future()
-
-        def add() -> None:
-            try:
-                stream = self._llm.add(encode(), sampling or Sampling(), continues=continues)
-            except BaseException as problem:
-                added.set_exception(problem)
-            else:
-                self._live[stream.request.rid] = (stream, deliver)
-                added.set_result(stream.request.rid)
-
-        self._post(add)
-        rid = await asyncio.wrap_future(added)
+    ) -> AsyncGenerator[Chunk, None]:
+        reader = Reader(asyncio.get_running_loop())
+        self._thread.open(reader, encode, sampling or Sampling(), continues=continues)
         try:
             while True:
-                item = await arrived.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.result is not None:
+                chunk = await reader.next()
+                yield chunk
+                if chunk.result is not None:
                     return
         finally:
-            self._post(lambda: self._drop(rid))
+            self._thread.drop(reader)
 
-    def _post(self, command: Callable[[], None]) -> None:
-        if not self._thread.is_alive():
-            raise UserError("this AsyncLLM is closed", try_="make a new one")
-        self._inbox.put(command)
-
-    def _drop(self, rid: int) -> None:
-        if self._live.pop(rid, None) is not None:
-            self._llm.engine.cancel(rid)
-
-    def _loop(self) -> None:
-        """The engine thread: commands between steps, then a step; sleeps while there is nothing to do."""
-        while True:
-            wait = self._llm.engine.is_idle
-            try:
-                command = self._inbox.get(block=wait)
-                if command is None:
-                    return
-                command()
-                continue
-            except queue.Empty:
-                pass
-            try:
-                self._dispatch(self._llm.engine.step(STREAM_PATIENCE))
-            except Exception as problem:  # the thread outlives a failed step; its requests do not
-                for rid, (_, deliver) in list(self._live.items()):
-                    self._drop(rid)
-                    deliver(problem)
-
-    def _dispatch(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.rid in self._live:
-                stream, deliver = self._live[event.rid]
-                chunk = self._llm.read(stream, event)
-                if chunk.result is not None:
-                    del self._live[event.rid]
-                deliver(chunk)
-
-    def close(self) -> None:
-        """Stop the engine thread; streams that are still open get an error."""
-        self._inbox.put(None)
+    async def close(self) -> None:
+        """End the engine thread; streams that are open get a UserError. Again is fine; so is cancelling the wait."""
+        self._thread.stop()
+        await asyncio.shield(asyncio.wrap_future(self._thread.ended))
         self._thread.join()
-        for rid, (_, deliver) in list(self._live.items()):
-            self._drop(rid)
-            deliver(UserError("the engine was closed"))
+
+    async def aclose(self) -> None:
+        """`close`, under the name that `contextlib.aclosing` knows."""
+        await self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await self.close()
 
 
 async def _last(chunks: AsyncIterator[Chunk]) -> Result:

@@ -1,5 +1,6 @@
 """`LLM`: one model, one engine, ordinary calls."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 
 from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.hub import resolve
-from stretto.convert.load import ModelFile, Progress, load_model, matrix_codecs, open_model
-from stretto.convert.show import generation_hints
+from stretto.convert.load import Progress, load_model, matrix_codecs
+from stretto.convert.model_file import ModelFile, open_model
+from stretto.convert.show import generation_hints, ignored_hints
 from stretto.convert.tokenizer import Tokenizer
 from stretto.core.drafter import Drafter
 from stretto.core.env import Env, read_env
@@ -21,9 +23,10 @@ from stretto.core.sampling import Sampling
 from stretto.engine.backend import BACKENDS, Choice, choose
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.options import make_drafting, make_judge
-from stretto.engine.request import Event, FinishReason
+from stretto.engine.request import Event
 from stretto.engine.text import Text
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
+from stretto.llm.sizes import choose_sizes
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -31,6 +34,7 @@ Message = Mapping[str, Any]
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PREFILLS = ("exact", "int8")
 NATIVE_ROWS, TORCH_ROWS = 128, 512
+_log = logging.getLogger("stretto")
 STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
 
 
@@ -43,9 +47,12 @@ class LLM:
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
     `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
     faster: prompts, and only prompts, are multiplied with 8-bit activations and attend in 16-bit integers (native
-    only). context: longest sequence, default what the model was made for. max_rows: most rows of a step, of prompts and
-    drafts; default 128 on native kernels, whose caches hold the activations of so many, and 512 through torch. note:
-    gets one line when the kernels are compiled, which happens once.
+    only). context: longest sequence, default what the model was made for, or as much of it as memory allows.
+    memory_bytes: for the cache, which all sequences share; default 90% of what is free on the machine and in its
+    control group, less weights and buffers. max_rows: most rows of a step, of prompts and drafts; default 128 on native
+    kernels, whose caches hold the activations of so many, and 512 through torch. note: gets a line when the kernels are
+    compiled, which happens once, and what is to be known of the model and its sizes (default for that: a warning by
+    `logging`).
     Raises UserError and its subclasses (see stretto.core.errors).
     """
 
@@ -61,7 +68,7 @@ class LLM:
         context: int | None = None,
         max_seqs: int = 32,
         max_rows: int | None = None,
-        memory_bytes: int = 2 << 30,
+        memory_bytes: int | None = None,
         chat_template: str | None = None,
         progress: Progress | None = None,
         env: Env | None = None,
@@ -77,12 +84,9 @@ class LLM:
             raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
         drafting = make_drafting(draft) if isinstance(draft, str) else draft
         file = open_model(resolve(str(model), env=env, progress=True))
-        limit = file.config.context
-        if context is not None and not 1 < context <= limit:
-            raise UserError(f"context is {context}", why=f"this model was made for 2 to {limit:,} tokens")
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
-        source = chat_template or self.tokenizer.chat_template
+        source = chat_template if chat_template is not None else self.tokenizer.chat_template
         self.template = self._template(source)
         self.hints = generation_hints(file)
         self.dtype = dtype
@@ -95,6 +99,17 @@ class LLM:
         threads = self.backend_choice.threads
         if threads is None and prefill != "exact":
             raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))
+        rows = max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
+        sizes = choose_sizes(
+            file,
+            DTYPES[dtype],
+            native=threads is not None,
+            max_rows=rows,
+            context=context,
+            memory_bytes=memory_bytes,
+        )
+        for text in (*file.notes, *ignored_hints(file), *filter(None, [sizes.note])):
+            (note or _log.warning)(text)
         if threads is None:
             lm = load_model(file, DTYPES[dtype], progress).prepack()
         else:
@@ -102,10 +117,10 @@ class LLM:
         self.engine = Engine(
             lm,
             EngineConfig(
-                context=context or limit,
+                context=sizes.context,
                 max_seqs=max_seqs,
-                max_rows=max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS),
-                memory_bytes=memory_bytes,
+                max_rows=rows,
+                memory_bytes=sizes.memory_bytes,
                 kv_dtype=DTYPES[dtype],
                 coarse_prompts=prefill == "int8",
             ),
@@ -126,15 +141,23 @@ class LLM:
             return self.tokenizer.encode(prompt)
         return list(prompt)
 
-    def encode_chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation in the model's chat template, ready for the assistant's turn."""
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the assistant's turn.
+
+        tools: what the model may call, as OpenAI's `{"type": "function", "function": {...}}`. options: further names
+        that the template reads (`enable_thinking`, `documents`, ...; see `stretto.convert.chat.KWARGS`). Raises
+        UserError if there is no template, and for tools that the template has no place for: the model would never
+        see them. `chat_ids` says when a BOS comes first.
+        """
         if self.template is None:
             raise UserError(
                 f"{self.file.path.name} has no chat template",
                 why="guessing one would change what the model sees",
                 try_="--raw for a plain continuation, or --chat-template FILE",
             )
-        return chat_ids(self.tokenizer, self.template, messages, kwargs=options or None)
+        return chat_ids(self.tokenizer, self.template, messages, tools=tools, kwargs=options)
 
     # -- generation ------------------------------------------------------------------------------------------------
 
@@ -147,14 +170,11 @@ class LLM:
     ) -> list[Result]:
         """Continue every prompt (strings or lists of token ids); one result per prompt, in order.
 
-        sampling: one for all, or one per prompt. progress: called with (finished, total) after every step.
+        sampling: one for all, or one per prompt. If one prompt fails, the others are cancelled and its error is raised.
+        progress: called with (finished, total) after every step.
         """
         many = as_prompts(prompts)
-        settings = (
-            [sampling or Sampling()] * len(many) if sampling is None or isinstance(sampling, Sampling) else sampling
-        )
-        if len(settings) != len(many):
-            raise UserError(f"{len(many)} prompts but {len(settings)} sampling settings", try_="one per prompt, or one")
+        settings = as_samplings(sampling, len(many))
         streams: list[Stream] = []
         try:
             for prompt, setting in zip(many, settings, strict=True):
@@ -167,19 +187,32 @@ class LLM:
         """Continue one prompt, chunk by chunk; the last chunk carries the `Result`. Closing the iterator cancels."""
         return self._iterate(self.encode(prompt), sampling or Sampling(), continues=True)
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
-        """Answer a conversation ([{"role": ..., "content": ...}, ...]); options go to the chat template."""
-        stream = self.add(self.encode_chat(messages, **options), sampling or Sampling(), continues=False)
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Answer a conversation ([{"role": ..., "content": ...}, ...]). tools and options: see `encode_chat`."""
+        stream = self.add(self.encode_chat(messages, tools=tools, **options), sampling or Sampling(), continues=False)
         try:
             return self._run([stream], None)[0]
         finally:
             self._cancel([stream])
 
     def chat_stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> Iterator[Chunk]:
         """`chat`, chunk by chunk."""
-        return self._iterate(self.encode_chat(messages, **options), sampling or Sampling(), continues=False)
+        ids = self.encode_chat(messages, tools=tools, **options)
+        return self._iterate(ids, sampling or Sampling(), continues=False)
 
     def _iterate(self, ids: list[int], sampling: Sampling, *, continues: bool) -> Iterator[Chunk]:
         stream = self.add(ids, sampling, continues=continues)
@@ -187,7 +220,10 @@ class LLM:
             while stream.request.timeline.finished is None:
                 for event in self.engine.step(STREAM_PATIENCE):
                     if event.rid == stream.request.rid:
-                        yield self.read(stream, event)
+                        if event.token_ids or event.error is None:
+                            yield self.read(stream, event)
+                        if event.error is not None:
+                            raise event.error
         finally:
             self._cancel([stream])
 
@@ -205,6 +241,8 @@ class LLM:
         while len(results) < len(streams):
             for event in self.engine.step(BATCH_PATIENCE):
                 if (stream := by_rid.get(event.rid)) is not None:
+                    if event.error is not None:
+                        raise event.error
                     chunk = self.read(stream, event)
                     if chunk.result is not None:
                         results[event.rid] = chunk.result
@@ -217,13 +255,15 @@ class LLM:
             self.engine.cancel(stream.request.rid)
 
     def read(self, stream: Stream, event: Event) -> Chunk:
-        """An event of `engine.step` as the next chunk of the stream it belongs to."""
+        """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
         stream.pieces.append(event.text)
         stream.logprobs += event.logprobs
-        result = None if event.finish_reason is None else self._result(stream, event.finish_reason)
+        is_whole = event.finish_reason is not None and event.error is None
+        result = self._result(stream, event) if is_whole else None
         return Chunk(event.text, event.token_ids, event.accepted, event.rejected_ids, result)
 
-    def _result(self, stream: Stream, reason: FinishReason) -> Result:
+    def _result(self, stream: Stream, event: Event) -> Result:
+        assert event.finish_reason is not None
         request, line = stream.request, stream.request.timeline
         started = line.arrived if line.started is None else line.started
         first = line.first_token if line.first_token is not None else line.finished or started
@@ -233,7 +273,7 @@ class LLM:
             text="".join(stream.pieces),
             token_ids=tuple(request.output),
             prompt_token_ids=request.prompt,
-            finish_reason=reason,
+            finish_reason=event.finish_reason,
             usage=Usage(len(request.prompt), len(request.output)),
             timings=Timings(
                 load_s=self.load_s,
@@ -251,17 +291,12 @@ class LLM:
         )
 
     def _template(self, source: str | None) -> ChatTemplate | None:
-        if source is None:
-            return None
-        t = self.tokenizer
-        bos = t.token_text(t.bos_id) if t.bos_id is not None else ""
-        eos = t.token_text(t.eos_id) if t.eos_id is not None else ""
-        return ChatTemplate(source, bos_token=bos, eos_token=eos)
+        return None if source is None else ChatTemplate.of(self.tokenizer, source)
 
 
 def open_tokenizer(file: ModelFile) -> Tokenizer:
     """The tokenizer that belongs to an opened model."""
-    return Tokenizer.from_gguf(file.metadata) if file.metadata else Tokenizer.from_dir(file.path)
+    return Tokenizer.from_gguf(file.metadata) if file.is_gguf else Tokenizer.from_dir(file.path)
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -269,3 +304,12 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     items: list[Any] = list(prompts)
     return [items] if items and isinstance(items[0], int) else items
+
+
+def as_samplings(sampling: Sampling | Sequence[Sampling] | None, num_prompts: int) -> Sequence[Sampling]:
+    """One per prompt."""
+    if sampling is None or isinstance(sampling, Sampling):
+        return [sampling or Sampling()] * num_prompts
+    if len(sampling) != num_prompts:
+        raise UserError(f"{num_prompts} prompts but {len(sampling)} sampling settings", try_="one per prompt, or one")
+    return sampling

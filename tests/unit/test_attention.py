@@ -10,13 +10,14 @@ from stretto.kernels.attention import attention, merge
 G, H, K = 2, 6, 8
 
 
-def _qkv(rows: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.randn(rows, heads, K, dtype=dtype) for heads in (H, G, G))
+def _qkv(rows: int, dtype: torch.dtype = torch.float64, value_size: int = K) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(rows, heads, n, dtype=dtype) for heads, n in ((H, K), (G, K), (G, value_size)))
 
 
-def _cache(num_seqs: int) -> TensorCache:
-    specs = [StateSpec(name=n, shape=(G, K), kind="paged", rollback="truncate") for n in "kv"]
-    return TensorCache(specs, num_seqs, torch.float64)
+def _cache(num_seqs: int, value_size: int = K, device: str = "cpu") -> TensorCache:
+    sizes = {"k": K, "v": value_size}
+    specs = [StateSpec(name=n, shape=(G, sizes[n]), kind="paged", rollback="truncate") for n in sizes]
+    return TensorCache(specs, num_seqs, torch.float64, device)
 
 
 CASES = {
@@ -29,24 +30,52 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("value_size", [K, 5])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("name", CASES)
-def test_torch_equals_reference(name: str, window: int | None) -> None:
+def test_torch_equals_reference(name: str, window: int | None, value_size: int) -> None:
     seqs = CASES[name]
     has_context = any(seqs.contexts) or seqs.num_step
-    caches = [_cache(seqs.num_seqs) for _ in range(2)]
+    caches = [_cache(seqs.num_seqs, value_size) for _ in range(2)]
     rows = Seqs.of(seqs.contexts)
-    past = [torch.randn(rows.num_rows, G, K, dtype=torch.float64) for _ in range(2)]
+    past = [torch.randn(rows.num_rows, G, n, dtype=torch.float64) for n in (K, value_size)]
     for cache in caches:
         for ref, values in zip("kv", past, strict=True):
             paged(cache, ref).append(values, rows)
-    q, k, v = _qkv(seqs.num_rows)
+    q, k, v = _qkv(seqs.num_rows, value_size=value_size)
     results = [
         attention(q, k, v, seqs=seqs, window=window, impl=impl, kv=(cache["k"], cache["v"]) if has_context else None)
         for impl, cache in zip(("torch", "reference"), caches, strict=True)
     ]
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_auto_runs_off_the_cpu(name: str, window: int | None) -> None:
+    """Meta tensors stand for any device: no operation may mix them with tensors of the CPU."""
+    case = CASES[name]
+    seqs = Seqs(case.lens, case.contexts, case.num_draft, case.parents, case.num_step, torch.device("meta"))
+    q, k, v = (x.to("meta") for x in _qkv(seqs.num_rows))
+    kv = None
+    if any(case.contexts) or case.num_step:
+        cache = _cache(case.num_seqs, device="meta")
+        rows = Seqs.of(case.contexts, device="meta")
+        for name_of in "kv":
+            paged(cache, name_of).append(torch.empty(rows.num_rows, G, K, dtype=torch.float64, device="meta"), rows)
+        kv = (paged(cache, "k"), paged(cache, "v"))
+    o, lse = attention(q, k, v, seqs=seqs, window=window, kv=kv)
+    assert o.device.type == lse.device.type == "meta" and o.shape == (seqs.num_rows, H, K)
+
+
+def test_values_of_another_size_have_gradients() -> None:
+    q, k, v = (x.requires_grad_() for x in _qkv(4, value_size=3))
+
+    def run(*args: torch.Tensor) -> torch.Tensor:
+        return attention(*args, seqs=Seqs.of([4]))[0]
+
+    assert torch.autograd.gradcheck(run, (q, k, v))
 
 
 def test_causal_equals_a_dense_softmax() -> None:

@@ -7,13 +7,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import pool
 from scipy import stats
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from stretto.core.errors import RunError, UserError
 from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
-from stretto.kernels.sampling import Purpose, RowSampling, draw, gumbel, logprobs, picks, probs, process, reference
+from stretto.kernels.sampling import (
+    Purpose,
+    RowSampling,
+    draw,
+    gumbel,
+    logprobs,
+    picks,
+    probs,
+    process,
+    reference,
+    refusals,
+    try_picks,
+    try_probs,
+)
 from stretto.kernels.sampling import torch_ as vectorised
 from stretto.kernels.sampling import uniform as uniforms
 from stretto.kernels.sampling.noise import gumbel_of_rows
@@ -217,6 +231,35 @@ def test_rows_without_a_choice_are_refused(fields):
             call(torch.zeros(1, 4), [row(logit_bias={4: 1.0}, **fields)])
     one_left = picks(torch.zeros(1, 4), [row(banned=(0, 1, 3), **fields)])
     assert one_left == [2]
+
+
+@pytest.mark.parametrize("natively", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": 0}, {"temperature": 0.9}, {"temperature": 1.1, "top_k": 3}, {"temperature": 1.0, "top_p": 0.8}],
+    ids=str,
+)
+def test_a_row_without_a_choice_costs_no_other_row_its_token(fields, natively):
+    """Whole rows and single entries that are NaN or infinite, rows that allow nothing, and sound ones in between."""
+    threads = pool() if natively else None
+    logits, W = torch.randn(12, 40), 40
+    rows = [row(r, seed=r, **fields) for r in range(12)]
+    logits[1], logits[3, 7], logits[5, 0], logits[7, 39], logits[8] = math.nan, math.nan, math.inf, math.nan, -math.inf
+    rows[7] = row(7, seed=7, banned=(39,), **fields)  # NaN is refused wherever it stands
+    rows[9] = row(9, banned=tuple(range(W)), **fields)
+    rows[10] = row(10, logit_bias={4: -3.0}, **fields)
+    bad = {1: "NaN", 3: "NaN", 5: "infinite", 7: "NaN", 8: "no token is allowed", 9: "no token is allowed"}
+    good = [r for r in range(12) if r not in bad]
+    chosen, refused = try_picks(logits, rows, threads=threads)
+    assert sorted(refused) == sorted(bad) and all(bad[r] in str(why) for r, why in refused.items())
+    assert [chosen[r] for r in good] == [picks(logits[r : r + 1], [rows[r]])[0] for r in good]
+    laws, refused = try_probs(logits, rows)
+    assert sorted(refused) == sorted(set(bad) - {7})  # a banned entry is no part of a law
+    assert torch.equal(laws[good], torch.cat([probs(logits[r : r + 1], [rows[r]]) for r in good]))
+    assert torch.equal(laws.sum(1).round(decimals=5), torch.ones(12))
+    with pytest.raises(RunError, match="NaN"):
+        picks(logits, rows, threads=threads)
+    assert try_picks(logits[:0], []) == ([], {}) and refusals([0.0, -5.0]) == {}
 
 
 # -- log-probabilities ---------------------------------------------------------------------------------------------

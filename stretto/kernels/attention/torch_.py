@@ -1,4 +1,4 @@
-"""Attention in torch: reproducible products for step rows, torch's fused CPU kernel for prefill.
+"""Attention in torch: reproducible products for step rows, torch's fused CPU kernel for prefill where it can run.
 
 Step rows (decode, verification) fold the query heads that share a key head into rows, and cut the keys into splits
 anchored at position 0. A prefill chunk attends to its context and to itself separately and merges the two, so no
@@ -18,11 +18,7 @@ _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """The fused kernel wants CPU tensors and equal key and value sizes."""
-    if q.device.type != "cpu":
-        return f"it runs on CPU tensors, these are on {q.device.type}"
-    if k.shape[-1] != v.shape[-1]:
-        return f"key size {k.shape[-1]} and value size {v.shape[-1]} differ"
+    """It runs everywhere."""
     return None
 
 
@@ -67,7 +63,7 @@ def _step(
     the splits are added in order: the bits of a row depend neither on its companions nor on what is padded. (The keys
     of a branching draft lie in node order, not in path order: there a row may differ in its last bit.)
     """
-    (T, H, K), (B, L, G, _) = q.shape, keys.shape
+    (T, H, K), (B, L, G, V) = q.shape, values.shape
     per_group, longest, splits = H // G, max(seqs.lens), L // SPLIT
     if any(n != longest for n in seqs.lens):
         q = q.index_select(0, seqs.memo("padded rows", lambda: _padded_rows(seqs, longest)))
@@ -75,9 +71,9 @@ def _step(
     folded = q.view(B, longest, G, per_group, K).permute(0, 2, 3, 1, 4).reshape(B, G, per_group * longest, K)
     missing = -(per_group * longest) % ROWS
     rows = F.pad(folded, (0, 0, 0, missing)).view(B, G, 1, -1, ROWS, K)
-    # [B, G, splits, 1, SPLIT, K]
+    # [B, G, splits, 1, SPLIT, K], and V for values
     keys, values = (
-        t.view(B, splits, SPLIT, G, K).permute(0, 3, 1, 2, 4).contiguous()[:, :, :, None] for t in (keys, values)
+        t.view(B, splits, SPLIT, G, -1).permute(0, 3, 1, 2, 4).contiguous()[:, :, :, None] for t in (keys, values)
     )
     wide = torch.promote_types(q.dtype, torch.float32)
     mask = seqs.memo(
@@ -96,7 +92,7 @@ def _step(
         top = highest
     o, lse = (o / sums).to(q.dtype), (top + sums.log()).squeeze(-1)
     seen = slice(0, per_group * longest)
-    o = o.view(B, G, -1, K)[:, :, seen].view(B, G, per_group, longest, K).permute(0, 3, 1, 2, 4).reshape(-1, H, K)
+    o = o.view(B, G, -1, V)[:, :, seen].view(B, G, per_group, longest, V).permute(0, 3, 1, 2, 4).reshape(-1, H, V)
     lse = lse.view(B, G, -1)[:, :, seen].view(B, G, per_group, longest).permute(0, 3, 1, 2).reshape(-1, H)
     if len(o) != T:
         keep = seqs.memo("unpadded rows", lambda: _unpadded_rows(seqs, longest))
@@ -121,7 +117,8 @@ def _step_mask(seqs: Seqs, longest: int, length: int, window: int | None, per_gr
     assert longest <= MAX_TREE_ROWS, "step sequences have at most 64 rows"
     rows = _padded_rows(seqs, longest).view(seqs.num_seqs, longest)
     allowed = _visible(seqs.positions[rows], seqs.ancestors[rows], seqs, length, window)
-    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf).repeat(1, per_group, 1)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+    mask = mask.repeat(1, per_group, 1)
     mask = F.pad(mask, (0, 0, 0, -mask.shape[1] % ROWS))
     return mask.view(seqs.num_seqs, 1, -1, ROWS, length // SPLIT, SPLIT).permute(0, 1, 4, 2, 3, 5).contiguous()
 
@@ -129,12 +126,13 @@ def _step_mask(seqs: Seqs, longest: int, length: int, window: int | None, per_gr
 def _visible(positions: Tensor, bits: Tensor, seqs: Seqs, length: int, window: int | None) -> Tensor:
     """[B, N, length] bool from positions [B, N] and ancestor bits [B, N]: context, then ancestors, then window."""
     context = seqs.context_lens[:, None]
-    offset = torch.arange(length)[None, :] - context  # [B, length]: row number of a key inside its sequence
-    in_rows = (offset >= 0) & (offset < torch.tensor(seqs.lens)[:, None])
+    device = bits.device
+    offset = torch.arange(length, device=device)[None, :] - context  # [B, length]: row of a key inside its sequence
+    in_rows = (offset >= 0) & (offset < torch.tensor(seqs.lens, device=device)[:, None])
     is_ancestor = ((bits[..., None] >> offset.clamp(0, 63)[:, None, :]) & 1).bool()
     allowed = (offset < 0)[:, None, :] | (in_rows[:, None, :] & is_ancestor)
     if window is not None:
-        key_positions = torch.arange(length).repeat(len(context), 1)
+        key_positions = torch.arange(length, device=device).repeat(len(context), 1)
         for b, (start, n, c) in enumerate(zip(seqs.starts, seqs.lens, seqs.contexts, strict=False)):
             key_positions[b, c : c + n] = seqs.positions[start : start + n]
         allowed &= positions[..., None] - key_positions[:, None, :] < window
@@ -147,20 +145,25 @@ def _chunk(
     """One sequence in any form. q: [n, H, K]; keys, values: [context + n, G, K]."""
     assert seqs.parents[b] is None, "draft trees run in step form"
     if window is not None and context + len(q) > window:
-        ago = torch.arange(context, context + len(q))[:, None] - torch.arange(context + len(q))[None, :]
+        ago = _ago(q, context)
         return _dense(q, keys, values, scale, (ago >= 0) & (ago < window))
     if context == 0:
         return _dense(q, keys, values, scale, causal=True)
     if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
         # The fused kernel gives lse no gradient, and the weights of a merge are functions of lse: one masked softmax.
-        ago = torch.arange(context, context + len(q))[:, None] - torch.arange(context + len(q))[None, :]
-        return _dense(q, keys, values, scale, ago >= 0)
+        return _dense(q, keys, values, scale, _ago(q, context) >= 0)
     past = _dense(q, keys[:context], values[:context], scale)
     own = _dense(q, keys[context:], values[context:], scale, causal=True)
     # imported late: the public module imports this one through `pick`
     from stretto.kernels.attention import merge
 
     return merge(*past, *own)
+
+
+def _ago(q: Tensor, context: int) -> Tensor:
+    """[n, context + n]: how many positions before row i key j lies."""
+    places = torch.arange(context + len(q), device=q.device)
+    return places[context:, None] - places[None, :]
 
 
 def _dense(
@@ -171,9 +174,22 @@ def _dense(
     per_group = H // keys.shape[1]
     if per_group > 1:
         keys, values = keys.repeat_interleave(per_group, 1), values.repeat_interleave(per_group, 1)
+    if q.device.type != "cpu" or keys.shape[-1] != values.shape[-1]:  # what the fused kernel cannot run
+        return _unfused(q, keys, values, scale, _ago(q, 0) >= 0 if causal else visible)
     mask = None
     if visible is not None:
         mask = torch.zeros(visible.shape, dtype=q.dtype).masked_fill_(~visible, -torch.inf)[None, None]
     heads = [t.transpose(0, 1).unsqueeze(0) for t in (q, keys, values)]
     o, lse = _fused(*heads, is_causal=causal, attn_mask=mask, scale=scale)
     return o[0].transpose(0, 1), lse[0].transpose(0, 1)[:n]
+
+
+def _unfused(q: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, query heads and key heads equal in number: any device, any size of values."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.einsum("nhk,lhk->hnl", q, keys).to(wide) * scale
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    lse = scores.logsumexp(-1)
+    o = torch.einsum("hnl,lhv->nhv", (scores - lse.unsqueeze(-1)).exp().to(q.dtype), values)
+    return o, lse.transpose(0, 1).detach()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from stretto.kernels.native.library import Pool
 from stretto.kernels.sampling import native
 from stretto.kernels.sampling.noise import Purpose, gumbel, gumbel_of_rows
 
+_T = TypeVar("_T")
 _FIRST_LOOK = (256, 4096, 16384)  # top_p sorts so many of the likeliest tokens before it sorts all
 
 
@@ -71,6 +72,10 @@ class Law:
         return p if self.ids is None else p.new_zeros(vocab).index_copy_(0, self.ids, p)
 
 
+Refusals = dict[int, UserError]
+"""Rows that give no token, by number, each with the error it would raise alone."""
+
+
 class Logprobs(NamedTuple):
     """Of the model's own law (raw logits): the chosen token's, and the k likeliest tokens, likeliest first."""
 
@@ -83,7 +88,8 @@ def process(logits: Tensor, row: RowSampling) -> Law:
     """The law of one row of logits [W]. Raises UserError if no token is allowed, RunError for NaN or +inf."""
     x = _adjust(_wide(logits), row) if row.is_adjusted else _wide(logits)
     best, token = x.max(dim=0)
-    _check_best([best.item()])
+    if not math.isfinite(top := best.item()):
+        raise _refusal(top)
     s = row.sampling
     assert s.temperature is not None and s.top_p is not None and s.top_k is not None and s.min_p is not None, "resolved"
     if s.temperature == 0:
@@ -120,47 +126,66 @@ def picks(
     they shall draw (from fp32 logits on the CPU). Raises UserError if a row allows no token, RunError if a logit is
     NaN or +inf.
     """
+    return _all(*try_picks(logits, rows, known, threads))
+
+
+def try_picks(
+    logits: Tensor,
+    rows: Sequence[RowSampling],
+    known: tuple[Sequence[float], Sequence[int]] | None = None,
+    threads: Pool | None = None,
+) -> tuple[list[int], Refusals]:
+    """`picks` where a row without a token costs no other row its own; what stands in its place means nothing."""
     assert len(logits) == len(rows)
     x = _wide(logits)
     if known is None:
         top, argmax = x.max(dim=1)
         known = top.tolist(), argmax.tolist()
-    _check_finite(known[0])
-    _check_best([top for row, top in zip(rows, known[0], strict=True) if not row.is_adjusted])
-    chosen = list(known[1])
-    drawn = [r for r, row in enumerate(rows) if not row.is_plain]
+    chosen, refused = list(known[1]), refusals(known[0])  # NaN is refused wherever it stands, at a banned token too
+    drawn = [r for r, row in enumerate(rows) if not (row.is_plain or r in refused)]
     if drawn:
         draw = _draw_in_torch if threads is None else partial(_draw_natively, threads=threads)
-        tokens = draw([x[r] for r in drawn], [rows[r] for r in drawn], [chosen[r] for r in drawn])
+        tokens, more = draw([x[r] for r in drawn], [rows[r] for r in drawn], [chosen[r] for r in drawn])
         for r, token in zip(drawn, tokens, strict=True):
             chosen[r] = token
-    return chosen
+        for i, why in more.items():
+            refused[drawn[i]] = why
+    return chosen, refused
 
 
-def greedy(top: Sequence[float], argmax: Sequence[int]) -> list[int]:
-    """`picks` of plain rows at temperature 0 whose largest logits, and where they are, the head has found."""
-    _check_best(top)
-    return list(argmax)
+def refusals(top: Sequence[float]) -> Refusals:
+    """Which of the rows with these largest logits (`max` hands NaN on) give no token."""
+    if all(map(math.isfinite, top)):
+        return {}
+    return {r: _refusal(value) for r, value in enumerate(top) if not math.isfinite(value)}
 
 
-def _draw_natively(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int], threads: Pool) -> list[int]:
-    xs, argmax = list(xs), list(argmax)
+def _draw_natively(
+    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Pool
+) -> tuple[list[int], Refusals]:
+    xs, argmax, refused = list(xs), list(argmax), Refusals()
     for r, row in enumerate(rows):
         if row.is_adjusted:
-            xs[r] = _adjust(xs[r], row)
-            best, at = xs[r].max(dim=0)
-            _check_best([best.item()])
-            argmax[r] = int(at)
-    return native.choose(xs, argmax, [(row.sampling, row.noise, row.position) for row in rows], threads)
+            try:
+                xs[r], argmax[r] = _adjusted(xs[r], row)
+            except UserError as why:
+                refused[r] = why  # it is drawn as it was, for nothing
+    return native.choose(xs, argmax, [(row.sampling, row.noise, row.position) for row in rows], threads), refused
 
 
-def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: list[int]) -> list[int]:
-    chosen = list(argmax)
+def _draw_in_torch(
+    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int]
+) -> tuple[list[int], Refusals]:
+    chosen, refused = list(argmax), Refusals()
     few: list[int] = []
     laws: list[Tensor] = []
     survivors: list[Tensor] = []
     for r, (x, row) in enumerate(zip(xs, rows, strict=True)):
-        law = process(x, row)
+        try:
+            law = process(x, row)
+        except UserError as why:
+            refused[r] = why
+            continue
         if law.ids is None or 4 * len(law.ids) > len(x):  # a block of noise serves four tokens
             noise = gumbel(row.noise, row.position, Purpose.TOKEN, range(len(x))).to(x.device)
             at = (law.logits + (noise if law.ids is None else noise[law.ids])).argmax()
@@ -176,22 +201,32 @@ def _draw_in_torch(xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: li
         drawn = gumbel_of_rows(noises, positions, Purpose.TOKEN, survivors)
         for r, law_logits, ids, noise in zip(few, laws, survivors, drawn, strict=True):
             chosen[r] = int(ids[(law_logits + noise.to(xs[0].device)).argmax()])
-    return chosen
+    return chosen, refused
 
 
 def probs(logits: Tensor, rows: Sequence[RowSampling]) -> Tensor:
     """[R, W] fp32 (fp64 for fp64): the law of the token after every row; greedy rows are point masses."""
+    return _all(*try_probs(logits, rows))
+
+
+def try_probs(logits: Tensor, rows: Sequence[RowSampling]) -> tuple[Tensor, Refusals]:
+    """`probs` where a row without a token costs no other row its law; the law that stands in its place is token 0."""
     assert len(logits) == len(rows)
-    x = _wide(logits)
-    if not rows:
-        return x
-    return torch.stack([process(x[r], row).probs(x.shape[1]) for r, row in enumerate(rows)])
+    x, laws, refused = _wide(logits), list[Tensor](), Refusals()
+    for r, row in enumerate(rows):
+        try:
+            law = process(x[r], row)
+        except UserError as why:
+            refused[r] = why
+            law = Law(x.new_zeros(1), torch.zeros(1, dtype=torch.int64, device=x.device))
+        laws.append(law.probs(x.shape[1]))
+    return torch.stack(laws) if laws else x, refused
 
 
 def logprobs(logits: Tensor, chosen: Tensor, k: int) -> Logprobs:
     """Log-probabilities before any processing: of `chosen` [R] int64 and of the k likeliest tokens of every row."""
     x = _wide(logits)
-    _check_best(x.max(dim=1).values.tolist())
+    _all(x, refusals(x.max(dim=1).values.tolist()))
     x = x.log_softmax(dim=1)
     k = min(k, x.shape[1])
     ids = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
@@ -207,20 +242,30 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_finite(best: Sequence[float]) -> None:
-    """`best`: the largest logit of every row; `max` hands NaN on."""
-    for value in best:
-        if math.isnan(value) or value == math.inf:
-            raise RunError(
-                f"a logit is {'NaN' if math.isnan(value) else 'infinite'}",
-                why="the model's arithmetic overflowed, or its weights are damaged",
-            )
+def _all(found: _T, refused: Refusals) -> _T:
+    """`found` if every row is in it; else the error of the first that is not."""
+    if refused:
+        raise refused[min(refused)]
+    return found
 
 
-def _check_best(best: Sequence[float]) -> None:
-    _check_finite(best)
-    if -math.inf in best:
-        raise UserError("no token is allowed", why="bans, the grammar and the model's own mask exclude every token")
+def _refusal(top: float) -> UserError:
+    """Why a row whose largest logit is `top` gives no token."""
+    if top == -math.inf:
+        return UserError("no token is allowed", why="bans, the grammar and the model's own mask exclude every token")
+    return RunError(
+        f"a logit is {'NaN' if math.isnan(top) else 'infinite'}",
+        why="the model's arithmetic overflowed, or its weights are damaged",
+    )
+
+
+def _adjusted(x: Tensor, row: RowSampling) -> tuple[Tensor, int]:
+    """One row [W] with bias, penalties and masks, and the lowest id of its largest logit. Raises as `process`."""
+    x = _adjust(x, row)
+    best, at = x.max(dim=0)
+    if not math.isfinite(top := best.item()):
+        raise _refusal(top)
+    return x, int(at)
 
 
 def _adjust(x: Tensor, row: RowSampling) -> Tensor:

@@ -1,0 +1,46 @@
+"""From a verdict to an event: the emitted tokens and their text, up to where the text ends."""
+
+from collections.abc import Callable, Sequence
+
+from stretto.core.drafter import Verdict
+from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
+from stretto.engine.verify import Asked
+
+
+def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], clock: Callable[[], float]) -> Event:
+    """Append the emitted tokens to the request until its text ends; the event says whether it did. clock: seconds."""
+    request, draft = asked.request, asked.draft
+    timeline = request.timeline
+    timeline.first_token = timeline.first_token or clock()
+    timeline.drafted += len(draft)
+    text, kept, reason = "", 0, None
+    for token in verdict.emitted:
+        request.append(token)
+        kept += 1
+        piece, reason = _read(request, token)
+        text += piece
+        if reason is not None:
+            break
+    accepted = min(kept, len(verdict.path))
+    timeline.accepted += accepted
+    timeline.steps += max(1, kept - accepted)  # a step gives one token that no draft gave
+    return Event(
+        rid=request.rid,
+        token_ids=verdict.emitted[:kept],
+        text=text,
+        finish_reason=reason,
+        logprobs=tuple(logprobs[:kept]),
+        drafted=len(draft),
+        accepted=accepted,
+        rejected_ids=tuple(t for n, t in enumerate(draft.tokens) if n not in verdict.path),
+    )
+
+
+def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
+    """The text that `token` makes certain, and whether it ends the request."""
+    if token in request.stop_ids:
+        return "", "stop"
+    piece, stopped = request.text.push(token) if request.text is not None else ("", False)
+    if stopped:
+        return piece, "stop"
+    return piece, "length" if request.remaining <= 0 else None
