@@ -1,8 +1,9 @@
 """What the Python API returns."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
-from stretto.engine.request import FinishReason, Request, TokenLogprobs
+from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """A request of this API and what it has produced so far."""
+    """A request of this API and what it has produced so far. arrived: events that nobody has read yet."""
 
     request: Request
+    arrived: deque[Event] = field(default_factory=deque)
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ class LLM:
             vocab_size=self.tokenizer.vocab_size,
             threads=threads,
         )
+        self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
 
     # -- prompts ---------------------------------------------------------------------------------------------------
@@ -175,13 +177,10 @@ class LLM:
         """
         many = as_prompts(prompts)
         settings = as_samplings(sampling, len(many))
-        streams: list[Stream] = []
-        try:
+        with self._opened([]) as streams:
             for prompt, setting in zip(many, settings, strict=True):
-                streams.append(self.add(self.encode(prompt), setting, continues=True))
+                self._open(streams, self.add(self.encode(prompt), setting, continues=True))
             return self._run(streams, progress)
-        finally:
-            self._cancel(streams)
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:
         """Continue one prompt, chunk by chunk; the last chunk carries the `Result`. Closing the iterator cancels."""
@@ -196,11 +195,9 @@ class LLM:
         **options: Any,
     ) -> Result:
         """Answer a conversation ([{"role": ..., "content": ...}, ...]). tools and options: see `encode_chat`."""
-        stream = self.add(self.encode_chat(messages, tools=tools, **options), sampling or Sampling(), continues=False)
-        try:
-            return self._run([stream], None)[0]
-        finally:
-            self._cancel([stream])
+        ids = self.encode_chat(messages, tools=tools, **options)
+        with self._opened([self.add(ids, sampling or Sampling(), continues=False)]) as streams:
+            return self._run(streams, None)[0]
 
     def chat_stream(
         self,
@@ -215,17 +212,18 @@ class LLM:
         return self._iterate(ids, sampling or Sampling(), continues=False)
 
     def _iterate(self, ids: list[int], sampling: Sampling, *, continues: bool) -> Iterator[Chunk]:
-        stream = self.add(ids, sampling, continues=continues)
-        try:
-            while stream.request.timeline.finished is None:
-                for event in self.engine.step(STREAM_PATIENCE):
-                    if event.rid == stream.request.rid:
-                        if event.token_ids or event.error is None:
-                            yield self.read(stream, event)
-                        if event.error is not None:
-                            raise event.error
-        finally:
-            self._cancel([stream])
+        with self._opened([self.add(ids, sampling, continues=continues)]) as (stream,):
+            is_over = False
+            while not is_over:
+                if not stream.arrived:
+                    self._step(STREAM_PATIENCE)
+                    continue
+                event = stream.arrived.popleft()
+                is_over = event.finish_reason is not None
+                if event.token_ids or event.error is None:
+                    yield self.read(stream, event)
+                if event.error is not None:
+                    raise event.error
 
     def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> Stream:
         """Queue a request without running it (for loops of your own, over `engine.step`).
@@ -236,11 +234,12 @@ class LLM:
         return Stream(self.engine.add(ids, sampling.resolve(self.hints), text))
 
     def _run(self, streams: Sequence[Stream], progress: Callable[[int, int], None] | None) -> list[Result]:
-        by_rid = {stream.request.rid: stream for stream in streams}
         results: dict[int, Result] = {}
         while len(results) < len(streams):
-            for event in self.engine.step(BATCH_PATIENCE):
-                if (stream := by_rid.get(event.rid)) is not None:
+            self._step(BATCH_PATIENCE)
+            for stream in streams:
+                while stream.arrived:
+                    event = stream.arrived.popleft()
                     if event.error is not None:
                         raise event.error
                     chunk = self.read(stream, event)
@@ -250,9 +249,27 @@ class LLM:
                 progress(len(results), len(streams))
         return [results[stream.request.rid] for stream in streams]
 
-    def _cancel(self, streams: Sequence[Stream]) -> None:
+    def _step(self, patience: float) -> None:
+        """One step of the engine. Its events go to the streams that they belong to: several may be read in turn."""
+        for event in self.engine.step(patience):
+            if (stream := self._streams.get(event.rid)) is not None:
+                stream.arrived.append(event)
+
+    @contextmanager
+    def _opened(self, streams: list[Stream]) -> Iterator[list[Stream]]:
+        """`streams`, and what is opened inside: they get their events, and are cancelled at the end."""
         for stream in streams:
-            self.engine.cancel(stream.request.rid)
+            self._streams[stream.request.rid] = stream
+        try:
+            yield streams
+        finally:
+            for stream in streams:
+                del self._streams[stream.request.rid]
+                self.engine.cancel(stream.request.rid)
+
+    def _open(self, streams: list[Stream], stream: Stream) -> None:
+        streams.append(stream)
+        self._streams[stream.request.rid] = stream
 
     def read(self, stream: Stream, event: Event) -> Chunk:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
