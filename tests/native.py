@@ -24,6 +24,10 @@ def pool(level: str = LEVELS[0], num_threads: int = 2) -> Pool:
     return Pool(load(build(level, env.cache_dir, compiler=env.cxx)), num_threads)
 
 
+LAYOUTS = pool().library.enum("Format")
+"""Codecs with a native layout."""
+
+
 def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(values))(*values)
 

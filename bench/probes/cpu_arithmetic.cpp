@@ -1,6 +1,6 @@
-// What the products of src/linear.cpp are compared with: other arithmetic over the same tiles, and the instructions of
+// What the products of kernels/linear/linear.cpp are compared with: other arithmetic over the same tiles, and the instructions of
 // this CPU by themselves. Compiled by cpu_arithmetic.py with the flags and the headers of the shipped kernels.
-#include "formats.h"
+#include "linear/formats.h"
 #include "op.h"
 
 using namespace vec;
@@ -86,7 +86,7 @@ struct Bf16 {
 
 constexpr int WORDS = 4;  // of codes, per lane and group
 constexpr int RECORD = Q4_1::RECORD, MOST_ROWS = 64;
-constexpr int64_t CHUNK_BYTES = 64 << 10, PREFETCH = 4096;  // as in src/linear.cpp
+constexpr int64_t CHUNK_BYTES = 64 << 10, PREFETCH = 4096;  // as in kernels/linear/linear.cpp
 
 // x [rows, d_in] -> values [rows, groups, 16 * PARTS bytes], factors [rows, groups]; then y [rows, d_out] = x W^T.
 // d_out is whole tiles, rows at most 64.
@@ -237,11 +237,11 @@ void run(const Product<Form>& a, const Step&, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(prepare_fp32, Prepare<Fp32>)
-STRETTO_OP(multiply_fp32, Product<Fp32>)
+STRETTO_OP(prepare_fp32, Prepare<Fp32>, rows, d_in, d_out, unused, x, values, factors, tiles, y)
+STRETTO_OP(multiply_fp32, Product<Fp32>, rows, d_in, d_out, unused, x, values, factors, tiles, y)
 #if defined(__AVX512BF16__)
-STRETTO_OP(prepare_bf16, Prepare<Bf16>)
-STRETTO_OP(multiply_bf16, Product<Bf16>)
+STRETTO_OP(prepare_bf16, Prepare<Bf16>, rows, d_in, d_out, unused, x, values, factors, tiles, y)
+STRETTO_OP(multiply_bf16, Product<Bf16>, rows, d_in, d_out, unused, x, values, factors, tiles, y)
 #endif
 
 // -- instructions by themselves ----------------------------------------------------------------------------------------

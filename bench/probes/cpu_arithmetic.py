@@ -2,7 +2,7 @@
 
     python bench/probes/cpu_arithmetic.py [--quick] [--json FILE]
 
-Four forms multiply the same Q4_1 weights, in the tiles of src/formats.h, with 1 to 64 rows of activations:
+Four forms multiply the same Q4_1 weights, in the tiles of kernels/linear/formats.h, with 1 to 64 rows of activations:
 
     fixed point   the shipped product: 16-bit block fixed point, two byte planes (operations `quantize` and `matmul`)
     int8          8-bit block fixed point, one plane: what prompts are multiplied in with `--prefill int8`
@@ -184,7 +184,7 @@ def measure(kernels: Kernels, forms: Sequence[Form], weights: Tensor, rounds: in
         for case in cases([*forms[turn % len(forms) :], *forms[: turn % len(forms)]], pools):
             pool = pools[case.threads]
             if case.in_memory:
-                spent = nanoseconds(pool.run_once, [native.read_bytes(weights)])
+                spent = nanoseconds(native.read_bytes, weights, pool)
                 samples.reading[case.threads].append(weights.nbytes / spent)
             ops, count = products[case.form, case.rows, case.in_memory]
             spent = nanoseconds(pool.run, ops, kernels.step(case.rows), warm=not case.in_memory)

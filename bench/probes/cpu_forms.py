@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from stretto.core.env import read_env
-from stretto.kernels.linear import native
-from stretto.kernels.native.build import FLAGS, GCC_FLAGS, LEVELS, SOURCES, build, cpu_features, find_compiler
-from stretto.kernels.native.library import Op, Pool, Step, load
-from stretto.kernels.native.tape import ALL_ROWS, Rows, aligned
+from stretto.kernels.native.build import (
+    DEFINES,
+    FLAGS,
+    GCC_FLAGS,
+    LEVELS,
+    build,
+    cpu_features,
+    find_compiler,
+    include_flags,
+)
+from stretto.kernels.native.library import Op, Pool, Value, load
+from stretto.kernels.native.tape import ALL_ROWS, aligned
 
 SOURCE = Path(__file__).with_name("cpu_arithmetic.cpp")
 D_IN, D_OUT, TILE, GROUP = 576, 1536, 32, 32  # a matrix of SmolLM2; rows of a tile, inputs of a group
@@ -51,7 +59,6 @@ INSTRUCTIONS = {
 }
 """512-bit instructions by the names of their loops in cpu_arithmetic.cpp."""
 SPINS = 16  # executed by one turn of a loop
-_PROMPT = Rows(ALL_ROWS, 0)
 
 
 class _FormArgs(ctypes.Structure):
@@ -80,6 +87,7 @@ class Kernels:
         self.factors = aligned((2 * x.numel() // GROUP,), torch.float32)
         self.y = aligned((len(x), D_OUT), torch.float32)
         self._kept: list[ctypes.Structure] = []  # operations hold addresses of their arguments
+        self._rows = self.shipped.struct("Rows")(self.shipped.code("RowKind", ALL_ROWS))
         self._start = c_int32(0)
 
     def has(self, form: Form) -> bool:
@@ -88,9 +96,9 @@ class Kernels:
     def pool(self, num_threads: int) -> Pool:
         return Pool(self.shipped, num_threads)
 
-    def step(self, rows: int) -> Step:
+    def step(self, rows: int) -> ctypes.Structure:
         """What a list for so many rows runs with: they are a prompt, so that the coarse form applies."""
-        return Step(num_rows=rows, num_seqs=1, starts=ctypes.addressof(self._start))
+        return self.shipped.struct("Step")(num_rows=rows, num_seqs=1, starts=ctypes.addressof(self._start))
 
     def products(self, form: Form, matrices: Sequence[int], rows: int) -> ctypes.Array[Op]:
         """A list that multiplies the first rows with the matrices at these addresses, one after the other."""
@@ -116,24 +124,30 @@ class Kernels:
     def _prepare(self, form: Form, rows: int) -> Op:
         if form not in SHIPPED:
             return self._own_op(f"prepare_{form.name}", rows, 0, 0)
-        args = native.QuantizeArgs(_PROMPT, D_IN, form is INT8, self.x.data_ptr(), D_IN, self.values.data_ptr())
-        return self._shipped_op("quantize", args)
+        shape = {"rows": self._rows, "d_in": D_IN, "coarse_prompts": form is INT8}
+        return self._shipped_op("quantize", {**shape, "x": self.x, "x_stride": D_IN, "out": self.values})
 
     def _multiply(self, form: Form, tiles: int, rows: int, d_out: int) -> Op:
         if form not in SHIPPED:
             return self._own_op(f"multiply_{form.name}", rows, d_out, tiles)
-        sizes = (_PROMPT, D_IN, d_out, native.LAYOUTS.index("q4_1"), form is INT8, 0)
-        y = (self.y.data_ptr(), D_OUT)
-        return self._shipped_op("matmul", native.MatmulArgs(*sizes, tiles, None, self.values.data_ptr(), None, 0, *y))
+        sizes = {"rows": self._rows, "d_in": D_IN, "d_out": d_out, "coarse_prompts": form is INT8}
+        fields = {**sizes, "format": self.shipped.code("Format", "q4_1"), "fixed": self.values, "y": self.y}
+        return self._shipped_op("matmul", fields, tiles)
 
-    def _shipped_op(self, name: str, args: ctypes.Structure) -> Op:
+    def _shipped_op(self, name: str, fields: dict[str, Value], tiles: int = 0) -> Op:
+        args, _ = self.shipped.args(name, fields)
+        if tiles:
+            args.tiles = tiles
         self._kept.append(args)
         return self.shipped.op(name, args)
 
     def _own_op(self, name: str, rows: int, d_out: int, tiles: int) -> Op:
         buffers = (self.x, self.values, self.factors)
         args = _FormArgs(rows, D_IN, d_out, 0, *(b.data_ptr() for b in buffers), tiles, self.y.data_ptr())
-        assert getattr(self.own, f"{name}_args_size")() == ctypes.sizeof(args), "FormArgs differs from the C++ side"
+        describe = getattr(self.own, f"{name}_fields")
+        describe.restype = ctypes.c_char_p
+        names = [field.split(":")[0] for field in describe().decode().split()]
+        assert names == [field for field, _ in args._fields_], "FormArgs differs from the C++ side"
         self._kept.append(args)
         chunks, run = (ctypes.cast(getattr(self.own, f"{name}_{part}"), c_void_p) for part in ("chunks", "run"))
         return Op(chunks, run, ctypes.addressof(args))
@@ -144,7 +158,7 @@ def compiled(level: str) -> ctypes.CDLL:
     program = find_compiler(read_env().cxx)
     assert program is not None, "the shipped kernels have just been built"
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    flags = [*FLAGS, *(GCC_FLAGS if "Free Software" in version else ()), *LEVELS[level], f"-I{SOURCES}"]
+    flags = [*FLAGS, *(GCC_FLAGS if "Free Software" in version else ()), *DEFINES, *LEVELS[level], *include_flags()]
     if level == "avx512" and "avx512_bf16" in cpu_features():
         flags.append("-mavx512bf16")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.pools import Caches, Placement, Pools
-from stretto.cache.tables import PAGE_SIZE, Table, num_pages
+from stretto.cache.tables import Table, num_pages
 from stretto.core.seqs import Accepted, Seqs
+from stretto.core.state import PAGE_SIZE
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.cache.tables import PAGE_SIZE, num_pages
+from stretto.cache.tables import num_pages
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import show_size
-from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
+from stretto.core.state import PAGE_SIZE, LayerCache, PageRef, SlotRef, StateSpec
 
 LayerSpecs = Sequence[Sequence[StateSpec]]
 

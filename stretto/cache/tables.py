@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from stretto.cache.blocks import BlockPool
-
-PAGE_SIZE = 16  # tokens per page
+from stretto.core.state import PAGE_SIZE
 
 
 def num_pages(num_tokens: int) -> int:

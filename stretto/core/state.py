@@ -20,6 +20,8 @@ from torch import Tensor
 
 from stretto.core.seqs import Accepted, Seqs
 
+PAGE_SIZE = 16  # tokens per page
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateSpec:

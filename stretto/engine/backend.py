@@ -10,7 +10,6 @@ import torch
 from stretto.core.env import Env
 from stretto.core.errors import RunError, UserError
 from stretto.engine import captured
-from stretto.kernels.linear.native import LAYOUTS
 from stretto.kernels.native.build import LEVELS, build, supported_levels
 from stretto.kernels.native.library import Pool, load
 from stretto.models.lm import LMConfig
@@ -47,13 +46,12 @@ def choose(
     """
     if backend == "torch":
         return Choice(None, "torch was asked for")
-    why = _no_layout(codecs)
-    if why is None:
-        try:
-            threads = thread_pool(env, note)
-            why = captured.why_not(config, kv_dtype, threads)
-        except RunError as problem:
-            why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
+    why = None
+    try:
+        threads = thread_pool(env, note)
+        why = _no_layout(codecs, threads) or captured.why_not(config, kv_dtype, threads)
+    except RunError as problem:
+        why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
     if why is None:
         return Choice(threads, None)
     if backend == "native":
@@ -77,6 +75,6 @@ def _pool(library: Path, num_threads: int) -> Pool:
     return Pool(load(library), num_threads or None)
 
 
-def _no_layout(codecs: Iterable[str]) -> str | None:
-    missing = sorted(set(codecs) - set(LAYOUTS))
+def _no_layout(codecs: Iterable[str], threads: Pool) -> str | None:
+    missing = sorted(set(codecs) - set(threads.library.enum("Format")))
     return f"no native layout for {', '.join(missing)}" if missing else None

@@ -22,7 +22,7 @@ from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import NotRecordable, Tape
 from stretto.kernels.rowwise.native import best
 from stretto.kernels.sampling import Refusals, refusals
-from stretto.kernels.sampling.native import AdvanceArgs, ChooseArgs, Draw, Row
+from stretto.kernels.sampling.native import Draw, row
 from stretto.models.lm import LM, LMConfig
 
 
@@ -57,9 +57,7 @@ class Captured:
         values, ids = (x.data_ptr() for x in self._best)
         self._top = (ctypes.c_float * len(self._logits)).from_address(values)
         self._argmax = (ctypes.c_int32 * len(self._logits)).from_address(ids)
-        self._choose, self._advance = ChooseArgs(), AdvanceArgs()
-        self.tape.emit_between("choose", self._choose)
-        self.tape.emit_between("advance", self._advance)
+        self._choose, self._advance = self.tape.emit_between("choose"), self.tape.emit_between("advance")
         self._held: tuple[array[int], array[int]]  # what the step points to
 
     def __call__(self, plan: StepPlan) -> Scores:
@@ -90,9 +88,10 @@ class Captured:
         wide, _ = self._held
         logits, argmax = self._logits.data_ptr(), ctypes.addressof(self._argmax)
         sizes = self._logits.stride(0) * self._logits.itemsize, ctypes.sizeof(ctypes.c_int32)
-        rows = (Row * n)()
+        library = self.tape.library
+        rows = (library.struct("Row") * n)()
         for b, draw in enumerate(how):
-            rows[b] = Row.of(logits + b * sizes[0], argmax + b * sizes[1], self._vocab_size, draw)
+            rows[b] = row(library, logits + b * sizes[0], argmax + b * sizes[1], self._vocab_size, draw)
         tops = (ctypes.c_float * (n * num_steps))()
         ids, starts = array("q", [t for own in stops for t in own]), array("i", (0, *accumulate(map(len, stops))))
         done, left = ctypes.c_int64(0), ctypes.c_int64(num_steps)

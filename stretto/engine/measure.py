@@ -78,8 +78,8 @@ def measure_machine(dtype: torch.dtype, threads: Pool | None = None) -> Machine:
 def native_bandwidth(threads: Pool, num_bytes: int = BUFFER_BYTES, repeat: int = 5) -> Measured:
     """Bytes/s at which native threads read `num_bytes` of random memory once: what bounds a decode step of theirs."""
     buffer = torch.randint(0, 256, (num_bytes // 1024 * 1024,), dtype=torch.uint8)
-    read = native.read_bytes(buffer)
-    return Measured(tuple(buffer.nbytes / s for s in _seconds(lambda: threads.run_once([read]), repeat)))
+    seconds = _seconds(lambda: native.read_bytes(buffer, threads), repeat)
+    return Measured(tuple(buffer.nbytes / s for s in seconds))
 
 
 def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:

@@ -20,10 +20,10 @@ from torch import Tensor
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.manager import CacheManager
 from stretto.cache.pools import LayerSpecs, Placement, Pools, size_pools
-from stretto.cache.tables import PAGE_SIZE, Table
+from stretto.cache.tables import Table
 from stretto.core.errors import FitError, UserError
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
+from stretto.core.state import PAGE_SIZE, LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
 
 KEYS = StateSpec(name="k", shape=(2,), kind="paged", rollback="truncate")
 KEYS_BY_LANES = replace(KEYS, lanes=True)

@@ -1,5 +1,5 @@
 #include "driver.h"
-#include "ahead.cpp"
+#include "sampling/ahead.cpp"
 
 namespace driver {
 namespace {

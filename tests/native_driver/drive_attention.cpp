@@ -1,7 +1,7 @@
-#include "attention.cpp"
-#include "attention_merge.cpp"
+#include "attention/attention.cpp"
+#include "attention/attention_merge.cpp"
 #include "driver.h"
-#include "kv.cpp"
+#include "attention/kv.cpp"
 
 namespace driver {
 namespace {

@@ -1,4 +1,4 @@
-#include "bandwidth.cpp"
+#include "native/bandwidth.cpp"
 #include "driver.h"
 
 void driver::drive_bandwidth(const Runner& runner) {

@@ -1,7 +1,7 @@
 #include "driver.h"
-#include "gated.cpp"
-#include "linear.cpp"
-#include "weights.cpp"
+#include "mlp/mlp.cpp"
+#include "linear/linear.cpp"
+#include "linear/weights.cpp"
 
 namespace driver {
 namespace {
@@ -76,7 +76,7 @@ void drive(const Runner& runner, Random& random, int format, int rows, int d_in,
     for (int i = 0; i < d_out; i++) bias[i] = random.value();
     QuantizeArgs quantize = {counted, d_in, coarse, x.get(), x.stride(), fixed.get()};
     const float* added = random.below(2) ? bias.get() : nullptr;
-    MatmulArgs matmul = {counted, d_in,        d_out,   format,     coarse,  0,         tiles.get(),
+    MatmulArgs matmul = {counted, d_in,        d_out,   format,     coarse,  tiles.get(),
                          added,   fixed.get(), x.get(), x.stride(), y.get(), y.stride()};
     Ops ops = {OP(matmul, matmul)};
     if (!is_plain) ops.insert(ops.begin(), OP(quantize, quantize));
@@ -130,7 +130,7 @@ void drive_gated(const Runner& runner, Random& random, int format, int rows, int
 
 void drive_linear(const Runner& runner) {
     Random random(1);
-    for (int format = 0; format < NUM_FORMATS; format++) {
+    for (int format = 0; format <= bf16; format++) {
         int inputs = FILES[format].inputs;
         for (int rows : {1, 2, 3, 5, 8, 17, 65}) {
             int d_in = inputs == 256  ? random.one_of({256, 512, 768})

@@ -1,5 +1,8 @@
 #include "driver.h"
-#include "pointwise.cpp"
+#include "gates/gates.cpp"
+#include "rmsnorm/rmsnorm.cpp"
+#include "rope/rope.cpp"
+#include "rowwise/rowwise.cpp"
 
 namespace driver {
 namespace {

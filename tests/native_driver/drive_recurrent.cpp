@@ -1,6 +1,6 @@
-#include "recurrent.cpp"
+#include "glr/glr.cpp"
 #include "recurrent_cases.h"
-#include "short_conv.cpp"
+#include "short_conv/short_conv.cpp"
 
 namespace driver {
 namespace {
@@ -28,10 +28,10 @@ void drive_glr(
 
     args.states = states.get(), args.notes = notes.get(), args.room = accepted.num_provisional;
     GlrReplayArgs replay = {args};
-    replay.of.k = notes.get(), replay.of.v = replay.of.k + groups * K, replay.of.g = replay.of.v + heads * V;
-    replay.of.beta = is_delta ? replay.of.g + heads : nullptr;
-    replay.of.k_stride = replay.of.v_stride = replay.of.g_stride = replay.of.beta_stride = width;
-    replay.of.q = nullptr, replay.of.o = nullptr;
+    replay.k = notes.get(), replay.v = replay.k + groups * K, replay.g = replay.v + heads * V;
+    replay.beta = is_delta ? replay.g + heads : nullptr;
+    replay.k_stride = replay.v_stride = replay.g_stride = replay.beta_stride = width;
+    replay.q = nullptr, replay.o = nullptr;
     runner.run("glr glr_replay", {OP(glr, args), OP(glr_replay, replay)}, accepted.commit.step,
                [&] { o.poison(), notes.poison(), reset(states, 11); },
                [&](Outputs& out) { read(out), read_states(states, out); });
@@ -57,7 +57,7 @@ void drive_conv(const Runner& runner, Random& random, const std::vector<Seq>& se
 
     args.states = states.get(), args.notes = notes.get(), args.room = accepted.num_provisional;
     ShortConvReplayArgs replay = {args};
-    replay.of.x = notes.get(), replay.of.x_stride = channels;
+    replay.x = notes.get(), replay.x_stride = channels;
     runner.run("short_conv short_conv_replay", {OP(short_conv, args), OP(short_conv_replay, replay)},
                accepted.commit.step, [&] { y.poison(), notes.poison(), reset(states, 12); },
                [&](Outputs& out) { read(out), read_states(states, out); });

@@ -1,5 +1,5 @@
 #include "driver.h"
-#include "sample.cpp"
+#include "sampling/sample.cpp"
 
 namespace driver {
 namespace {

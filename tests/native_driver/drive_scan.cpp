@@ -1,5 +1,5 @@
 #include "recurrent_cases.h"
-#include "scan.cpp"
+#include "dscan/dscan.cpp"
 
 namespace driver {
 namespace {
@@ -25,9 +25,9 @@ void drive(const Runner& runner, Random& random, const std::vector<Seq>& seqs, i
 
     args.states = states.get(), args.notes = notes.get(), args.room = accepted.num_provisional;
     ScanReplayArgs replay = {args};
-    replay.of.x = notes.get(), replay.of.dt = notes.get() + channels, replay.of.B = notes.get() + 2 * channels;
-    replay.of.x_stride = replay.of.dt_stride = replay.of.B_stride = width;
-    replay.of.C = nullptr, replay.of.y = nullptr;
+    replay.x = notes.get(), replay.dt = notes.get() + channels, replay.B = notes.get() + 2 * channels;
+    replay.x_stride = replay.dt_stride = replay.B_stride = width;
+    replay.C = nullptr, replay.y = nullptr;
     runner.run("scan scan_replay", {OP(scan, args), OP(scan_replay, replay)}, accepted.commit.step,
                [&] { y.poison(), notes.poison(), reset(states, 13); },
                [&](Outputs& out) { read(out), read_states(states, out); });

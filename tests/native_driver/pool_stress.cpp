@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "driver.h"
-#include "turnout.h"
+#include "native/turnout.h"
 
 namespace {
 
@@ -16,7 +16,7 @@ constexpr int MOST = 40;
 struct AddArgs {
     const int* from;  // [MOST], or null
     int* to;          // [MOST]
-    int chunks;
+    int64_t chunks;
 };
 
 int64_t chunks(const AddArgs& a, const Step&) { return a.chunks; }
@@ -29,7 +29,7 @@ void run(const AddArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(add, AddArgs)
+STRETTO_OP(add, AddArgs, from, to, chunks)
 
 namespace {
 
@@ -69,7 +69,7 @@ void run(const CountArgs& a, const Step& step, int64_t, int64_t) {
 
 }  // namespace
 
-STRETTO_OP(count, CountArgs)
+STRETTO_OP(count, CountArgs, values, left)
 
 namespace {
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from native import LEVELS, pool, run_rows, stored
+from native import LAYOUTS, LEVELS, pool, run_rows, stored
 from torch import Tensor
 
 from stretto.core.errors import UserError
 from stretto.core.packed import Packed
 from stretto.kernels.linear import matmul
-from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack
+from stretto.kernels.linear.native import PLAIN, NativeWeight, pack
 from stretto.kernels.mlp import gated_mlp
 from stretto.kernels.rowwise import Activation, glu
 

@@ -230,12 +230,14 @@ def test_what_has_no_native_kernel_is_refused() -> None:
     q, k, v = LAYERS["grouped"].rows(2)
     with pytest.raises(UserError, match="no tape"):
         attention(q, k, v, seqs=Seqs.of([2]), impl="native")
-    with pytest.raises(UserError, match="fp32"):
-        attention(q.double(), k.double(), v.double(), seqs=Seqs.of([2]), impl="native")
-    with pytest.raises(UserError, match="256 elements"):
-        attention(*(torch.zeros(2, 2, 257) for _ in "qkv"), seqs=Seqs.of([2]), impl="native")
-    with pytest.raises(UserError, match="128 query heads"):
-        attention(*(torch.zeros(2, n, 8) for n in (258, 2, 2)), seqs=Seqs.of([2]), impl="native")
+    wrong: list[tuple[tuple[torch.Tensor, ...], str]] = [
+        ((q.double(), k.double(), v.double()), "fp32"),
+        (tuple(torch.zeros(2, 2, 257) for _ in "qkv"), "257 elements of a head; at most 256"),
+        (tuple(torch.zeros(2, n, 8) for n in (258, 2, 2)), "129 query heads that share a key head; at most 128"),
+    ]
+    for rows, reason in wrong:
+        with Tape(pool(), max_rows=8, max_out=8, context=8).recording(), pytest.raises(UserError, match=reason):
+            attention(*rows, seqs=Seqs.of([2]), impl="native")
     specs = [StateSpec(name=n, shape=(3, 64), kind="paged", rollback="truncate") for n in "kv"]
     tensors = TensorCache(specs, 1, torch.float32)
     halves = tuple(PageRef(torch.zeros(2, PAGE, 3, 64, dtype=torch.float16), q, q) for _ in "kv")

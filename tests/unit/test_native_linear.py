@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import LEVELS, pool, run_rows, stored
+from native import LAYOUTS, LEVELS, pool, run_rows, stored
 from torch import Tensor
 
 from stretto.core.card import CODECS
 from stretto.core.packed import Packed
 from stretto.kernels.linear import lookup, matmul
-from stretto.kernels.linear.native import LAYOUTS, PLAIN, NativeWeight, pack, storage
+from stretto.kernels.linear.native import PLAIN, NativeWeight, pack, storage
 
 
 def product(x: Tensor, segments: Sequence[Packed], bias: Tensor | None = None, **where: object) -> Tensor:

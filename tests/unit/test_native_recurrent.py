@@ -15,7 +15,6 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef, TensorSlot
 from stretto.kernels.dscan import dscan
 from stretto.kernels.glr import glr
-from stretto.kernels.native.library import Step
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 from stretto.kernels.short_conv import short_conv
 
@@ -313,7 +312,7 @@ def test_operands_may_be_columns_of_wider_rows() -> None:
         out = glr(*heads, g=g, beta=beta, seqs=Seqs.of([ROOM]), scale=5**-0.5, impl="native")
     with torch.inference_mode():
         whole[:7] = torch.cat([x.flatten(1) for x in rows], -1)
-    for name, _ in Step._fields_:
+    for name, _ in tape.step._fields_:
         setattr(tape.step, name, getattr(recorded.tape.step, name))
     tape.run()
     assert torch.equal(out[:7], wanted)

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from stretto.core.env import read_env
-from stretto.kernels.native.build import FLAGS, LEVELS, LOG, SOURCES, build, find_compiler, supported_levels
+from stretto.kernels.native.build import (
+    DEFINES,
+    FLAGS,
+    LEVELS,
+    LOG,
+    SOURCES,
+    build,
+    find_compiler,
+    include_flags,
+    supported_levels,
+)
 
 DRIVER = Path(__file__).parents[1] / "native_driver"
 COMPILERS = ("", "clang++")  # "": what a user gets
@@ -49,7 +59,7 @@ def compiled(units: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
     commands = []
     for source, made, flags in sorted(units, key=lambda unit: -unit[0].stat().st_size):  # what takes long comes first
         made.parent.mkdir(parents=True, exist_ok=True)
-        commands.append([compiler(), *language, f"-I{SOURCES}", *flags, "-c", source, "-o", made])
+        commands.append([compiler(), *language, *include_flags(), *DEFINES, *flags, "-c", source, "-o", made])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
         list(workers.map(run, commands))
 
@@ -69,7 +79,7 @@ def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The driver for every level of this CPU, with the kernels compiled into it."""
     root = tmp_path_factory.mktemp("drivers")
-    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "pool.cpp"]
+    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "native" / "pool.cpp"]
     objects = {level: {source: root / level / f"{source.stem}.o" for source in sources} for level in supported_levels()}
     compiled(
         [
@@ -95,7 +105,7 @@ def test_sanitizers_find_nothing_and_levels_agree(sums: dict[str, str]) -> None:
     assert len(set(sums.values())) == 1
     driven = {name for line in sums["generic"].splitlines() for name in line.split()[:-1]}
     registered = {
-        name for unit in SOURCES.glob("*.cpp") for name in re.findall(r"^STRETTO_OP\((\w+)", unit.read_text(), re.M)
+        name for unit in SOURCES.rglob("*.cpp") for name in re.findall(r"^STRETTO_OP\((\w+)", unit.read_text(), re.M)
     }
     assert driven == registered, "every operation is driven"
 
@@ -116,7 +126,10 @@ def test_compilers_warn_of_nothing_and_agree(
 
 def test_threads_race_for_nothing(tmp_path: Path) -> None:
     flags = ["-fsanitize=thread", "-O1", "-g1"]
-    objects = {source: tmp_path / f"{source.stem}.o" for source in (DRIVER / "pool_stress.cpp", SOURCES / "pool.cpp")}
+    objects = {
+        source: tmp_path / f"{source.stem}.o"
+        for source in (DRIVER / "pool_stress.cpp", SOURCES / "native" / "pool.cpp")
+    }
     compiled([(source, made, flags) for source, made in objects.items()])
     program = linked(list(objects.values()), "thread", tmp_path / "pool_stress")
     # older sanitizers cannot place their memory where addresses are random in more than 28 bits

@@ -1,23 +1,19 @@
-"""Products with weights in the file's own integers (src/linear.cpp), recorded on the tape.
+"""Products with weights in the file's own integers (linear.cpp), recorded on the tape.
 
 A `NativeWeight` is a matrix repacked into tiles; quantized codecs keep their integers and scales, plain ones their
 bits. Its segments may have different codecs: each run of rows of one codec is an operation.
 """
 
-import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stretto.core.packed import Packed
-from stretto.kernels.native.library import Pool
-from stretto.kernels.native.tape import ALL_ROWS, Rows, aligned, current, why_not_here
+from stretto.kernels.native.library import Fields, Pool
+from stretto.kernels.native.tape import ALL_ROWS, aligned, current, why_not_here
 
-LAYOUTS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "int8", "f32", "f16", "bf16")
-"""Codecs with a native layout, in the order of `Format` in src/formats.h."""
 PLAIN = ("f32", "f16", "bf16")
 TILE = 32  # rows of a tile
 _GROUP, _BLOCK = 32, 640  # inputs of a group, bytes of eight rows and one group
@@ -46,79 +42,14 @@ class NativeWeight:
         return sum(part.data.nbytes for part in self.parts)
 
 
-class _PackArgs(ctypes.Structure):
-    _fields_ = [
-        ("d_in", c_int32),
-        ("d_out", c_int32),
-        ("format", c_int32),
-        ("unused", c_int32),
-        ("source", c_void_p),
-        ("row_bytes", c_int64),
-        ("tiles", c_void_p),
-    ]
-
-
-class QuantizeArgs(ctypes.Structure):
-    """`QuantizeArgs` of src/linear.cpp; bench/probes fills it too."""
-
-    _fields_ = [
-        ("rows", Rows),
-        ("d_in", c_int32),
-        ("coarse_prompts", c_int32),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("out", c_void_p),
-    ]
-
-
-class MatmulArgs(ctypes.Structure):
-    """`MatmulArgs` of src/linear.cpp."""
-
-    _fields_ = [
-        ("rows", Rows),
-        ("d_in", c_int32),
-        ("d_out", c_int32),
-        ("format", c_int32),
-        ("coarse_prompts", c_int32),
-        ("unused", c_int32),
-        ("tiles", c_void_p),
-        ("bias", c_void_p),
-        ("fixed", c_void_p),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-    ]
-
-
-class _EmbedArgs(ctypes.Structure):
-    _fields_ = [
-        ("d_in", c_int32),
-        ("format", c_int32),
-        ("tiles", c_void_p),
-        ("scale", c_float),
-        ("unused", c_int32),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-    ]
-
-
-class _ReadArgs(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("size", c_int64), ("sums", c_void_p)]
-
-    keep: Tensor
-
-
-def read_bytes(buffer: Tensor) -> tuple[str, ctypes.Structure]:
-    """The operation that reads `buffer` [n] uint8 once and does nothing with it: the probe of every stated bound."""
+def read_bytes(buffer: Tensor, pool: Pool) -> None:
+    """Read `buffer` [n] uint8 once and do nothing with it: the probe of every stated bound."""
     sums = torch.zeros(buffer.nbytes // _READ_CHUNK + 1, dtype=torch.int32)
-    args = _ReadArgs(buffer.data_ptr(), buffer.nbytes, sums.data_ptr())
-    args.keep = sums
-    return "read_bytes", args
+    pool.run_once("read_bytes", [{"data": buffer, "size": buffer.nbytes, "sums": sums}])
 
 
 def storage(codec: str, d_in: int) -> str:
-    """How a matrix of this codec and width is stored: one of `LAYOUTS`, or in words what has no native layout."""
+    """How a matrix of this codec and width is stored: a name of the library's `Format`, or in words what is none."""
     return codec if codec in PLAIN or d_in % _GROUP == 0 else f"{codec} in rows of {d_in} values"
 
 
@@ -137,7 +68,7 @@ def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
 def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
     codec, d_in = run[0].codec.name, run[0].shape[1]
     d_out = sum(packed.shape[0] for packed in run)
-    layout = LAYOUTS.index(storage(codec, d_in))
+    layout = pool.library.code("Format", storage(codec, d_in))
     tile_bytes = pool.library.tile_bytes(layout, d_in)
     data = aligned((-(-d_out // TILE) * tile_bytes,), torch.uint8)
     if all(packed.shape[0] % TILE == 0 for packed in run[:-1]):
@@ -145,15 +76,14 @@ def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
     else:  # a tile spans two segments: join their bytes first
         joined = torch.cat([packed.data for packed in run])
         pieces = [Packed(run[0].codec, (d_out, d_in), joined)]
-    calls, kept, first = [], [], 0
+    calls: list[Fields] = []
+    first = 0
     for packed in pieces:
         source = packed.data.contiguous()
-        kept.append(source)
-        start = data.data_ptr() + first // TILE * tile_bytes
-        args = _PackArgs(d_in, packed.shape[0], layout, 0, source.data_ptr(), source.shape[-1], start)
-        calls.append(("pack_weight", args))
+        call: Fields = {"d_in": d_in, "d_out": packed.shape[0], "format": layout, "source": source}
+        calls.append(call | {"row_bytes": source.shape[-1], "tiles": data[first // TILE * tile_bytes :]})
         first += packed.shape[0]
-    pool.run_once(calls)
+    pool.run_once("pack_weight", calls)
     return Tiles(codec, d_out, data)
 
 
@@ -178,9 +108,8 @@ def fixed_point(x_TD: Tensor) -> Tensor:
 
     def quantize() -> Tensor:
         blocks = fixed_point_rows(x_TD, d_in)
-        args = QuantizeArgs(tape.rows(x_TD), d_in, tape.coarse_prompts, x_TD.data_ptr(), x_TD.stride(0))
-        args.out = blocks.data_ptr()
-        tape.emit("quantize", args)
+        shape: Fields = {"rows": tape.rows(x_TD), "d_in": d_in, "coarse_prompts": tape.coarse_prompts}
+        tape.emit("quantize", **shape, x=x_TD, out=blocks)
         return blocks
 
     return tape.derived(x_TD, ("fixed point", x_TD.storage_offset(), d_in, x_TD.stride(0)), quantize)
@@ -203,25 +132,19 @@ def product(x: Tensor, fixed: Tensor | None, weight: NativeWeight, bias: Tensor 
     y = tape.like(x, d_out)
     first = 0
     for part in weight.parts:
+        rows = slice(first, first + part.num_rows)
         tape.emit(
             "matmul",
-            MatmulArgs(
-                tape.rows(x),
-                d_in,
-                part.num_rows,
-                LAYOUTS.index(part.codec),
-                tape.coarse_prompts,
-                0,
-                part.data.data_ptr(),
-                None if bias is None else bias.data_ptr() + bias.itemsize * first,
-                None if fixed is None else fixed.data_ptr(),
-                x.data_ptr(),
-                x.stride(0),
-                y.data_ptr() + 4 * first,
-                y.stride(0),
-            ),
-            part.data,
-            bias,
+            rows=tape.rows(x),
+            d_in=d_in,
+            d_out=part.num_rows,
+            format=tape.library.code("Format", part.codec),
+            coarse_prompts=tape.coarse_prompts,
+            tiles=part.data,
+            bias=None if bias is None else bias[rows],
+            fixed=fixed,
+            x=x,
+            y=y[:, rows],
         )
         first += part.num_rows
     return y
@@ -231,6 +154,6 @@ def lookup(tokens_T: Tensor, weight: NativeWeight, *, scale: float) -> Tensor:
     """Record the rows of `weight` that the step's tokens name, times `scale`: [T, D] fp32."""
     tape, (part,) = current(), weight.parts
     y = tape.empty(ALL_ROWS, weight.shape[1])
-    sizes = (weight.shape[1], LAYOUTS.index(part.codec), part.data.data_ptr(), scale, 0)
-    tape.emit("embed", _EmbedArgs(*sizes, y.data_ptr(), y.stride(0)), part.data)
+    code = tape.library.code("Format", part.codec)
+    tape.emit("embed", d_in=weight.shape[1], format=code, tiles=part.data, multiplier=scale, y=y)
     return y

@@ -1,32 +1,12 @@
-"""Gated MLPs recorded on the tape (src/gated.cpp): what lies between the products is rounded where it is computed."""
-
-import ctypes
-from ctypes import c_int32, c_void_p
+"""Gated MLPs recorded on the tape (mlp.cpp): what lies between the products is rounded where it is computed."""
 
 import torch
 from torch import Tensor
 
 from stretto.kernels.linear import Weight
-from stretto.kernels.linear.native import LAYOUTS, PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
-from stretto.kernels.native.tape import Rows, current, why_not_here
+from stretto.kernels.linear.native import PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
+from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.rowwise import Activation
-from stretto.kernels.rowwise.native import ACTIVATIONS
-
-
-class _GatedArgs(ctypes.Structure):
-    _fields_ = [
-        ("rows", Rows),
-        ("d_in", c_int32),
-        ("d_hidden", c_int32),
-        ("format", c_int32),
-        ("coarse_prompts", c_int32),
-        ("act", c_int32),
-        ("unused", c_int32),
-        ("tiles", c_void_p),
-        ("bias", c_void_p),
-        ("fixed", c_void_p),
-        ("out", c_void_p),
-    ]
 
 
 def why_not(x: Tensor, gate_up: Weight, down: Weight) -> str | None:
@@ -55,18 +35,17 @@ def gated_mlp(
     assert x_TD.dtype == torch.float32 and x_TD.stride(1) == 1 and gate_up.shape == (2 * d_hidden, x_TD.shape[1])
     assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
     fixed, hidden = fixed_point(x_TD), fixed_point_rows(x_TD, d_hidden)
-    args = _GatedArgs(
-        tape.rows(x_TD),
-        x_TD.shape[1],
-        d_hidden,
-        LAYOUTS.index(part.codec),
-        tape.coarse_prompts,
-        ACTIVATIONS.index(activation),
-        0,
-        part.data.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        fixed.data_ptr(),
-        hidden.data_ptr(),
+    tape.emit(
+        "gated",
+        rows=tape.rows(x_TD),
+        d_in=x_TD.shape[1],
+        d_hidden=d_hidden,
+        format=tape.library.code("Format", part.codec),
+        coarse_prompts=tape.coarse_prompts,
+        act=tape.library.code("Activation", activation),
+        tiles=part.data,
+        bias=bias,
+        fixed=fixed,
+        out=hidden,
     )
-    tape.emit("gated", args, part.data, bias)
     return product(hidden, hidden, down, biases[1])

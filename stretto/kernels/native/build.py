@@ -20,8 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from stretto.core.errors import RunError
+from stretto.core.seqs import MAX_TREE_ROWS
+from stretto.core.state import PAGE_SIZE
 
-SOURCES = Path(__file__).parent / "src"
+SOURCES = Path(__file__).parent.parent
+"""Every `.cpp` below here is part of the library: one beside each operation. Shared headers are in native/include/."""
 FLAGS = (
     "-std=c++17",
     "-O2",
@@ -35,6 +38,7 @@ FLAGS = (
     "-Wconversion",
 )
 GCC_FLAGS = ("-fno-schedule-insns2",)  # rescheduling spills accumulators: 10.2 cycles become 11.6
+DEFINES = (f"-DPAGE_TOKENS={PAGE_SIZE}", f"-DMAX_TREE_ROWS={MAX_TREE_ROWS}")  # what Python and C++ must agree on
 LEVELS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -70,6 +74,11 @@ def find_compiler(wanted: str = "") -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+def include_flags() -> list[str]:
+    """Where headers are found: those of an operation by `operation/header.h`, shared ones by their name."""
+    return ["-I", str(SOURCES), "-I", str(SOURCES / "native" / "include")]
+
+
 def build(
     level: str, cache: Path, *, compiler: str = "", note: Callable[[str], None] | None = None, clean: bool = False
 ) -> Path:
@@ -98,11 +107,11 @@ def _build(level: str, cache: Path, compiler: str, note: Callable[[str], None] |
             try_="install g++ or clang++; without one everything runs through torch, slower",
         )
     version = _output([program, "--version"])
-    flags = [*FLAGS, *(GCC_FLAGS if "Free Software" in version else ()), *LEVELS[level]]
-    sources = sorted(SOURCES.glob("*"))
+    flags = [*FLAGS, *DEFINES, *(GCC_FLAGS if "Free Software" in version else ()), *LEVELS[level]]
+    sources = sorted([*SOURCES.rglob("*.cpp"), *SOURCES.rglob("*.h")])
     key = hashlib.sha256("\0".join([program, version, platform.machine(), *flags]).encode())
     for source in sources:
-        key.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+        key.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes() + b"\0")
     folder = _private(cache / "native") / f"{level}-{key.hexdigest()[:16]}"
     library = _private(folder) / "libstretto.so"
     with suppress(OSError):  # a cache that can only be read may hold a library
@@ -120,8 +129,9 @@ def _build(level: str, cache: Path, compiler: str, note: Callable[[str], None] |
         _remove(folder.parent.glob(f"{level}-*"), older_than=KEEP_SECONDS)
         with tempfile.TemporaryDirectory(prefix="work", dir=folder) as work:
             units = [source for source in sources if source.suffix == ".cpp"]
-            objects = [Path(work) / f"{unit.stem}.o" for unit in units]
-            commands = [[program, *flags, "-c", str(u), "-o", str(o)] for u, o in zip(units, objects, strict=True)]
+            objects = [Path(work) / f"{i}-{unit.stem}.o" for i, unit in enumerate(units)]
+            compile_one = [program, *flags, *include_flags(), "-c"]
+            commands = [[*compile_one, str(u), "-o", str(o)] for u, o in zip(units, objects, strict=True)]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
                 warnings = "".join(workers.map(lambda command: _compile(command, folder), commands))
             made = Path(work) / library.name

@@ -1,11 +1,17 @@
-"""The compiled library through ctypes: operations by name, and pools of threads that run lists of them."""
+"""The compiled library through ctypes: operations and structs by name, and pools of threads that run lists of them.
+
+Structs, enums and limits stand in the C++ sources only; the library says what they are (include/fields.h).
+"""
 
 import ctypes
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from stretto.core.errors import RunError
 
@@ -13,39 +19,21 @@ SPIN_SECONDS = 200e-6  # how long idle threads watch for work before they sleep:
 
 
 class Op(ctypes.Structure):
-    """One entry of a list: functions and their arguments (`Op` of src/op.h)."""
+    """One entry of a list: functions and their arguments (`Op` of include/op.h)."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("chunks", "run", "args", "reads")]
 
 
-class Step(ctypes.Structure):
-    """The rows of one step (`Step` of src/op.h, which says what they are)."""
-
-    _fields_ = [
-        ("num_rows", ctypes.c_int32),
-        ("num_out", ctypes.c_int32),
-        ("num_seqs", ctypes.c_int32),
-        ("num_step_seqs", ctypes.c_int32),
-        ("tokens", ctypes.c_void_p),
-        ("out_rows", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
-        ("seq_ids", ctypes.c_void_p),
-        ("starts", ctypes.c_void_p),
-        ("contexts", ctypes.c_void_p),
-        ("num_definite", ctypes.c_void_p),
-        ("parents", ctypes.c_void_p),
-        ("slot_mapping", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("block_width", ctypes.c_int64),
-        ("state_source", ctypes.c_void_p),
-        ("state_destination", ctypes.c_void_p),
-    ]
-
-
-class Commit(ctypes.Structure):
-    """A step that has run, and which of its provisional rows are kept (`Commit` of src/commit.h)."""
-
-    _fields_ = [("step", Step), ("num_accepted", ctypes.c_void_p), ("accepted_rows", ctypes.c_void_p)]
+Value = Tensor | ctypes.Structure | ctypes.Array[Any] | int | float | None
+"""What a field of an argument struct takes."""
+Fields = dict[str, Value]
+_KINDS: Mapping[str, type] = {
+    "i32": ctypes.c_int32,
+    "i64": ctypes.c_int64,
+    "u32": ctypes.c_uint32,
+    "f32": ctypes.c_float,
+    "ptr": ctypes.c_void_p,
+}
 
 
 class Library:
@@ -63,23 +51,81 @@ class Library:
             ) from problem
         self._lib.level.restype = ctypes.c_char_p
         self.level: str = self._lib.level().decode()
-        for name in ("pool_new", "weight_tile_bytes", "step_size", "commit_size"):
+        for name in ("pool_new", "weight_tile_bytes"):
             getattr(self._lib, name).restype = ctypes.c_int64
         self._lib.pool_new.argtypes = [ctypes.c_int32, ctypes.c_int64]
         self._lib.pool_free.argtypes = [ctypes.c_int64]
         self._lib.pool_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         self._lib.pool_run_while.argtypes = [*self._lib.pool_run.argtypes, ctypes.c_void_p]
-        assert self._lib.step_size() == ctypes.sizeof(Step), "Step differs between Python and C"
-        assert self._lib.commit_size() == ctypes.sizeof(Commit), "Commit differs between Python and C"
-        self._checked: set[str] = set()
+        self._structs: dict[str, type[ctypes.Structure]] = {}
+        self._enums: dict[str, tuple[str, ...]] = {}
+
+    def struct(self, name: str) -> type[ctypes.Structure]:
+        """The class of a struct that the library exports: the arguments of an operation, `Step`, `Commit`, `Row`."""
+        if name not in self._structs:
+            fields = [field.split(":") for field in self._text(f"{name}_fields").split()]
+            made = type(
+                name, (ctypes.Structure,), {"_fields_": [(field, self._kind(kind)) for field, kind, *_ in fields]}
+            )
+            for field, _, offset, size in fields:
+                place = getattr(made, field)
+                assert (place.offset, place.size) == (int(offset), int(size)), f"{name}.{field} lies elsewhere in C"
+            self._structs[name] = made
+        return self._structs[name]
+
+    def args(self, name: str, fields: Mapping[str, Value]) -> tuple[ctypes.Structure, list[Tensor]]:
+        """The arguments of operation `name`, and the tensors that they point to: those must outlive them.
+
+        A pointer takes a tensor, an array of ctypes (which its caller keeps) or None. `x_stride` is the distance of the
+        rows of `x` unless it is given. What is not named is 0.
+        """
+        args = self.struct(name)()
+        kinds = {field: kind for field, kind, *_ in args._fields_}
+        held: list[Tensor] = []
+        for field, value in fields.items():
+            assert field in kinds, f"{name} has no field {field}: {', '.join(kinds)}"
+            if isinstance(value, Tensor):
+                assert kinds[field] is ctypes.c_void_p, f"{name}.{field} is no pointer"
+                held.append(value)
+                setattr(args, field, value.data_ptr() or None)
+                stride = f"{field}_stride"
+                if stride in kinds and stride not in fields and value.dim() > 1:
+                    setattr(args, stride, value.stride(0))
+            elif isinstance(value, ctypes.Array):
+                setattr(args, field, ctypes.addressof(value))
+            elif value is not None:
+                assert kinds[field] is not ctypes.c_void_p, f"{name}.{field} takes a tensor"
+                setattr(args, field, value)
+        return args, held
+
+    def code(self, enum: str, name: str) -> int:
+        """The number of a value of an enum: `code("Activation", "silu")`."""
+        return self.enum(enum).index(name)
+
+    def enum(self, name: str) -> tuple[str, ...]:
+        """The names of an enum, in lower case and in order."""
+        if name not in self._enums:
+            self._enums[name] = tuple(part.strip().lower() for part in self._text(f"{name}_names").split(","))
+        return self._enums[name]
+
+    def limit(self, name: str) -> int:
+        """A bound that the kernels were written for, such as the longest key of `glr` (`MAX_K`)."""
+        function = getattr(self._lib, f"{name}_limit")
+        function.restype = ctypes.c_int64
+        return int(function())
+
+    def _kind(self, text: str) -> Any:
+        kind, _, count = text.partition("*")
+        found: Any = _KINDS[kind] if kind in _KINDS else self.struct(kind)
+        return found * int(count) if count else found
+
+    def _text(self, name: str) -> str:
+        function = getattr(self._lib, name)
+        function.restype = ctypes.c_char_p
+        return str(function().decode())
 
     def op(self, name: str, args: ctypes.Structure) -> Op:
-        """The entry for operation `name`; `args` must outlive it."""
-        if name not in self._checked:
-            size = getattr(self._lib, f"{name}_args_size")
-            size.restype = ctypes.c_int64
-            assert size() == ctypes.sizeof(args), f"the arguments of {name} differ between Python and C"
-            self._checked.add(name)
+        """The entry for operation `name`; `args`, of its struct, must outlive it."""
         chunks, run, reads = (getattr(self._lib, f"{name}_{part}", None) for part in ("chunks", "run", "reads"))
         assert chunks and run
         return Op(
@@ -90,7 +136,7 @@ class Library:
         )
 
     def tile_bytes(self, layout: int, d_in: int) -> int:
-        """Bytes of one tile of a weight (src/formats.h)."""
+        """Bytes of one tile of a weight (linear/formats.h)."""
         return int(self._lib.weight_tile_bytes(layout, d_in))
 
     def new_pool(self, num_threads: int) -> int:
@@ -99,10 +145,10 @@ class Library:
     def free_pool(self, handle: int) -> None:
         self._lib.pool_free(handle)
 
-    def run(self, pool: int, ops: ctypes.Array[Op], step: Step) -> None:
+    def run(self, pool: int, ops: ctypes.Array[Op], step: ctypes.Structure) -> None:
         self._lib.pool_run(pool, ops, len(ops), ctypes.addressof(step))
 
-    def run_while(self, pool: int, ops: ctypes.Array[Op], step: Step, left: ctypes.c_int64) -> None:
+    def run_while(self, pool: int, ops: ctypes.Array[Op], step: ctypes.Structure, left: ctypes.c_int64) -> None:
         self._lib.pool_run_while(pool, ops, len(ops), ctypes.addressof(step), ctypes.addressof(left))
 
 
@@ -110,7 +156,7 @@ class Pool:
     """Threads that run lists of operations together, the calling thread among them. Safe to share between engines.
 
     num_threads: default, the cores this process may use; fewer take part while other programs hold those cores and that
-    is faster (src/turnout.h). torch's threads are left alone.
+    is faster (turnout.h). torch's threads are left alone.
     """
 
     def __init__(self, library: Library, num_threads: int | None = None) -> None:
@@ -119,18 +165,19 @@ class Pool:
         self._handle = library.new_pool(self.num_threads)
         weakref.finalize(self, _free, library, self._handle, os.getpid())
 
-    def run(self, ops: ctypes.Array[Op], step: Step) -> None:
+    def run(self, ops: ctypes.Array[Op], step: ctypes.Structure) -> None:
         """Run a list once, in order. Returns when all of it is done (other Python threads go on meanwhile)."""
         self.library.run(self._handle, ops, step)
 
-    def run_while(self, ops: ctypes.Array[Op], step: Step, left: ctypes.c_int64) -> None:
+    def run_while(self, ops: ctypes.Array[Op], step: ctypes.Structure, left: ctypes.c_int64) -> None:
         """Run a list again and again until `left`, which it counts down itself, is 0."""
         self.library.run_while(self._handle, ops, step, left)
 
-    def run_once(self, calls: Sequence[tuple[str, ctypes.Structure]]) -> None:
-        """Run operations that read nothing from a step: packing weights, probes."""
-        ops = (Op * len(calls))(*(self.library.op(name, args) for name, args in calls))
-        self.run(ops, Step())
+    def run_once(self, name: str, calls: Sequence[Mapping[str, Value]]) -> None:
+        """Run one operation over several arguments. It reads nothing from a step: packing weights, probes, choices."""
+        made = [self.library.args(name, fields) for fields in calls]
+        ops = (Op * len(made))(*(self.library.op(name, args) for args, _ in made))
+        self.run(ops, self.library.struct("Step")())
 
 
 def _free(library: Library, handle: int, process: int) -> None:

@@ -13,7 +13,7 @@ import ctypes
 import mmap
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,20 +24,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stretto.core.errors import UserError
-from stretto.kernels.native.library import Commit, Op, Pool, Step
+from stretto.kernels.native.library import Op, Pool, Value
 
 _V = TypeVar("_V")
 ALIGN = 64
 LANES = 16  # fp32 numbers of a vector
 
 
-class Rows(ctypes.Structure):
-    """A leading dimension that is known when a step runs (`Rows` of src/op.h)."""
-
-    _fields_ = [("kind", ctypes.c_int32), ("count", ctypes.c_int32)]
-
-
-ALL_ROWS, OUT_ROWS = 1, 2
+ALL_ROWS, OUT_ROWS = "all_rows", "out_rows"
+"""Leading dimensions that are known when a step runs: rows of activations, and rows that the head needs."""
 
 
 class Tape:
@@ -53,8 +48,10 @@ class Tape:
     """
 
     def __init__(self, pool: Pool, *, max_rows: int, max_out: int, context: int, coarse_prompts: bool = False) -> None:
-        self.pool, self.context, self.coarse_prompts, self.accepted = pool, context, coarse_prompts, Commit()
-        self.step: Step = self.accepted.step  # a view: operations of `commit` read what lies around it
+        self.pool, self.context, self.coarse_prompts = pool, context, coarse_prompts
+        self.library = pool.library
+        self.accepted: Any = self.library.struct("Commit")()
+        self.step: Any = self.accepted.step  # a view: operations of `commit` read what lies around it
         # whole blocks of the fixed-point form, which holds eight rows
         self._capacity = {ALL_ROWS: -(-max_rows // 8) * 8, OUT_ROWS: -(-max_out // 8) * 8}
         self._buffers: dict[int, _Buffer] = {}  # by the start of their memory
@@ -64,7 +61,7 @@ class Tape:
         self._calls: list[tuple[str, ctypes.Structure]] = []
         self._commits: list[tuple[str, ctypes.Structure]] = []
         self._between: list[tuple[str, ctypes.Structure]] = []
-        self._kept: list[object] = []
+        self._kept: list[Tensor] = []
         self._ops: _Lists | None = None
         self._guard = _NothingVanishes()
 
@@ -75,7 +72,7 @@ class Tape:
         """Rows of activations that a buffer holds."""
         return self._capacity[ALL_ROWS]
 
-    def empty(self, rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def empty(self, rows: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """[room, *shape]: a buffer for `ALL_ROWS` or `OUT_ROWS` rows, aligned to cache lines."""
         whole = (self._capacity[rows], *shape)
         size = -(-int(torch.Size(whole).numel()) * dtype.itemsize // ALIGN) * ALIGN
@@ -95,9 +92,13 @@ class Tape:
         """[room, *shape]: a buffer for the rows that `x` holds."""
         return self.empty(self._buffer(x).rows, *shape, dtype=dtype)
 
-    def rows(self, x: Tensor) -> Rows:
-        """Which rows a recorded tensor holds, for an argument struct."""
-        return Rows(self._buffer(x).rows, 0)
+    def kind(self, x: Tensor) -> str:
+        """Which rows a recorded tensor holds: `ALL_ROWS` or `OUT_ROWS`."""
+        return self._buffer(x).rows
+
+    def rows(self, x: Tensor) -> ctypes.Structure:
+        """The same for an argument struct."""
+        return self.library.struct("Rows")(self.library.code("RowKind", self.kind(x)))
 
     def derived(self, x: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """A buffer computed from `x`, made once while `x` lives: buffers are written once."""
@@ -141,23 +142,31 @@ class Tape:
 
     # -- recording and running -------------------------------------------------------------------------------------
 
-    def emit(self, name: str, args: ctypes.Structure, *keep: object) -> None:
-        """Add operation `name`. keep: constants that must live as long as the tape because `args` points to them."""
-        assert self._ops is None, "the tape has run: it cannot grow"
-        self._calls.append((name, args))
-        self._kept += keep
+    def emit(self, name: str, **fields: Value) -> None:
+        """Add operation `name`; see `Library.args` for what its fields take.
 
-    def emit_commit(self, name: str, args: ctypes.Structure, *keep: object) -> None:
-        """Add an operation that advances states over accepted rows. It reads copies of their inputs (`keep`): the
-        buffers they came in hold something else by then."""
-        assert self._ops is None, "the tape has run: it cannot grow"
-        self._commits.append((name, args))
-        self._kept += keep
+        Tensors are buffers of this tape, whose memory is used again once nobody holds them, or constants and pools,
+        which the tape keeps.
+        """
+        self._calls.append((name, self._args(name, fields)))
 
-    def emit_between(self, name: str, args: ctypes.Structure) -> None:
-        """Add an operation that `run_while` does at the end of every run, so that the next one can follow."""
-        assert self._ops is None, "the tape has run: it cannot grow"
+    def emit_commit(self, name: str, **fields: Value) -> None:
+        """Add an operation that advances states over accepted rows. It reads copies of their inputs, and keeps them:
+        the buffers they came in hold something else by then."""
+        self._commits.append((name, self._args(name, fields, keeps_buffers=True)))
+
+    def emit_between(self, name: str) -> Any:
+        """Add an operation that `run_while` does at the end of every run, so that the next one can follow. Its
+        arguments, to be filled before every run."""
+        args = self._args(name, {})
         self._between.append((name, args))
+        return args
+
+    def _args(self, name: str, fields: Mapping[str, Value], *, keeps_buffers: bool = False) -> ctypes.Structure:
+        assert self._ops is None, "the tape has run: it cannot grow"
+        args, held = self.library.args(name, fields)
+        self._kept += [x for x in held if keeps_buffers or x.untyped_storage().data_ptr() not in self._buffers]
+        return args
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -202,7 +211,7 @@ class Tape:
         return self._ops
 
     def _array(self, calls: Sequence[tuple[str, ctypes.Structure]]) -> ctypes.Array[Op]:
-        return (Op * len(calls))(*(self.pool.library.op(name, args) for name, args in calls))
+        return (Op * len(calls))(*(self.library.op(name, args) for name, args in calls))
 
     @property
     def names(self) -> list[str]:
@@ -219,7 +228,7 @@ class _Lists:
 
 @dataclass(slots=True)
 class _Buffer:
-    rows: int
+    rows: str
     derived: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
@@ -243,6 +252,12 @@ def current() -> Tape:
 def why_not_here() -> str | None:
     """Why a native backend cannot run now, None if a tape is being recorded."""
     return None if _current.get() is not None else "no tape is being recorded"
+
+
+def beyond(limit: str, count: int, what: str) -> str | None:
+    """Why a native backend cannot run `count` of something, None if the kernels were written for so many."""
+    most = current().library.limit(limit)
+    return f"{count} {what}; at most {most} are computed natively" if count > most else None
 
 
 class _NothingVanishes(TorchDispatchMode):

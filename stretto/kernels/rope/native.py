@@ -1,30 +1,11 @@
-"""The rotation recorded on the tape (src/pointwise.cpp): tables of all positions once, fp32 rows."""
-
-import ctypes
-from ctypes import c_int32, c_int64, c_void_p
+"""The rotation recorded on the tape (rope.cpp): tables of all positions once, fp32 rows."""
 
 import torch
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
-from stretto.kernels.native.tape import Rows, current, why_not_here
+from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.rope import Rope, rope_tables
-
-
-class _RopeArgs(ctypes.Structure):
-    _fields_ = [
-        ("rows", Rows),
-        ("heads", c_int32),
-        ("width", c_int32),
-        ("half", c_int32),
-        ("unused", c_int32),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-    ]
 
 
 def why_not(x: Tensor) -> str | None:
@@ -38,7 +19,6 @@ def rope(x: Tensor, rope: Rope, seqs: Seqs) -> Tensor:
     assert x.dtype == torch.float32 and x.stride(2) == 1 and x.stride(1) == width
     cos, sin = tape.constant(rope, lambda: rope_tables(rope, torch.arange(tape.context)))
     y = tape.like(x, heads, width)
-    sizes = (heads, width, cos.shape[1], 0)
-    pointers = (x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), y.stride(0))
-    tape.emit("rope", _RopeArgs(tape.rows(x), *sizes, *pointers), cos, sin)
+    half = cos.shape[1]
+    tape.emit("rope", rows=tape.rows(x), heads=heads, width=width, half=half, x=x, cos=cos, sin=sin, y=y)
     return y

@@ -2,7 +2,7 @@
 // bytes, x = 2^e (256 high + low). Coarse: one byte, and a scale that is no power of two.
 #pragma once
 
-#include "formats.h"
+#include "linear/formats.h"
 #include "lanes.h"
 #include "op.h"
 

@@ -13,8 +13,8 @@
 // instruction set.
 //
 // Prompts may be computed in another way, on request (attention_coarse.h).
-#include "attention_coarse.h"
-#include "attention_exact.h"
+#include "attention/attention_coarse.h"
+#include "attention/attention_exact.h"
 
 using namespace tiles;
 
@@ -71,4 +71,9 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
 
 }  // namespace
 
-STRETTO_OP(attention, AttentionArgs)
+STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
+           coarse_prompts, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
+
+STRETTO_EXPORT_LIMIT(SPLIT)
+STRETTO_EXPORT_LIMIT(MAX_SIZE)
+STRETTO_EXPORT_LIMIT(MAX_GROUP)

@@ -1,5 +1,5 @@
 // Matrix products with weights as the file stores them: in fixed point where those are quantized, else in fp32.
-#include "products.h"
+#include "linear/products.h"
 
 using namespace products;
 using namespace fixed_point;
@@ -46,7 +46,6 @@ struct MatmulArgs {
     int32_t d_out;
     int32_t format;
     int32_t coarse_prompts;
-    int32_t unused;
     const uint8_t* tiles;
     const float* bias;  // [d_out], or null
     const Block* fixed;
@@ -136,6 +135,7 @@ void run(const MatmulArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(quantize, QuantizeArgs)
-STRETTO_OP(matmul, MatmulArgs)
+STRETTO_OP(quantize, QuantizeArgs, rows, d_in, coarse_prompts, x, x_stride, out)
+STRETTO_OP(matmul, MatmulArgs, rows, d_in, d_out, format, coarse_prompts, tiles, bias, fixed, x, x_stride, y,
+           y_stride)
 STRETTO_READS(matmul, MatmulArgs)

@@ -1,4 +1,4 @@
-// The short convolution along a sequence. States are kept and replayed as in recurrent.cpp.
+// The short convolution along a sequence. States are kept and replayed as in glr/glr.cpp.
 #include "functions.h"
 #include "paths.h"
 
@@ -25,9 +25,7 @@ struct ShortConvArgs {
 };
 
 // The same over noted rows: x is `notes`, and nothing is computed.
-struct ShortConvReplayArgs {
-    ShortConvArgs of;
-};
+struct ShortConvReplayArgs : ShortConvArgs {};
 
 constexpr int MAX_WIDTH = 16;
 constexpr int BLOCK = 128;                    // channels: the least that a chunk takes
@@ -115,10 +113,11 @@ void run(const ShortConvArgs& a, const Step& step, int64_t first, int64_t last) 
     });
 }
 
-int64_t chunks(const ShortConvReplayArgs& a, const Step& step) { return chunks(a.of, step); }
+int64_t chunks(const ShortConvReplayArgs& a, const Step& step) {
+    return chunks(static_cast<const ShortConvArgs&>(a), step);
+}
 
-void run(const ShortConvReplayArgs& replay, const Step& step, int64_t first, int64_t last) {
-    const ShortConvArgs& a = replay.of;
+void run(const ShortConvReplayArgs& a, const Step& step, int64_t first, int64_t last) {
     each_piece(a, step, first, last, [&](int64_t b, int64_t channel, int64_t n) {
         Path rows = accepted_of(step, b, a.room);
         float* tail = tail_of(a, step.state_destination[b]);
@@ -128,5 +127,9 @@ void run(const ShortConvReplayArgs& replay, const Step& step, int64_t first, int
 
 }  // namespace
 
-STRETTO_OP(short_conv, ShortConvArgs)
-STRETTO_OP(short_conv_replay, ShortConvReplayArgs)
+STRETTO_OP(short_conv, ShortConvArgs, channels, width, silu, unused, x, x_stride, taps, bias, zeros, states, y,
+           y_stride, notes, room)
+STRETTO_OP(short_conv_replay, ShortConvReplayArgs, channels, width, silu, unused, x, x_stride, taps, bias, zeros,
+           states, y, y_stride, notes, room)
+
+STRETTO_EXPORT_LIMIT(MAX_WIDTH)

@@ -14,7 +14,7 @@
 // Prompts are chains, so all lists agree.
 #pragma once
 
-#include "attention_item.h"
+#include "attention/attention_item.h"
 
 namespace tiles {
 

@@ -1,6 +1,7 @@
 // Functions of vectors, made of the operations of vec.h: the same bits on every level.
 #pragma once
 
+#include "fields.h"
 #include "vec.h"
 
 namespace vec {
@@ -53,8 +54,9 @@ INLINE F32 gelu(F32 x) {  // x / (1 + exp(-2 z)), z = sqrt(2 / pi) (x + 0.044715
     return div(x, add(set1(1.0f), exp(z)));
 }
 
-// 0 silu, 1 gelu by tanh
-INLINE F32 activation(int32_t act, F32 x) { return act == 0 ? silu(x) : gelu(x); }
+STRETTO_ENUM(Activation, SILU, GELU_TANH)
+
+INLINE F32 activation(int32_t act, F32 x) { return act == SILU ? silu(x) : gelu(x); }
 
 // log(1 + e^x), within 2 ulp for -87 < x; the identity from where nothing is left to add.
 INLINE F32 softplus(F32 x) {

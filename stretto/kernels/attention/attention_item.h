@@ -3,11 +3,11 @@
 // the forms (attention_exact.h, attention_coarse.h).
 #pragma once
 
-#include "attention.h"
+#include "attention/attention.h"
 
 namespace tiles {
 
-constexpr int MAX_LINES = 192, MAX_SIZE = 256;
+constexpr int MAX_LINES = 192, MAX_SIZE = 256, MAX_GROUP = 128;
 constexpr int MAX_TREE = 64;  // rows; longer sequences are chains
 
 struct Scratch {

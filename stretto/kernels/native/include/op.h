@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-constexpr int PAGE_TOKENS = 16;  // tokens of a page of keys or values
+#include "fields.h"
 
 extern "C" {
 
@@ -53,7 +53,7 @@ struct Op {
 }  // extern "C"
 
 // A leading dimension that is known when a step runs: T, R, or a constant.
-enum : int32_t { ALL_ROWS = 1, OUT_ROWS = 2 };
+STRETTO_ENUM(RowKind, CONSTANT_ROWS, ALL_ROWS, OUT_ROWS)
 
 struct Rows {
     int32_t kind;  // else `count`
@@ -64,15 +64,18 @@ struct Rows {
     }
 };
 
-// Registers `name_chunks` and `name_run` for the argument struct `Args`.
-#define STRETTO_OP(name, Args)                                                                                  \
+STRETTO_NAME(Rows)
+STRETTO_NAME(Step)
+
+// Registers `name_chunks` and `name_run` for the argument struct `Args`, whose fields follow (see fields.h).
+#define STRETTO_OP(name, Args, ...)                                                                             \
     extern "C" int64_t name##_chunks(const void* args, const Step* step) {                                      \
         return chunks(*static_cast<const Args*>(args), *step);                                                  \
     }                                                                                                           \
     extern "C" void name##_run(const void* args, const Step* step, int64_t first, int64_t last) {               \
         run(*static_cast<const Args*>(args), *step, first, last);                                               \
     }                                                                                                           \
-    extern "C" int64_t name##_args_size() { return sizeof(Args); }
+    STRETTO_FIELDS(name, Args, __VA_ARGS__)
 
 // Registers `name_reads` too.
 #define STRETTO_READS(name, Args)                                                                               \

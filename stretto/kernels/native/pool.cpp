@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "op.h"
-#include "turnout.h"
+#include "native/turnout.h"
 
 namespace {
 
@@ -254,6 +254,5 @@ void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step
     static_cast<Pool*>(pool)->run_while(ops, num_ops, step, left);
 }
 int32_t pool_turnout(void* pool) { return static_cast<Pool*>(pool)->turnout(); }  // threads that take part just now
-int64_t step_size() { return sizeof(Step); }
 
 }  // extern "C"

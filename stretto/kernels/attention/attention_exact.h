@@ -1,7 +1,7 @@
 // Splits in fp32: the order of sums that attention.cpp states.
 #pragma once
 
-#include "attention_item.h"
+#include "attention/attention_item.h"
 
 namespace tiles {
 

@@ -76,4 +76,4 @@ void run(const AppendArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(kv_append, AppendArgs)
+STRETTO_OP(kv_append, AppendArgs, key_size, value_size, is_bf16, unused, k, k_stride, v, v_stride, k_pages, v_pages)

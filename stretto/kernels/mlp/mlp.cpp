@@ -2,7 +2,7 @@
 // and the one of the same hidden values are multiplied one after the other, so h is rounded where it was computed, by
 // whom computed it, and exists nowhere in fp32.
 #include "functions.h"
-#include "products.h"
+#include "linear/products.h"
 
 using namespace products;
 using namespace fixed_point;
@@ -74,5 +74,5 @@ void run(const GatedArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(gated, GatedArgs)
+STRETTO_OP(gated, GatedArgs, rows, d_in, d_hidden, format, coarse_prompts, act, unused, tiles, bias, fixed, out)
 STRETTO_READS(gated, GatedArgs)

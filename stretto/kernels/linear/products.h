@@ -5,7 +5,7 @@
 // other rows, on threads or on the instruction set.
 #pragma once
 
-#include "fixed_point.h"
+#include "linear/fixed_point.h"
 
 namespace products {
 

@@ -6,8 +6,6 @@
 
 #include "op.h"
 
-constexpr int MAX_TREE_ROWS = 64;  // rows of a sequence that branches, as in core/seqs.py
-
 extern "C" {
 
 struct Commit {

@@ -28,9 +28,7 @@ struct ScanArgs {
 };
 
 // The same over noted rows: operands are columns of `notes`, and nothing is read from the states.
-struct ScanReplayArgs {
-    ScanArgs of;
-};
+struct ScanReplayArgs : ScanArgs {};
 
 constexpr int MAX_S = 64;
 constexpr int64_t PER_CHUNK = 512;  // exponentials of a vector: some microseconds
@@ -140,10 +138,10 @@ void run(const ScanArgs& a, const Step& step, int64_t first, int64_t last) {
     each_strip(a, step, first, last, [&](int64_t b, const Strip& strip) { sequence(strip, step, b); });
 }
 
-int64_t chunks(const ScanReplayArgs& a, const Step& step) { return count(a.of, step); }
+int64_t chunks(const ScanReplayArgs& a, const Step& step) { return count(a, step); }
 
-void run(const ScanReplayArgs& replay, const Step& step, int64_t first, int64_t last) {
-    each_strip(replay.of, step, first, last, [&](int64_t b, const Strip& strip) {
+void run(const ScanReplayArgs& a, const Step& step, int64_t first, int64_t last) {
+    each_strip(a, step, first, last, [&](int64_t b, const Strip& strip) {
         Path rows = accepted_of(step, b, strip.a.room);
         if (rows.count == 0) return;
         alignas(64) float h[MAX_S * LANES];
@@ -155,5 +153,9 @@ void run(const ScanReplayArgs& replay, const Step& step, int64_t first, int64_t 
 
 }  // namespace
 
-STRETTO_OP(scan, ScanArgs)
-STRETTO_OP(scan_replay, ScanReplayArgs)
+STRETTO_OP(scan, ScanArgs, channels, num_states, x, x_stride, dt, dt_stride, B, B_stride, C, C_stride, A, D, y,
+           y_stride, states, notes, room)
+STRETTO_OP(scan_replay, ScanReplayArgs, channels, num_states, x, x_stride, dt, dt_stride, B, B_stride, C, C_stride,
+           A, D, y, y_stride, states, notes, room)
+
+STRETTO_EXPORT_LIMIT(MAX_S)

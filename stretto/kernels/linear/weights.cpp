@@ -1,5 +1,5 @@
 // Weights between the file and the products: repacked into the tiles of formats.h, and looked up row by row.
-#include "formats.h"
+#include "linear/formats.h"
 #include "op.h"
 
 using namespace vec;
@@ -126,8 +126,7 @@ void run(const EmbedArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(pack_weight, PackArgs)
-STRETTO_OP(embed, EmbedArgs)
+STRETTO_OP(pack_weight, PackArgs, d_in, d_out, format, unused, source, row_bytes, tiles)
+STRETTO_OP(embed, EmbedArgs, d_in, format, tiles, multiplier, unused, y, y_stride)
 
 extern "C" int64_t weight_tile_bytes(int32_t format, int32_t d_in) { return tile_bytes(format, d_in); }
-extern "C" const char* level() { return LEVEL; }

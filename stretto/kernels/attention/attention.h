@@ -2,7 +2,7 @@
 // step fall into pieces of work.
 #pragma once
 
-#include "attention_tiles.h"
+#include "attention/attention_tiles.h"
 #include "op.h"
 
 namespace tiles {

@@ -9,6 +9,7 @@
 // Vector i (0..7) of a group holds codes 4i..4i+3 of every row, one per byte.
 #pragma once
 
+#include "fields.h"
 #include "vec.h"
 
 namespace formats {
@@ -281,7 +282,7 @@ struct BF16Rows {
     static INLINE F32 lanes(const uint8_t* p) { return load_bf16((const uint16_t*)p); }
 };
 
-enum Format : int32_t { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, int8, f32, f16, bf16, NUM_FORMATS };
+STRETTO_ENUM(Format, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, int8, f32, f16, bf16)
 
 // Calls `use(type)` with the layout of `format`: quantized ones and plain ones have different members.
 template <class Quantized, class Plain>

@@ -1,13 +1,11 @@
 // The splits of a row, computed by different threads, become one result: in order, as attention.cpp does by itself.
-#include "attention.h"
+#include "attention/attention.h"
 
 using namespace tiles;
 
 namespace {
 
-struct MergeArgs {
-    AttentionArgs a;
-};
+struct MergeArgs : AttentionArgs {};
 
 constexpr int64_t MERGE_FLOATS = 1 << 15;  // less than that is not worth several threads
 
@@ -45,8 +43,7 @@ void merge_heads(
     }
 }
 
-int64_t chunks(const MergeArgs& args, const Step& step) {
-    const AttentionArgs& a = args.a;
+int64_t chunks(const MergeArgs& a, const Step& step) {
     Cuts cuts(a, step);
     int64_t rows = 0, partials = 0;
     for (int b = 0; b < step.num_seqs; b++) {
@@ -57,10 +54,9 @@ int64_t chunks(const MergeArgs& args, const Step& step) {
     return is_small ? rows > 0 : rows * ceil_div(a.num_heads, LANES);
 }
 
-void run(const MergeArgs& args, const Step& step, int64_t first, int64_t last) {
-    const AttentionArgs& a = args.a;
+void run(const MergeArgs& a, const Step& step, int64_t first, int64_t last) {
     int64_t per_row = ceil_div(a.num_heads, LANES), before = 0;
-    if (chunks(args, step) == 1) last = INT64_MAX;  // all of it
+    if (chunks(a, step) == 1) last = INT64_MAX;  // all of it
     Cuts cuts(a, step);
     for (int b = 0; b < step.num_seqs && before < last; b++) {
         Cut cut = cuts.next(b);
@@ -77,4 +73,5 @@ void run(const MergeArgs& args, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(attention_merge, MergeArgs)
+STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
+           coarse_prompts, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)

@@ -39,9 +39,7 @@ struct GlrArgs {
 };
 
 // The same over noted rows: operands are columns of `notes`, and there are no queries.
-struct GlrReplayArgs {
-    GlrArgs of;
-};
+struct GlrReplayArgs : GlrArgs {};
 
 constexpr int STRIP = 2 * LANES;  // columns of a state that are computed together; columns do not know each other
 constexpr int MAX_K = 256;        // so that a strip stays in the nearest cache
@@ -268,10 +266,9 @@ void run(const GlrArgs& a, const Step& step, int64_t first, int64_t last) {
                [&](int64_t b, int64_t head, int64_t column) { sequence(a, step, b, head, column); });
 }
 
-int64_t chunks(const GlrReplayArgs& a, const Step& step) { return count(a.of, step.num_rows, step.num_seqs); }
+int64_t chunks(const GlrReplayArgs& a, const Step& step) { return count(a, step.num_rows, step.num_seqs); }
 
-void run(const GlrReplayArgs& replay, const Step& step, int64_t first, int64_t last) {
-    const GlrArgs& a = replay.of;
+void run(const GlrReplayArgs& a, const Step& step, int64_t first, int64_t last) {
     int64_t per = per_chunk(a, step.num_rows, step.num_seqs);
     each_strip(a, first * per, last * per, step.num_seqs, [&](int64_t b, int64_t head, int64_t column) {
         Path rows = accepted_of(step, b, a.room);
@@ -283,7 +280,9 @@ void run(const GlrReplayArgs& replay, const Step& step, int64_t first, int64_t l
 
 }  // namespace
 
-STRETTO_OP(glr, GlrArgs)
-STRETTO_OP(glr_replay, GlrReplayArgs)
+STRETTO_OP(glr, GlrArgs, heads, groups, num_k, num_v, q, q_stride, k, k_stride, v, v_stride, g, g_stride, beta,
+           beta_stride, o, o_stride, states, notes, room, scale)
+STRETTO_OP(glr_replay, GlrReplayArgs, heads, groups, num_k, num_v, q, q_stride, k, k_stride, v, v_stride, g,
+           g_stride, beta, beta_stride, o, o_stride, states, notes, room, scale)
 
-extern "C" int64_t commit_size() { return sizeof(Commit); }
+STRETTO_EXPORT_LIMIT(MAX_K)

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "op.h"
-#include "sample.h"
+#include "sampling/sample.h"
 
 namespace {
 
@@ -51,4 +51,5 @@ void run(const AdvanceArgs& a, const Step& step, int64_t, int64_t) {
 
 }  // namespace
 
-STRETTO_OP(advance, AdvanceArgs)
+STRETTO_OP(advance, AdvanceArgs, step, rows, tops, tokens, all_tops, positions, contexts, state_source, stops,
+           stop_starts, done, left)

@@ -9,7 +9,7 @@
 
 #include "functions.h"
 #include "op.h"
-#include "sample.h"
+#include "sampling/sample.h"
 
 using namespace vec;
 using sampling::Row;
@@ -220,4 +220,4 @@ void run(const ChooseArgs& a, const Step&, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(choose, ChooseArgs)
+STRETTO_OP(choose, ChooseArgs, num_rows, rows)

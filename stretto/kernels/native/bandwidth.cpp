@@ -33,4 +33,4 @@ void run(const ReadArgs& a, const Step&, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(read_bytes, ReadArgs)
+STRETTO_OP(read_bytes, ReadArgs, data, size, sums)
