@@ -116,6 +116,11 @@ class Pools:
         return bool(self._slots)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [*self._paged, *self._slots]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, touched or not."""
         return self.num_blocks * PAGE_SIZE * self.bytes_per_token + self.num_slots * self.bytes_per_sequence

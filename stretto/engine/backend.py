@@ -1,18 +1,14 @@
-"""Choosing who computes the forward pass: native kernels where they can be built and the model can be recorded."""
+"""Choosing who computes the forward pass: native kernels where they can be built and hold the model's weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from stretto.core.env import Env
 from stretto.core.errors import RunError, UserError
-from stretto.engine import captured
 from stretto.kernels.native.build import LEVELS, build, supported_levels
 from stretto.kernels.native.library import Pool, load
-from stretto.models.lm import LMConfig
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -34,13 +30,11 @@ class Choice:
 
 def choose(
     backend: str,
-    config: LMConfig,
     codecs: Iterable[str],
-    kv_dtype: torch.dtype,
     env: Env,
     note: Callable[[str], None] | None = None,
 ) -> Choice:
-    """Who runs a model of this shape, whose matrices are stored in `codecs`. backend: one of `BACKENDS`.
+    """Who runs a model whose matrices are stored in `codecs`. backend: one of `BACKENDS`.
 
     note: gets one line when kernels are compiled. Raises UserError if `native` is asked for and cannot be had.
     """
@@ -49,7 +43,7 @@ def choose(
     why = None
     try:
         threads = thread_pool(env, note)
-        why = _no_layout(codecs, threads) or captured.why_not(config, kv_dtype, threads)
+        why = _no_layout(codecs, threads)
     except RunError as problem:
         why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
     if why is None:

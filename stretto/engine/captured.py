@@ -1,8 +1,8 @@
 """A model as a tape: its forward pass recorded once, replayed for every step without Python.
 
 The tape depends on the model, on the pools of the cache and on nothing else: rows, sequences, positions and pages are
-read from the step when it runs. An engine records one when it is made; a model that computes something without a
-native kernel cannot be recorded, and runs through torch (`why_not` says so before its weights are loaded).
+read from the step when it runs. An engine records one when it is made. A mixer or channel that computes something
+without a native kernel is one operation of the host on it.
 """
 
 import ctypes
@@ -10,20 +10,19 @@ from array import array
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from stretto.cache.pools import Caches, Placement, Pools
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import MAX_TREE_ROWS, Seqs
 from stretto.engine.verify import Scores
-from stretto.kernels.linear import Linear
+from stretto.kernels.native.guard import StepSeqs
 from stretto.kernels.native.library import Pool
-from stretto.kernels.native.tape import NotRecordable, Tape
+from stretto.kernels.native.tape import Tape
 from stretto.kernels.rowwise.native import best
 from stretto.kernels.sampling import Refusals, refusals
 from stretto.kernels.sampling.native import Draw, row
-from stretto.models.lm import LM, LMConfig
+from stretto.models.lm import LM
 
 
 class Captured:
@@ -46,8 +45,9 @@ class Captured:
         coarse_prompts: bool = False,
     ) -> None:
         self._vocab_size = vocab_size
-        self.tape = Tape(threads, max_rows=max_rows, max_out=max_rows, context=context, coarse_prompts=coarse_prompts)
-        room = Seqs.of([self.tape.room])  # a placeholder: rows are those of the step
+        sizes = {"max_rows": max_rows, "max_out": max_rows, "context": context}
+        self.tape = Tape(threads, **sizes, coarse_prompts=coarse_prompts, live=pools.tensors)
+        room = StepSeqs((self.tape.room,), (0,), (0,), (None,))
         with self.tape.outside():
             plan = StepPlan((), room, (), pools.refs(Placement()))
             assert len(plan.tokens) == len(plan.out_rows) == 0
@@ -58,12 +58,14 @@ class Captured:
         self._top = (ctypes.c_float * len(self._logits)).from_address(values)
         self._argmax = (ctypes.c_int32 * len(self._logits)).from_address(ids)
         self._choose, self._advance = self.tape.emit_between("choose"), self.tape.emit_between("advance")
+        self.host_operations = self.tape.host_operations
         self._held: tuple[array[int], array[int]]  # what the step points to
 
     def __call__(self, plan: StepPlan) -> Scores:
         assert isinstance(plan.caches, Caches)
         placement = plan.caches.placement
         self._describe(plan, placement, array("q", (*plan.token_ids, *placement.slot_mapping)))
+        self.tape.plan = plan
         self.tape.run()
         rows = len(plan.wanted)
         logits = lambda: self._logits[:rows, : self._vocab_size]  # noqa: E731
@@ -152,26 +154,3 @@ class Captured:
         for name, at in places:
             setattr(step, name, base + narrow.itemsize * at)
         self._held = (wide, narrow)
-
-
-def why_not(config: LMConfig, kv_dtype: torch.dtype, threads: Pool) -> str | None:
-    """Why a model of this shape cannot be captured, None if it can: recorded without weights or memory."""
-    with torch.device("meta"):
-        lm = LM(config)
-    for module in lm.modules():
-        if isinstance(module, Linear):
-            module.pretend()
-    pools = Pools(
-        lm.state_specs,
-        num_blocks=1,
-        num_slots=1,
-        kv_dtype=kv_dtype,
-        state_dtype=torch.float32,
-        device="meta",
-        lanes=True,
-    )
-    try:
-        Captured(lm, pools, threads, max_rows=1, context=1, vocab_size=1)
-    except NotRecordable as problem:
-        return problem.why
-    return None

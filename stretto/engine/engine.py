@@ -111,17 +111,15 @@ class Engine:
             state_dtype=model.dtype,
             lanes=threads is not None,
         )
-        self.cache = CacheManager(pools, clears=threads is None)  # native attention reads what a row sees and no more
-        self.scheduler = Scheduler(
-            self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max(config.max_rows, config.max_seqs + 1)
-        )
-        self.forward: Callable[[StepPlan], Scores] = self._through_torch
         self.captured: Captured | None = None
+        max_rows = max(config.max_rows, config.max_seqs + 1)
         if threads is not None:
-            sizes = {"max_rows": self.scheduler.max_rows, "context": config.context + MAX_TREE_ROWS}
-            self.forward = self.captured = Captured(
-                model, pools, threads, **sizes, vocab_size=self.vocab_size, coarse_prompts=config.coarse_prompts
-            )
+            sizes = {"max_rows": max_rows, "context": config.context + MAX_TREE_ROWS, "vocab_size": self.vocab_size}
+            self.captured = Captured(model, pools, threads, **sizes, coarse_prompts=config.coarse_prompts)
+        self.forward: Callable[[StepPlan], Scores] = self.captured or self._through_torch
+        # Native attention reads what a row sees and no more.
+        self.cache = CacheManager(pools, clears=self.captured is None or bool(self.captured.host_operations))
+        self.scheduler = Scheduler(self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max_rows)
         self.drafter, self.draft_policy = drafter, draft_policy
         self.greedy, self.judge = Greedy(), judge or Coupled()
         self.eos_ids, self.clock = eos_ids, clock
@@ -293,7 +291,8 @@ class Engine:
         """How many plain steps may follow one another from here without asking anybody; their rows are reserved."""
         running, plain_rows, seconds = len(batch), *self._pace
         is_full = running == self.scheduler.max_seqs
-        if self.captured is None or not all(p.is_decode for p in batch) or (self.scheduler.waiting and not is_full):
+        can = self.captured is not None and not self.captured.host_operations
+        if not can or not all(p.is_decode for p in batch) or (self.scheduler.waiting and not is_full):
             return 1
         if patience <= 0 or running > plain_rows or seconds * 2 > patience:
             return 1

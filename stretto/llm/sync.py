@@ -96,7 +96,7 @@ class LLM:
                 raise UserError("backend='native' with dtype='float32'", why="float32 is the reference, through torch")
             self.backend_choice = Choice(None, "float32 is the reference mode")
         else:
-            self.backend_choice = choose(backend, file.config, matrix_codecs(file), DTYPES[dtype], env, note)
+            self.backend_choice = choose(backend, matrix_codecs(file), env, note)
         threads = self.backend_choice.threads
         if threads is None and prefill != "exact":
             raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from stretto.core.channel import Channel
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
-from stretto.core.state import LayerCache, StateSpec, TensorCache
+from stretto.core.state import StateSpec, TensorCache
 from stretto.kernels.linear import Linear
+from stretto.kernels.native.tape import part
 from stretto.kernels.rmsnorm import rms_norm
 from stretto.kernels.rowwise import divided, residual_add, take_rows
 
@@ -90,14 +91,23 @@ class Block(nn.Module):
         if self.channel is not None:
             self.channel_norm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, h_TD: Tensor, plan: StepPlan, cache: LayerCache | None, *, is_last: bool) -> Tensor:
-        """[T, D] -> [T, D]; of the last block only [R, D], the rows that the head needs."""
-        h_TD = residual_add(h_TD, self.mixer(self.mixer_norm(h_TD), plan.seqs, cache), scale=self.multiplier)
-        seqs = plan.out_seqs if is_last else plan.seqs
+    def forward(self, h_TD: Tensor, plan: StepPlan, index: int, *, is_last: bool) -> Tensor:
+        """[T, D] -> [T, D]; of the last block only [R, D], the rows that the head needs. index: of the layer."""
+
+        def mix(x_TD: Tensor, plan: StepPlan) -> Tensor:
+            return self.mixer(x_TD, plan.seqs, None if plan.caches is None else plan.caches[index])  # type: ignore[no-any-return]
+
+        def think(x_TD: Tensor, plan: StepPlan) -> Tensor:
+            assert self.channel is not None
+            return self.channel(x_TD, plan.out_seqs if is_last else plan.seqs)  # type: ignore[no-any-return]
+
+        where = f"blocks.{index}"
+        h_TD = residual_add(h_TD, part(f"{where}.mixer", self.mixer_norm(h_TD), plan, mix), scale=self.multiplier)
         if is_last:
             h_TD = take_rows(h_TD, plan.out_rows)
         if self.channel is not None:
-            h_TD = residual_add(h_TD, self.channel(self.channel_norm(h_TD), seqs), scale=self.multiplier)
+            branch_TD = part(f"{where}.channel", self.channel_norm(h_TD), plan, think)
+            h_TD = residual_add(h_TD, branch_TD, scale=self.multiplier)
         return h_TD
 
 
@@ -139,9 +149,9 @@ class LM(nn.Module):
     def hidden(self, plan: StepPlan) -> Tensor:
         """[R, D]: the normalised hidden states of `plan.out_rows`."""
         h_TD = self.embed.lookup(plan.tokens, self.config.embedding_multiplier)
-        caches = plan.caches if plan.caches is not None else [None] * len(self.blocks)
-        for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True), start=1):
-            h_TD = block(h_TD, plan, cache, is_last=i == len(self.blocks))
+        assert plan.caches is None or len(plan.caches) == len(self.blocks)
+        for i, block in enumerate(self.blocks):
+            h_TD = block(h_TD, plan, i, is_last=i == len(self.blocks) - 1)
         return self.norm(h_TD)  # type: ignore[no-any-return]
 
     def logits(self, h_RD: Tensor) -> Tensor:

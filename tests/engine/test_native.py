@@ -7,11 +7,10 @@ from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from toy import Nodes, finish, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
-from stretto.core.card import CODECS
+from stretto.core.card import CODECS, MIXERS, Can
 from stretto.core.errors import RunError
 from stretto.core.sampling import Sampling
 from stretto.core.state import PageRef
-from stretto.engine.captured import why_not
 from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
@@ -34,7 +33,7 @@ def packed(lm: LM) -> LM:
 
 
 MODELS: dict[str, tuple[list[str], dict[str, dict[str, object]]]] = {
-    "attention": (["attention"] * 3, {}),
+    **{card.name: ([card.name] * 2, {}) for card in MIXERS.cards(Can.CAUSAL)},
     "hybrid": (["gated_delta", "attention", "mamba2"], {}),
     "mamba": (["mamba", "attention", "mamba"], {}),
     "hybrid with other options": (
@@ -126,14 +125,12 @@ def test_two_engines_share_threads(lm: LM, greedy: list[list[int]]) -> None:
         assert [outputs[rid] for rid in sorted(outputs)] == greedy
 
 
-def test_a_mixer_without_native_kernels_is_named() -> None:
-    reason = why_not(toy_lm(["attention", "long_conv"]).config, torch.float32, pool())
-    assert reason is not None and "has no native kernel" in reason
-    assert why_not(toy_lm(["attention"]).config, torch.bfloat16, pool()) is None
-
-
-def test_models_with_native_kernels_are_known_before_they_are_loaded(oracle: LM) -> None:
-    assert why_not(oracle.config, torch.bfloat16, pool()) is None
+def test_a_mixer_without_native_kernels_is_one_operation_of_the_host() -> None:
+    oracle = toy_lm(["attention", "long_conv", "gated_delta"])
+    hosted = engine(packed(oracle))
+    assert list(hosted.captured.host_operations) == ["blocks.1.mixer"]
+    want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    assert run_all(hosted) == want
 
 
 @pytest.mark.parametrize("options", [{"norm_before_gate": True}, {"num_groups": 4, "conv_bias": False}], ids=str)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stretto.core.errors import UserError
 from stretto.core.seqs import Seqs
-from stretto.kernels.native.tape import ALL_ROWS, NotRecordable, Tape
+from stretto.kernels.native.guard import NotRecordable
+from stretto.kernels.native.tape import ALL_ROWS, Tape
 from stretto.kernels.rmsnorm import rms_norm
 from stretto.kernels.rope import Rope, apply_rope
 from stretto.kernels.rowwise import divided, glu, residual_add, take_rows

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import PAGE_SIZE, Paged, PageRef
+from stretto.kernels.native.guard import HEADS_APART, NotRecordable, require
 from stretto.kernels.native.library import Fields
-from stretto.kernels.native.tape import ALL_ROWS, NotRecordable, aligned, beyond, current, why_not_here
+from stretto.kernels.native.tape import ALL_ROWS, aligned, beyond, current, why_not_here
 
 PARTIAL_ROWS = 16  # rows with the longest context whose partial results find room; more are not shared out
 
@@ -37,7 +38,7 @@ def attention(
     tape, (_, heads, size), (_, groups, value_size) = current(), q.shape, v.shape
     assert k.shape[1:] == (groups, size) and heads % groups == 0 and window != 0
     for x in (q, k, v):
-        assert tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), "the heads of a row lie side by side"
+        require(tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), HEADS_APART)
     keys, values = _pages(kv)
     is_bf16 = keys.dtype == torch.bfloat16
     assert keys.shape[2:] == k.shape[1:] and values.shape == (*keys.shape[:3], value_size)
@@ -75,13 +76,13 @@ def attention(
 def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor]:
     """The pages of keys and of values."""
     if kv is None:
-        raise NotRecordable("attention without a cache")
+        raise NotRecordable("attends without a cache")
     keys, values = kv
     if not (isinstance(keys, PageRef) and isinstance(values, PageRef)):
-        raise NotRecordable(f"attention over a {type(keys).__name__}")
+        raise NotRecordable(f"attends over a {type(keys).__name__}")
     pages = keys.pages, values.pages
     if pages[0].dtype != pages[1].dtype or pages[0].dtype not in (torch.bfloat16, torch.float32):
-        raise NotRecordable(f"attention over pages of {pages[0].dtype} and {pages[1].dtype}")
-    assert pages[0].shape[1] == PAGE_SIZE and pages[0].movedim(1, -1).is_contiguous(), "keys lie lane by lane"
-    assert pages[1].is_contiguous(), "values lie token by token"
+        raise NotRecordable(f"attends over pages of {pages[0].dtype} and {pages[1].dtype}")
+    lies_so = pages[0].shape[1] == PAGE_SIZE and pages[0].movedim(1, -1).is_contiguous() and pages[1].is_contiguous()
+    require(lies_so, "attends to keys that do not lie lane by lane, or values that do not lie token by token")
     return pages

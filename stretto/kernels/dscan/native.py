@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields
 from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, beyond, current, why_not_here
 
@@ -38,7 +39,8 @@ def dscan(
     Every operand is contiguous within a row. state: a `SlotRef` of fp32; of its fields, only `states` is used.
     """
     tape, channels, num_states = current(), x.shape[1], B.shape[1]
-    assert all(tape.kind(part) == ALL_ROWS and part.stride(1) == 1 for part in (x, dt, B, C))
+    are_rows = all(tape.kind(part) == ALL_ROWS and part.stride(1) == 1 for part in (x, dt, B, C))
+    require(are_rows, "scans what does not lie row by row")
     y = tape.empty(ALL_ROWS, channels)
     with tape.outside():
         A_SF = -A_log.exp().T
@@ -49,7 +51,8 @@ def dscan(
         return y
     assert isinstance(state, SlotRef), "a recorded state lies in a pool"
     states = state.states
-    assert states.dtype == torch.float32 and states.shape[1:] == (num_states, channels) and states.is_contiguous()
+    require(states.dtype == torch.float32 and states.is_contiguous(), "keeps a state that is not fp32")
+    assert states.shape[1:] == (num_states, channels)
     widths = (channels, channels, num_states)  # x, dt and B of provisional rows
     notes = tape.empty(OUT_ROWS, sum(widths))
     common |= {"states": states, "notes": notes, "room": len(notes)}

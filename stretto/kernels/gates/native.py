@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stretto.kernels.native.guard import HEADS_APART, require
 from stretto.kernels.native.tape import current, why_not_here
 
 
@@ -31,8 +32,11 @@ def sigmoid_gate(x: Tensor, *, scale: float) -> Tensor:
 def scale_heads(x: Tensor, s: Tensor, *, add: Tensor | None) -> Tensor:
     """s x (+ add)."""
     tape, (_, heads, width) = current(), x.shape
-    assert x[0].is_contiguous() and (add is None or add[0].is_contiguous()), "the heads of a row lie side by side"
-    assert s.dtype == torch.float32 and s.stride(-1) == 1
+    require(
+        x[0].is_contiguous() and (add is None or add[0].is_contiguous()),
+        HEADS_APART,
+    )
+    require(s.dtype == torch.float32 and s.stride(-1) == 1, "scales heads by what is no fp32 row")
     y = tape.like(x, heads, width)
     tape.emit("scale_heads", rows=tape.rows(x), heads=heads, width=width, x=x, s=s, add=add, y=y)
     return y
@@ -40,8 +44,8 @@ def scale_heads(x: Tensor, s: Tensor, *, add: Tensor | None) -> Tensor:
 
 def _gate(x: Tensor, kind: str, parameters: Tensor | None, low: float = 0.0, high: float = 0.0) -> Tensor:
     tape, width = current(), x.shape[1]
-    assert x.stride(1) == 1
-    assert parameters is None or (parameters.dtype == torch.float32 and parameters.is_contiguous())
+    is_row = parameters is None or (parameters.dtype == torch.float32 and parameters.is_contiguous())
+    require(x.stride(1) == 1 and is_row, "gates by what is no fp32 row")
     y, code = tape.like(x, width), tape.library.code("GateKind", kind)
     tape.emit("gate", rows=tape.rows(x), width=width, kind=code, x=x, parameters=parameters, low=low, high=high, y=y)
     return y

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
+from stretto.kernels.native.guard import HEADS_APART, require
 from stretto.kernels.native.library import Fields
 from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, beyond, current, why_not_here
 
@@ -41,9 +42,10 @@ def glr(
     """
     tape, (_, heads, num_v), (_, groups, num_k) = current(), v.shape, k.shape
     for x in (q, k, v):
-        assert tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), "the heads of a row lie side by side"
+        require(tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), HEADS_APART)
     for gate in (g, beta):
-        assert gate is None or (gate.dtype == torch.float32 and gate[0].is_contiguous()), "gates are fp32 rows"
+        is_row = gate is None or (gate.dtype == torch.float32 and gate[0].is_contiguous())
+        require(is_row, "reads gates that are no fp32 rows")
     o = tape.empty(ALL_ROWS, heads, num_v)
     sizes: Fields = {"heads": heads, "groups": groups, "num_k": num_k, "num_v": num_v, "scale": scale}
     if state is None:
@@ -51,7 +53,8 @@ def glr(
         return o
     assert isinstance(state, SlotRef), "a recorded state lies in a pool"
     states = state.states
-    assert states.dtype == torch.float32 and states.shape[1:] == (heads, num_k, num_v) and states.is_contiguous()
+    require(states.dtype == torch.float32 and states.is_contiguous(), "keeps a state that is not fp32")
+    assert states.shape[1:] == (heads, num_k, num_v)
     widths = (groups * num_k, heads * num_v, heads, heads)  # k, v, g and beta of provisional rows
     notes = tape.empty(OUT_ROWS, sum(widths))
     kept: Fields = {"states": states, "notes": notes, "room": len(notes)}

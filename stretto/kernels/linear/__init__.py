@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stretto.core.packed import Packed
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import native, onednn
-from stretto.kernels.linear.native import NativeWeight, Tiles
+from stretto.kernels.linear.native import NativeWeight
 from stretto.kernels.linear.onednn import Prepacked
 from stretto.kernels.native.library import Pool
 from stretto.kernels.pick import Impl, pick
@@ -126,11 +126,6 @@ class Linear(nn.Module):
         self.layout = native.pack([self.packed[segment] for segment in self.segments], pool)
         self.packed = {}
         del self.weight
-
-    def pretend(self) -> None:
-        """Look packed, without any weights: a pass can be recorded then, but not run."""
-        empty = torch.empty(0, dtype=torch.uint8)
-        self.layout = NativeWeight((Tiles("f32", self.d_out, empty),), (self.d_out, self.d_in))
 
     def prepack(self, *, keep_plain: bool = False) -> None:
         """Multiply from oneDNN's layout from now on, where there is one for this weight.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from stretto.core.packed import Packed
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields, Pool
-from stretto.kernels.native.tape import ALL_ROWS, aligned, current, why_not_here
+from stretto.kernels.native.tape import ALL_ROWS, Tape, aligned, current, why_not_here
 
 PLAIN = ("f32", "f16", "bf16")
 TILE = 32  # rows of a tile
@@ -31,10 +32,11 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class NativeWeight:
-    """A matrix [O, D] as tiles, one entry per run of rows of one codec."""
+    """A matrix [O, D] as tiles, one entry per run of rows of one codec. pool: who multiplies it outside a tape."""
 
     parts: tuple[Tiles, ...]
     shape: tuple[int, int]
+    pool: Pool
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +64,7 @@ def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
         else:
             runs.append([segment])
     parts = tuple(_tiles(run, pool) for run in runs)
-    return NativeWeight(parts, (sum(s.shape[0] for s in segments), segments[0].shape[1]))
+    return NativeWeight(parts, (sum(s.shape[0] for s in segments), segments[0].shape[1]), pool)
 
 
 def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
@@ -88,18 +90,35 @@ def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
 
 
 def why_not(x: Tensor, weight: object) -> str | None:
-    """The weight must be in tiles and a tape must be there to record on."""
-    return why_not_here() if isinstance(weight, NativeWeight) else "the weight is not in tiles"
+    """The weight must be in tiles."""
+    return None if isinstance(weight, NativeWeight) else "the weight is not in tiles"
 
 
 def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_rows: int) -> Tensor:
-    """Record y = x W^T + bias: x [T, D] fp32 (rows contiguous) -> y [T, O] fp32. Every row is reproducible."""
+    """y = x W^T + bias: x [T, D] fp32 (rows contiguous) -> y [T, O] fp32, recorded, or computed at once where no tape
+    is recorded (in a host operation). Every row is reproducible, and the same either way."""
+    if why_not_here() is not None:
+        return _at_once(x_TD, weight, bias)
     d_in = weight.shape[1]
-    assert x_TD.dtype == torch.float32 and x_TD.shape[1] == d_in and x_TD.stride(1) == 1
+    require(x_TD.dtype == torch.float32 and x_TD.stride(1) == 1, "multiplies what are no fp32 rows")
+    assert x_TD.shape[1] == d_in
     fixed = None
     if any(part.codec not in PLAIN for part in weight.parts):
         fixed = fixed_point(x_TD)
     return product(x_TD, fixed, weight, bias)
+
+
+def _at_once(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None) -> Tensor:
+    """A tape of one product, for as many rows as there are."""
+    n = len(x_TD)
+    tape = Tape(weight.pool, max_rows=max(1, n), max_out=1, context=1)
+    x = tape.empty(ALL_ROWS, x_TD.shape[1])
+    x[:n] = x_TD
+    with tape.recording():
+        y = linear(x, weight, bias, num_step_rows=0)
+    tape.step.num_rows = n
+    tape.run()
+    return y[:n].clone()
 
 
 def fixed_point(x_TD: Tensor) -> Tensor:

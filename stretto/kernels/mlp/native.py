@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stretto.kernels.linear import Weight
 from stretto.kernels.linear.native import PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.rowwise import Activation
 
@@ -32,7 +33,8 @@ def gated_mlp(
     """See `stretto.kernels.mlp.gated_mlp`; x fp32 (rows contiguous). Every row is reproducible, and has the bits of the
     three operations by themselves."""
     tape, ((part,), bias), d_hidden = current(), (gate_up.parts, biases[0]), down.shape[1]
-    assert x_TD.dtype == torch.float32 and x_TD.stride(1) == 1 and gate_up.shape == (2 * d_hidden, x_TD.shape[1])
+    require(x_TD.dtype == torch.float32 and x_TD.stride(1) == 1, "multiplies what are no fp32 rows")
+    assert gate_up.shape == (2 * d_hidden, x_TD.shape[1])
     assert bias is None or (bias.dtype == torch.float32 and bias.is_contiguous())
     fixed, hidden = fixed_point(x_TD), fixed_point_rows(x_TD, d_hidden)
     tape.emit(

@@ -5,27 +5,33 @@
     tape.run()                        # computes, for the rows that `tape.step` describes
 
 Buffers have room for `max_rows` rows; how many are in use is read from the step when an operation runs, so one tape
-serves decoding, verification and prefill. While a tape is recorded, a torch operation that is not a view is an error:
-it would be missing from every later run.
+serves decoding, verification and prefill.
+
+While a tape is recorded, torch may look at buffers (views) and compute constants: what depends neither on rows nor on a
+cache is computed once, now. Any other torch operation would be missing from every later run and raises NotRecordable.
+A part of a model where that happens becomes one *host operation* (`part`): Python computes it in every run, for the
+rows of the step, between two spans of native operations.
 """
 
 import ctypes
 import mmap
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from stretto.core.errors import UserError
+from stretto.core.plan import StepPlan
+from stretto.kernels.native.guard import Guard, NotRecordable
 from stretto.kernels.native.library import Op, Pool, Value
 
+Compute = Callable[[Tensor, StepPlan], Tensor]
 _V = TypeVar("_V")
 ALIGN = 64
 LANES = 16  # fp32 numbers of a vector
@@ -40,30 +46,40 @@ class Tape:
 
     max_rows: room for rows of activations; max_out: for rows that the head needs; context: positions a row may have.
     coarse_prompts: sequences that are not in step form are multiplied with 8-bit activations instead of 16-bit ones,
-    and attend in 16-bit integers instead of fp32.
-    step: the rows of the next run.
+    and attend in 16-bit integers instead of fp32. live: what changes from step to step besides buffers, the pools.
+    step: the rows of the next run. plan: the same for host operations.
 
     Operations run in the order of recording, so the memory of a buffer that nobody holds any more goes to the next one:
     a model of thirty layers needs the buffers of one.
     """
 
-    def __init__(self, pool: Pool, *, max_rows: int, max_out: int, context: int, coarse_prompts: bool = False) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        max_rows: int,
+        max_out: int,
+        context: int,
+        coarse_prompts: bool = False,
+        live: Iterable[Tensor] = (),
+    ) -> None:
         self.pool, self.context, self.coarse_prompts = pool, context, coarse_prompts
         self.library = pool.library
         self.accepted: Any = self.library.struct("Commit")()
         self.step: Any = self.accepted.step  # a view: operations of `commit` read what lies around it
+        self.plan: StepPlan | None = None
         # whole blocks of the fixed-point form, which holds eight rows
         self._capacity = {ALL_ROWS: -(-max_rows // 8) * 8, OUT_ROWS: -(-max_out // 8) * 8}
         self._buffers: dict[int, _Buffer] = {}  # by the start of their memory
         self._free: dict[int, list[mmap.mmap]] = {}  # by size
         self._memory: list[mmap.mmap] = []
         self._constants: dict[Hashable, Any] = {}
-        self._calls: list[tuple[str, ctypes.Structure]] = []
-        self._commits: list[tuple[str, ctypes.Structure]] = []
-        self._between: list[tuple[str, ctypes.Structure]] = []
+        self._calls: list[_Call] = []
+        self._commits: list[_Call] = []
+        self._between: list[_Call] = []
         self._kept: list[Tensor] = []
         self._ops: _Lists | None = None
-        self._guard = _NothingVanishes()
+        self._guard = Guard(self._buffers, {x.untyped_storage().data_ptr() for x in live})
 
     # -- buffers ---------------------------------------------------------------------------------------------------
 
@@ -83,7 +99,7 @@ class Tape:
         lease = (ctypes.c_char * size).from_buffer(memory)  # lives as long as the tensor and its views
         start = ctypes.addressof(lease)
         weakref.finalize(lease, self._release, start, size, memory)
-        self._buffers[start] = _Buffer(rows)
+        self._buffers[start] = _Buffer(rows, memory)
         count = int(torch.Size(whole).numel())
         with self.outside():
             return torch.frombuffer(lease, dtype=dtype, count=count).view(whole)
@@ -133,7 +149,8 @@ class Tape:
 
     def _buffer(self, x: Tensor) -> "_Buffer":
         buffer = self._buffers.get(x.untyped_storage().data_ptr())
-        assert buffer is not None, "a tensor from outside the tape"
+        if buffer is None:
+            raise NotRecordable("computes with what are no rows of the step")
         return buffer
 
     def _release(self, start: int, size: int, memory: mmap.mmap) -> None:
@@ -148,18 +165,57 @@ class Tape:
         Tensors are buffers of this tape, whose memory is used again once nobody holds them, or constants and pools,
         which the tape keeps.
         """
-        self._calls.append((name, self._args(name, fields)))
+        self._calls.append(_Call(name, self._args(name, fields)))
+
+    def emit_host(self, name: str, x: Tensor, width: int, compute: Compute, why: str) -> Tensor:
+        """Add a host operation, `compute(rows of x, plan)` -> [rows, width], and its result [room, width]. why: what of
+        it has no native kernel."""
+        y = self.like(x, width)
+        kind, source, target = self.kind(x), self._borrowed(x), self._borrowed(y)
+
+        def run() -> None:
+            assert self.plan is not None, "a tape with host operations is run with a plan"
+            n = len(self.plan.wanted) if kind == OUT_ROWS else self.plan.seqs.num_rows
+            with torch.inference_mode():
+                if n:
+                    target[:n] = compute(source[:n], self.plan)
+
+        self._calls.append(_Call(name, host=run, why=why))
+        return y
+
+    @property
+    def host_operations(self) -> dict[str, str]:
+        """The parts that Python computes, and why."""
+        return {call.name: call.why for call in self._calls if call.host is not None}
+
+    def part(self, name: str, x: Tensor, plan: StepPlan, compute: Compute) -> Tensor:
+        """`compute(x, plan)`, recorded operation by operation, or as one host operation where that is not possible."""
+        mark = len(self._calls), len(self._commits), len(self._kept)
+        try:
+            return compute(x, plan)
+        except NotRecordable as problem:
+            why = str(problem.why)
+        for recorded, length in zip((self._calls, self._commits, self._kept), mark, strict=True):
+            del recorded[length:]  # type: ignore[attr-defined]
+        return self.emit_host(name, x, x.shape[1], compute, why)
+
+    def _borrowed(self, x: Tensor) -> Tensor:
+        """`x` without its claim to the memory: whoever reads it later knows that it is his turn."""
+        buffer = self._buffer(x)
+        with self.outside():
+            memory = torch.frombuffer(buffer.memory, dtype=x.dtype, count=len(buffer.memory) // x.itemsize)
+            return memory.as_strided(x.shape, x.stride(), x.storage_offset())
 
     def emit_commit(self, name: str, **fields: Value) -> None:
         """Add an operation that advances states over accepted rows. It reads copies of their inputs, and keeps them:
         the buffers they came in hold something else by then."""
-        self._commits.append((name, self._args(name, fields, keeps_buffers=True)))
+        self._commits.append(_Call(name, self._args(name, fields, keeps_buffers=True)))
 
     def emit_between(self, name: str) -> Any:
         """Add an operation that `run_while` does at the end of every run, so that the next one can follow. Its
         arguments, to be filled before every run."""
         args = self._args(name, {})
-        self._between.append((name, args))
+        self._between.append(_Call(name, args))
         return args
 
     def _args(self, name: str, fields: Mapping[str, Value], *, keeps_buffers: bool = False) -> ctypes.Structure:
@@ -179,11 +235,17 @@ class Tape:
             _current.reset(token)
 
     def run(self) -> None:
-        """Compute the recorded operations for the rows of `step`."""
-        self.pool.run(self._compiled().calls, self.step)
+        """Compute the recorded operations for the rows of `step`, and of `plan` where there are host operations."""
+        for span in self._compiled().spans:
+            if isinstance(span, ctypes.Array):
+                self.pool.run(span, self.step)
+            else:
+                span()
 
     def run_while(self, left: ctypes.c_int64) -> None:
-        """Run and do what lies between two runs, until `left` is 0: one of those operations counts it down."""
+        """Run and do what lies between two runs, until `left` is 0: one of those operations counts it down. Only a tape
+        without host operations can."""
+        assert not self.host_operations
         self.pool.run_while(self._compiled().with_between, self.step, left)
 
     def commit(self) -> None:
@@ -197,31 +259,46 @@ class Tape:
         The step must be described; what the operations compute is computed again and again.
         """
         spent: dict[str, float] = {}
-        singles = [(name, self._array([(name, args)])) for name, args in self._calls]
+        singles = [(call.name, call.host, self._array([call])) for call in self._calls]
         for _ in range(repeat):
-            for name, op in singles:
+            for name, host, op in singles:
                 started = time.perf_counter()
-                self.pool.run(op, self.step)
+                self.pool.run(op, self.step) if host is None else host()
                 spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) / repeat
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
     def _compiled(self) -> "_Lists":
         if self._ops is None:
-            self._ops = _Lists(*map(self._array, (self._calls, self._calls + self._between, self._commits)))
+            spans: list[ctypes.Array[Op] | Callable[[], None]] = []
+            for host, calls in groupby(self._calls, key=lambda call: call.host):
+                spans.append(self._array(list(calls)) if host is None else host)
+            between = [] if self.host_operations else self._calls + self._between
+            self._ops = _Lists(spans, self._array(between), self._array(self._commits))
         return self._ops
 
-    def _array(self, calls: Sequence[tuple[str, ctypes.Structure]]) -> ctypes.Array[Op]:
-        return (Op * len(calls))(*(self.library.op(name, args) for name, args in calls))
+    def _array(self, calls: Sequence["_Call"]) -> ctypes.Array[Op]:
+        native = [(call.name, call.args) for call in calls if call.args is not None]
+        return (Op * len(native))(*(self.library.op(name, args) for name, args in native))
 
     @property
     def names(self) -> list[str]:
         """The operations, in order."""
-        return [name for name, _ in self._calls]
+        return [call.name for call in self._calls]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """An operation: native with its arguments, or one of the host."""
+
+    name: str
+    args: ctypes.Structure | None = None
+    host: Callable[[], None] | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    calls: ctypes.Array[Op]
+    spans: Sequence["ctypes.Array[Op] | Callable[[], None]"]
     with_between: ctypes.Array[Op]
     commits: ctypes.Array[Op]
 
@@ -229,6 +306,7 @@ class _Lists:
 @dataclass(slots=True)
 class _Buffer:
     rows: str
+    memory: mmap.mmap
     derived: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
@@ -260,28 +338,8 @@ def beyond(limit: str, count: int, what: str) -> str | None:
     return f"{count} {what}; at most {most} are computed natively" if count > most else None
 
 
-class _NothingVanishes(TorchDispatchMode):
-    """Refuses every torch operation that computes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.allows_all = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """A tape is never recorded inside torch.compile, and asking torch to see to that imports its compiler: a second
-        of every start."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_about_dtypes = func is torch.ops.aten.promote_types.default
-        if not (self.allows_all or func.is_view or is_about_dtypes):
-            raise NotRecordable(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-class NotRecordable(UserError):
-    """A model computes something that has no native kernel; it runs through torch."""
-
-    def __init__(self, operation: str) -> None:
-        super().__init__("this model cannot be recorded", why=f"it computes {operation}, which has no native kernel")
+def part(name: str, x: Tensor, plan: StepPlan, compute: Compute) -> Tensor:
+    """`compute(x, plan)`: at once, or onto the tape that is being recorded (`Tape.part`). x: [rows, width]; the result
+    has its shape. name: where in the model this is."""
+    tape = _current.get()
+    return compute(x, plan) if tape is None else tape.part(name, x, plan, compute)

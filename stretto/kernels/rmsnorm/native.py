@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.tape import current, why_not_here
 
 
@@ -16,7 +17,8 @@ def rmsnorm(
 ) -> Tensor:
     """See `stretto.kernels.rmsnorm.rms_norm`. [T, D], or [T, H, K] where every head is normalised by itself."""
     width = x.shape[-1] // groups
-    assert gate is None or (gate.stride(-1) == 1 and (gate.dim() == 2 or gate.stride(1) == x.stride(1)))
+    lies_so = gate is None or (gate.stride(-1) == 1 and (gate.dim() == 2 or gate.stride(1) == x.stride(1)))
+    require(lies_so, "gates a norm by what does not lie as its rows")
     mode = 0 if gate is None else 2 if norm_before_gate else 1
     return _norm(x, groups, eps, width, weight, gate, mode)
 
@@ -29,8 +31,10 @@ def unit_length(x: Tensor, *, eps: float) -> Tensor:
 def _norm(
     x: Tensor, groups: int, eps: float, divisor: int, weight: Tensor | None, gate: Tensor | None, gate_mode: int
 ) -> Tensor:
-    assert x.dtype == torch.float32 and x.stride(-1) == 1 and (groups == 1 or x.dim() == 2)
-    assert weight is None or (weight.dtype == torch.float32 and weight.is_contiguous())
+    are_rows = x.dtype == torch.float32 and x.stride(-1) == 1 and (groups == 1 or x.dim() == 2)
+    require(are_rows, "normalises what are no fp32 rows")
+    is_row = weight is None or (weight.dtype == torch.float32 and weight.is_contiguous())
+    require(is_row, "has a weight that is not fp32")
     tape, width = current(), x.shape[-1] // groups
     parts, part_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (groups, width)
     y = tape.like(x, *x.shape[1:])

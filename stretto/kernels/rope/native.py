@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
+from stretto.kernels.native.guard import HEADS_APART, require
 from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.rope import Rope, rope_tables
 
@@ -16,7 +17,10 @@ def why_not(x: Tensor) -> str | None:
 def rope(x: Tensor, rope: Rope, seqs: Seqs) -> Tensor:
     """See `stretto.kernels.rope.apply_rope`; the positions are those of the step."""
     tape, (_, heads, width) = current(), x.shape
-    assert x.dtype == torch.float32 and x.stride(2) == 1 and x.stride(1) == width
+    require(
+        x.dtype == torch.float32 and x.stride(2) == 1 and x.stride(1) == width,
+        HEADS_APART,
+    )
     cos, sin = tape.constant(rope, lambda: rope_tables(rope, torch.arange(tape.context)))
     y = tape.like(x, heads, width)
     half = cos.shape[1]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.tape import OUT_ROWS, current, why_not_here
 from stretto.kernels.rowwise import Activation
 
@@ -15,7 +16,7 @@ def why_not(x: Tensor) -> str | None:
 def residual_add(x: Tensor, branch: Tensor, *, scale: float) -> Tensor:
     """x + scale * branch."""
     tape, width = current(), x.shape[1]
-    assert x.stride(1) == branch.stride(1) == 1
+    require(x.stride(1) == branch.stride(1) == 1, "adds what does not lie row by row")
     y = tape.like(x, width)
     tape.emit("residual", rows=tape.rows(x), width=width, scale=scale, x=x, branch=branch, y=y)
     return y
@@ -24,7 +25,7 @@ def residual_add(x: Tensor, branch: Tensor, *, scale: float) -> Tensor:
 def glu(gate: Tensor, up: Tensor, *, activation: Activation, num_step_rows: int) -> Tensor:
     """act(gate) * up. Every row is reproducible."""
     tape, width = current(), gate.shape[1]
-    assert gate.stride(1) == up.stride(1) == 1
+    require(gate.stride(1) == up.stride(1) == 1, "multiplies what does not lie row by row")
     y = tape.like(gate, width)
     act = tape.library.code("Activation", activation)
     tape.emit("glu", rows=tape.rows(gate), width=width, act=act, gate=gate, up=up, y=y)

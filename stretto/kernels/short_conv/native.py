@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
+from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields
 from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, aligned, beyond, current, why_not_here
 
@@ -38,7 +39,7 @@ def short_conv(
     x is contiguous within a row. state: a `SlotRef` of fp32; of its fields, only `states` is used.
     """
     tape, (channels, width) = current(), weight.shape
-    assert tape.kind(x) == ALL_ROWS and x.stride(1) == 1
+    require(tape.kind(x) == ALL_ROWS and x.stride(1) == 1, "convolves what does not lie row by row")
     y = tape.empty(ALL_ROWS, channels)
     taps, zeros = tape.padded(weight.T), aligned((channels,), torch.float32)
     offset = None if bias is None else tape.padded(bias[None])
@@ -49,7 +50,8 @@ def short_conv(
         return y
     assert isinstance(state, SlotRef), "a recorded state lies in a pool"
     states = state.states
-    assert states.dtype == torch.float32 and states.shape[1:] == (width - 1, channels) and states.is_contiguous()
+    require(states.dtype == torch.float32 and states.is_contiguous(), "keeps a state that is not fp32")
+    assert states.shape[1:] == (width - 1, channels)
     notes = tape.empty(OUT_ROWS, channels)
     common |= {"states": states, "notes": notes, "room": len(notes)}
     tape.emit("short_conv", **common, x=x, y=y)

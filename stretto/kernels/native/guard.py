@@ -1,0 +1,79 @@
+"""What may happen while a tape is recorded: views, constants, and nothing that would be missing from a later run."""
+
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stretto.core.errors import UserError
+from stretto.core.seqs import Seqs
+
+
+class NotRecordable(UserError):
+    """A part of a model does something that has no native kernel; Python computes it in every step."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("this cannot be recorded", why=f"it {what}, which no native kernel does")
+
+
+HEADS_APART = "reads rows whose heads do not lie side by side"
+
+
+def require(holds: bool, what: str) -> None:
+    """Refuse to record an operation whose arguments native kernels were not written for."""
+    if not holds:
+        raise NotRecordable(what)
+
+
+class StepSeqs(Seqs):
+    """The rows of a step that is not known yet: a tape is recorded with them, once for all steps."""
+
+    def slice(self, first: int, last: int) -> "StepSeqs":
+        return self
+
+    def memo(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        raise NotRecordable("reads which rows are whose")
+
+    def _tensor(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        raise NotRecordable("reads which rows are whose")
+
+
+class Guard(TorchDispatchMode):
+    """Lets views and constants pass, and refuses every other torch operation.
+
+    buffers: of the tape, by the start of their memory; live: starts of memory that other things change.
+    """
+
+    def __init__(self, buffers: Mapping[int, object], live: Collection[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allows_all = False
+        self._buffers, self._live = buffers, live
+        self._made: set[int] = set()  # memory of constants, which may be written while they are made
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """A tape is never recorded inside torch.compile, and asking torch to see to that imports its compiler: a second
+        of every start."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_about_dtypes = func is torch.ops.aten.promote_types.default
+        if self.allows_all or func.is_view or is_about_dtypes:
+            return func(*args, **(kwargs or {}))
+        read = [_memory(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x in self._buffers or x in self._live for x in read):
+            raise NotRecordable(f"computes {func.__name__}")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotRecordable(f"draws numbers by {func.__name__}")
+        if func._schema.is_mutable and not (read and read[0] in self._made):
+            raise NotRecordable(f"writes by {func.__name__}")
+        result = func(*args, **(kwargs or {}))
+        self._made |= {_memory(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        return result
+
+
+def _memory(x: Tensor) -> int:
+    return int(x.untyped_storage().data_ptr())
