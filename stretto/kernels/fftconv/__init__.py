@@ -27,8 +27,6 @@ def fftconv(u: Tensor, kernel: Tensor, *, seqs: Seqs, history: Paged | None = No
     """
     assert u.shape[1] == kernel.shape[0] and len(u) == seqs.num_rows, f"{tuple(u.shape)}, {tuple(kernel.shape)}"
     assert not seqs.chunk_part.has_drafts, "drafts run in step form"
-    run = pick("fftconv", ("torch", "reference"), impl, u, kernel)
-    if history is not None:
-        history.append(u, seqs)
+    run = pick("fftconv", ("native", "torch", "reference"), impl, u, kernel)
     y: Tensor = run(u, kernel, seqs=seqs, history=history)
     return y

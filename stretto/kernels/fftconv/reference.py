@@ -13,7 +13,9 @@ def why_not(u: Tensor, kernel: Tensor) -> str | None:
 
 
 def fftconv(u: Tensor, kernel: Tensor, *, seqs: Seqs, history: Paged | None) -> Tensor:
-    """See `stretto.kernels.fftconv.fftconv`; `history` already holds this call's rows."""
+    """See `stretto.kernels.fftconv.fftconv`."""
+    if history is not None:
+        history.append(u, seqs)
     wide = torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
     taps_DL = kernel.to(wide)
     out: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""What may happen while a tape is recorded: views, constants, and nothing that would be missing from a later run."""
+"""What may happen while a tape is recorded: views, constants, operations of the vocabulary, and nothing else."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class StepSeqs(Seqs):
     def slice(self, first: int, last: int) -> "StepSeqs":
         return self
 
+    @property
+    def positions(self) -> Tensor:  # type: ignore[override]
+        raise NotRecordable("reads the positions of rows")
+
     def memo(self, key: Hashable, make: Callable[[], Any]) -> Any:
         raise NotRecordable("reads which rows are whose")
 
@@ -41,17 +45,23 @@ class StepSeqs(Seqs):
         raise NotRecordable("reads which rows are whose")
 
 
-class Guard(TorchDispatchMode):
-    """Lets views and constants pass, and refuses every other torch operation.
+_HARMLESS = (torch.ops.aten.promote_types.default, torch.ops.aten.detach_.default)
 
-    buffers: of the tape, by the start of their memory; live: starts of memory that other things change.
+
+class Guard(TorchDispatchMode):
+    """Lets views and constants pass, records what native kernels do, and refuses every other torch operation.
+
+    is_buffer: whether a tensor is one of the tape; record(function, args, kwargs): see `vocabulary`; live: starts of
+    memory that other things change.
     """
 
-    def __init__(self, buffers: Mapping[int, object], live: Collection[int]) -> None:
+    def __init__(
+        self, is_buffer: Callable[[Tensor], bool], record: Callable[[Any, Any, Any], Tensor], live: Collection[int]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allows_all = False
-        self._buffers, self._live = buffers, live
-        self._made: set[int] = set()  # memory of constants, which may be written while they are made
+        self._is_buffer, self._record, self._live = is_buffer, record, live
+        self._made: dict[int, Tensor] = {}  # constants by their memory: they may be written while they are made
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -60,18 +70,26 @@ class Guard(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_about_dtypes = func is torch.ops.aten.promote_types.default
-        if self.allows_all or func.is_view or is_about_dtypes:
+        if self.allows_all or func in _HARMLESS:
             return func(*args, **(kwargs or {}))
-        read = [_memory(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(x in self._buffers or x in self._live for x in read):
-            raise NotRecordable(f"computes {func.__name__}")
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if func.is_view:
+            result = func(*args, **(kwargs or {}))
+            seen = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+            if not any(map(self._is_buffer, tensors)) or all(map(self._is_buffer, seen)):
+                return result
+            return self._record(func, args, kwargs or {})  # some views are copies, where they have to be
+        read = [_memory(x) for x in tensors]
+        if any(x in self._live for x in read):
+            raise NotRecordable(f"computes {func.__name__} with what is cached")
+        if any(map(self._is_buffer, tensors)):
+            return self._record(func, args, kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise NotRecordable(f"draws numbers by {func.__name__}")
         if func._schema.is_mutable and not (read and read[0] in self._made):
             raise NotRecordable(f"writes by {func.__name__}")
         result = func(*args, **(kwargs or {}))
-        self._made |= {_memory(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        self._made |= {_memory(x): x for x in tree_leaves(result) if isinstance(x, Tensor)}
         return result
 
 

@@ -8,7 +8,8 @@ Buffers have room for `max_rows` rows; how many are in use is read from the step
 serves decoding, verification and prefill.
 
 While a tape is recorded, torch may look at buffers (views) and compute constants: what depends neither on rows nor on a
-cache is computed once, now. Any other torch operation would be missing from every later run and raises NotRecordable.
+cache is computed once, now. Operations of `vocabulary` are recorded. Any other torch operation would be missing from
+every later run and raises NotRecordable.
 A part of a model where that happens becomes one *host operation* (`part`): Python computes it in every run, for the
 rows of the step, between two spans of native operations.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ from torch import Tensor
 from stretto.core.plan import StepPlan
 from stretto.kernels.native.guard import Guard, NotRecordable
 from stretto.kernels.native.library import Op, Pool, Value
+from stretto.kernels.native.vocabulary import record
 
 Compute = Callable[[Tensor, StepPlan], Tensor]
 _V = TypeVar("_V")
@@ -79,7 +82,7 @@ class Tape:
         self._between: list[_Call] = []
         self._kept: list[Tensor] = []
         self._ops: _Lists | None = None
-        self._guard = Guard(self._buffers, {x.untyped_storage().data_ptr() for x in live})
+        self._guard = Guard(self.holds, partial(record, self), {x.untyped_storage().data_ptr() for x in live})
 
     # -- buffers ---------------------------------------------------------------------------------------------------
 
@@ -107,6 +110,10 @@ class Tape:
     def like(self, x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """[room, *shape]: a buffer for the rows that `x` holds."""
         return self.empty(self._buffer(x).rows, *shape, dtype=dtype)
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether `x` is a buffer of this tape, or a view of one."""
+        return x.untyped_storage().data_ptr() in self._buffers
 
     def kind(self, x: Tensor) -> str:
         """Which rows a recorded tensor holds: `ALL_ROWS` or `OUT_ROWS`."""
@@ -221,7 +228,7 @@ class Tape:
     def _args(self, name: str, fields: Mapping[str, Value], *, keeps_buffers: bool = False) -> ctypes.Structure:
         assert self._ops is None, "the tape has run: it cannot grow"
         args, held = self.library.args(name, fields)
-        self._kept += [x for x in held if keeps_buffers or x.untyped_storage().data_ptr() not in self._buffers]
+        self._kept += [x for x in held if keeps_buffers or not self.holds(x)]
         return args
 
     @contextmanager

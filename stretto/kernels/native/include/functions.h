@@ -24,15 +24,9 @@ INLINE F32 exp(F32 x) {
     return select_less(x, tiny, set1(0.0f), mul(p, bits(scale)));
 }
 
-// log(1 + x), within 1.5 ulp for 0 <= x < 2^126. The sum 1 + x is 2^n m with m near 1, and what it lost goes into f = m - 1;
-// log(1 + f) = f - f^2 / 2 + f^3 p(f), with p of degree 7 on [1 / sqrt 2 - 1, sqrt 2 - 1].
-INLINE F32 log1p(F32 x) {
-    F32 one = set1(1.0f), u = add(x, one);
-    F32 lost = select_less(x, one, sub(x, sub(u, one)), sub(one, sub(u, x)));
-    I32 n = shr<23>(sub(bits(u), set1i(0x3f3504f3)));  // sqrt 1/2
-    F32 m = bits(sub(bits(u), shl<23>(n))), scale = bits(shl<23>(sub(set1i(127), n)));
-    F32 f = fma(lost, scale, sub(m, one)), square = mul(f, f);
-    F32 p = set1(-0.07634586f);
+// ln(2^n (1 + f)) = n ln 2 + f - f^2 / 2 + f^3 p(f), with p of degree 7 on [1 / sqrt 2 - 1, sqrt 2 - 1].
+INLINE F32 log_of(I32 n, F32 f) {
+    F32 square = mul(f, f), p = set1(-0.07634586f);
     p = fma(p, f, set1(0.12761599f));
     p = fma(p, f, set1(-0.13160156f));
     p = fma(p, f, set1(0.14201753f));
@@ -40,10 +34,18 @@ INLINE F32 log1p(F32 x) {
     p = fma(p, f, set1(0.20001227f));
     p = fma(p, f, set1(-0.2500082f));
     p = fma(p, f, set1(0.3333333f));
-    F32 y = fma(set1(-0.5f), square, mul(mul(square, f), p));
-    F32 exponent = to_float(n);
+    F32 y = fma(set1(-0.5f), square, mul(mul(square, f), p)), exponent = to_float(n);
     y = add(f, fma(exponent, set1(-2.12194440e-4f), y));
     return fma(exponent, set1(0.693359375f), y);
+}
+
+// log(1 + x), within 1.5 ulp for 0 <= x < 2^126. The sum 1 + x is 2^n m with m near 1, and what it lost goes into m - 1.
+INLINE F32 log1p(F32 x) {
+    F32 one = set1(1.0f), u = add(x, one);
+    F32 lost = select_less(x, one, sub(x, sub(u, one)), sub(one, sub(u, x)));
+    I32 n = shr<23>(sub(bits(u), set1i(0x3f3504f3)));  // sqrt 1/2
+    F32 m = bits(sub(bits(u), shl<23>(n))), scale = bits(shl<23>(sub(set1i(127), n)));
+    return log_of(n, fma(lost, scale, sub(m, one)));
 }
 
 INLINE F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(set1(0.0f), x)))); }

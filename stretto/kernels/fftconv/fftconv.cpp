@@ -1,0 +1,82 @@
+// Long causal convolution, row by row: y_t = sum_j kernel_j u_(t - j), from the pages that hold all inputs of a sequence.
+//
+// A row adds its inputs from the newest to the oldest, along its ancestors and then back through the context, and reads
+// all of them as they are stored: it has the same bits alone, in prefill, in a draft and in a batch.
+#include "functions.h"
+#include "op.h"
+
+using namespace vec;
+
+namespace {
+
+struct FftconvArgs {
+    int32_t channels;   // D
+    int32_t num_taps;   // L
+    int32_t is_bf16;    // pages; else fp32
+    int32_t taps_width;  // of a row of `taps`: D rounded up to vectors
+    const float* taps;  // [L, D]: tap j meets the input j tokens back
+    const uint8_t* pages;  // [P, PAGE_TOKENS, D]
+    float* y;           // [T, D]
+    int64_t y_stride;
+};
+
+constexpr int STRIP = 4 * LANES;  // channels that are summed together
+constexpr int64_t ROWS = 4;       // of a chunk
+
+template <bool BF16>
+INLINE F32 input(const FftconvArgs& a, int64_t slot, int channel, int n) {
+    int64_t at = slot * a.channels + channel;
+    if constexpr (BF16) {
+        const uint16_t* p = reinterpret_cast<const uint16_t*>(a.pages) + at;
+        if (n == LANES) return load_bf16(p);
+        uint16_t some[LANES] = {};
+        std::memcpy(some, p, size_t(n) * 2);
+        return load_bf16(some);
+    } else {
+        const float* p = reinterpret_cast<const float*>(a.pages) + at;
+        return n == LANES ? load(p) : load_n(p, n);
+    }
+}
+
+template <bool BF16>
+void strip(const FftconvArgs& a, const Step& step, int64_t row, int first) {
+    int seq = step.seq_ids[row], start = step.starts[seq], context = step.contexts[seq];
+    int left = a.channels - first, parts = int(ceil_div(left < STRIP ? left : STRIP, LANES));
+    F32 sums[STRIP / LANES];
+    for (int p = 0; p < parts; p++) sums[p] = set1(0.0f);
+    auto meet = [&](int tap, int64_t slot) {
+        const float* taps = a.taps + int64_t(tap) * a.taps_width + first;
+        for (int p = 0; p < parts; p++) {
+            int n = left - p * LANES < LANES ? left - p * LANES : LANES;
+            sums[p] = fma(load(taps + p * LANES), input<BF16>(a, slot, first + p * LANES, n), sums[p]);
+        }
+    };
+    int tap = 0;
+    for (int r = int(row) - start; r >= 0 && tap < a.num_taps; r = step.parents[start + r]) meet(tap++, step.slot_mapping[start + r]);
+    const int32_t* table = step.block_table + seq * step.block_width;
+    for (int t = context - 1; t >= 0 && tap < a.num_taps; t--)
+        meet(tap++, int64_t(table[t / PAGE_TOKENS]) * PAGE_TOKENS + t % PAGE_TOKENS);
+    float* y = a.y + row * a.y_stride + first;
+    for (int p = 0; p < parts; p++) {
+        int n = left - p * LANES < LANES ? left - p * LANES : LANES;
+        store_n(y + p * LANES, sums[p], n);
+    }
+}
+
+int64_t strips(const FftconvArgs& a) { return ceil_div(a.channels, STRIP); }
+
+int64_t chunks(const FftconvArgs& a, const Step& step) { return ceil_div(step.num_rows * strips(a), ROWS); }
+
+void run(const FftconvArgs& a, const Step& step, int64_t first, int64_t last) {
+    int64_t all = step.num_rows * strips(a);
+    for (int64_t i = first * ROWS; i < last * ROWS && i < all; i++) {
+        int64_t row = i / strips(a);
+        int channel = int(i % strips(a)) * STRIP;
+        if (a.is_bf16) strip<true>(a, step, row, channel);
+        else strip<false>(a, step, row, channel);
+    }
+}
+
+}  // namespace
+
+STRETTO_OP(fftconv, FftconvArgs, channels, num_taps, is_bf16, taps_width, taps, pages, y, y_stride)

@@ -1,0 +1,220 @@
+"""Torch operations that are recorded as native ones: what a mixer's own `forward` may compute between kernels.
+
+    y = f(x)          neg abs exp log log1p sqrt rsqrt reciprocal sigmoid tanh softplus elu silu gelu relu, x^2
+    y = f(x, z)       add sub mul div maximum minimum; one operand may be a number or a constant, and broadcast
+    y = cat(parts)    along the last axis, with constants among the parts; padding there
+
+Rows are fp32 and contiguous within a row. What does not fit is not recorded here, and becomes a host operation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stretto.kernels.native.guard import NotRecordable, require
+
+if TYPE_CHECKING:
+    from stretto.kernels.native.tape import Tape
+
+aten = torch.ops.aten
+Handler = Callable[..., Tensor]
+
+
+def _unary(name: str) -> Handler:
+    def emit(tape: "Tape", x: Tensor) -> Tensor:
+        return unary(tape, name, x)
+
+    return emit
+
+
+def unary(tape: "Tape", name: str, x: Tensor) -> Tensor:
+    """Record f(x), a new buffer of the shape of x."""
+    _check(tape, x)
+    y, code = tape.like(x, *x.shape[1:]), tape.library.code("Unary", name)
+    tape.emit("unary", rows=tape.rows(x), width=prod(x.shape[1:]), op=code, x=x, y=y)
+    return y
+
+
+def _binary(name: str) -> Handler:
+    def emit(tape: "Tape", x: Tensor | float, z: Tensor | float, *, alpha: float = 1) -> Tensor:
+        require(alpha == 1, "scales what it adds")
+        return binary(tape, name, x, z)
+
+    return emit
+
+
+def binary(tape: "Tape", name: str, x: Tensor | float, z: Tensor | float) -> Tensor:
+    """Record f(x, z): at least one is a buffer, the other a buffer, a constant or a number."""
+    rows = next(t for t in (x, z) if isinstance(t, Tensor) and tape.holds(t))
+    shape = torch.broadcast_shapes(*(t.shape for t in (x, z) if isinstance(t, Tensor)))
+    require(shape[0] == rows.shape[0], "combines rows with what has more")
+    y = tape.like(rows, *shape[1:])
+    (x, x_stride, x_every), (z, z_stride, z_every) = (_operand(tape, t, shape) for t in (x, z))
+    require(x_every == 1 or z_every == 1 or x_every == z_every, "broadcasts two operands in different ways")
+    tape.emit(
+        "binary",
+        rows=tape.rows(rows),
+        width=prod(shape[1:]),
+        op=tape.library.code("Binary", name),
+        x=x,
+        x_stride=x_stride,
+        z=z,
+        z_stride=z_stride,
+        x_every=x_every,
+        z_every=z_every,
+        y=y,
+    )
+    return y
+
+
+def _operand(tape: "Tape", t: Tensor | float, shape: torch.Size) -> tuple[Tensor, int, int]:
+    """(values, distance of rows, how many elements of a row share a value)."""
+    width = prod(shape[1:])
+    if not isinstance(t, Tensor):
+        return torch.full((1,), float(t)), 0, width
+    if tape.holds(t):
+        _check(tape, t)
+        return t, t.stride(0), _every(t.shape[1:], shape[1:])
+    require(t.dtype == torch.float32, "combines rows with numbers that are not fp32")
+    if t.dim() == len(shape):
+        require(t.shape[0] == 1 or t.stride(0) == 0, "combines rows with a constant for each row")
+        t = t[0]
+    own = torch.Size([1] * (len(shape) - 1 - t.dim()) + list(t.shape))
+    if own == shape[1:] or prod(own) == 1:
+        return t.reshape(-1).contiguous(), 0, 1 if own == shape[1:] else width
+    return t.expand(shape[1:]).reshape(-1).contiguous(), 0, 1
+
+
+def _every(own: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many neighbouring elements read one value: trailing dimensions of size 1 are broadcast."""
+    own, every = list(own), 1
+    require(len(own) == len(wanted), "combines rows of different ranks")
+    for mine, theirs in zip(reversed(own), reversed(wanted), strict=True):
+        if mine == theirs:
+            break
+        require(mine == 1, "broadcasts rows along other axes than the last")
+        every *= theirs
+    require(prod(own) * every == prod(wanted), "broadcasts rows along other axes than the last")
+    return every
+
+
+def _check(tape: "Tape", x: Tensor) -> None:
+    require(tape.holds(x), "computes with what are no rows of the step")
+    require(x.dtype == torch.float32 and x[0].is_contiguous(), "computes with rows that are not contiguous fp32")
+
+
+def _cat(tape: "Tape", parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    first = next(part for part in parts if tape.holds(part))
+    require(dim % first.dim() == first.dim() - 1 > 0, "concatenates rows, or along an axis that is not the last")
+    require(first.dim() == 2, "concatenates heads")
+    y, at = tape.like(first, sum(part.shape[-1] for part in parts)), 0
+    for part in parts:
+        target = y[:, at : at + part.shape[-1]]
+        if tape.holds(part):
+            _check(tape, part)
+            _copy(tape, part, part.stride(0), target)
+        else:
+            require(part.dtype == torch.float32 and part.stride(0) == 0, "concatenates with a constant for each row")
+            _copy(tape, part[0].contiguous(), 0, target)
+        at += part.shape[-1]
+    return y
+
+
+def _pad(tape: "Tape", x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    require(mode == "constant", "pads with what is there already")
+    require(len(pad) == 2 and x.dim() == 2 and min(pad) >= 0, "pads along an axis that is not the last")
+    before, after = (torch.full((1, n), float(value or 0.0)).expand(len(x), n) for n in pad)
+    return _cat(tape, [part for part in (before, x, after) if part.shape[1]], -1)
+
+
+def _copy(tape: "Tape", source: Tensor, stride: int, target: Tensor) -> None:
+    code = tape.library.code("Unary", "identity")
+    rows = tape.rows(target)
+    tape.emit("unary", rows=rows, width=target.shape[1], op=code, x=source, x_stride=stride, y=target)
+
+
+def _softplus(tape: "Tape", x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    require(beta == 1 and threshold >= 15, "computes a softplus with a slope of its own")
+    return unary(tape, "softplus", x)
+
+
+def _elu(tape: "Tape", x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    require(alpha == scale == input_scale == 1, "computes an elu with scales of its own")
+    return unary(tape, "elu", x)
+
+
+def _gelu(tape: "Tape", x: Tensor, *, approximate: str = "none") -> Tensor:
+    return unary(tape, "gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+def _clamp(tape: "Tape", x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    if min is not None:
+        x = binary(tape, "maximum", x, min)
+    return x if max is None else binary(tape, "minimum", x, max)
+
+
+def _power(tape: "Tape", x: Tensor, exponent: float) -> Tensor:
+    names = {1: "identity", 2: "square", -1: "reciprocal", 0.5: "sqrt", -0.5: "rsqrt"}
+    require(exponent in names, f"raises rows to the power {exponent}")
+    return unary(tape, names[exponent], x)
+
+
+def _contiguous(tape: "Tape", x: Tensor, **_: Any) -> Tensor:
+    """A copy of rows whose heads lie apart."""
+    require(x.dtype == torch.float32 and x.dim() >= 2 and x.stride(-1) == 1, "copies rows in another order")
+    y = tape.like(x, *x.shape[1:])
+    if x.dim() == 2:
+        _copy(tape, x, x.stride(0), y)
+        return y
+    require(x.dim() == 3, "copies rows of many axes")
+    for h in range(x.shape[1]):
+        _copy(tape, x[:, h], x.stride(0), y[:, h])
+    return y
+
+
+def _to_dtype(tape: "Tape", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    raise NotRecordable("changes the type of rows")
+
+
+def _copied_first(view: Any) -> Handler:
+    def emit(tape: "Tape", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return view(_contiguous(tape, x), *args, **kwargs)  # type: ignore[no-any-return]
+
+    return emit
+
+
+VOCABULARY: Mapping[Any, Handler] = {
+    **{getattr(aten, name).default: _unary(name) for name in ("neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt")},
+    **{getattr(aten, name).default: _unary(name) for name in ("reciprocal", "sigmoid", "tanh", "silu", "relu")},
+    **{getattr(aten, name).Tensor: _binary(name) for name in ("add", "sub", "mul", "div")},
+    **{getattr(aten, name).Scalar: _binary(name) for name in ("add", "sub", "mul", "div")},
+    **{getattr(aten, name).default: _binary(name) for name in ("maximum", "minimum")},
+    aten.rsub.Scalar: lambda tape, x, z, alpha=1: _binary("sub")(tape, z, x, alpha=alpha),
+    aten.softplus.default: _softplus,
+    aten.elu.default: _elu,
+    aten.gelu.default: _gelu,
+    aten.pow.Tensor_Scalar: _power,
+    aten.clamp.default: _clamp,
+    aten.cat.default: _cat,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: lambda tape, x, pad, value=0.0: _pad(tape, x, pad, value=value),
+    aten.clone.default: _contiguous,
+    aten._unsafe_view.default: lambda tape, x, size: x.view(size),
+    **dict.fromkeys((aten._to_copy.default, aten.to.dtype, aten.to.device), _to_dtype),
+    **{view: _copied_first(view) for view in (aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default)},
+}
+"""ATen operation -> what records it."""
+
+
+def record(tape: "Tape", function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The result of `function` as a buffer of the tape. Raises NotRecordable for what is not in the vocabulary."""
+    handler = VOCABULARY.get(function)
+    if handler is None:
+        raise NotRecordable(f"computes {function.__name__}")
+    try:
+        return handler(tape, *args, **kwargs)
+    except TypeError as problem:  # an argument that no handler has
+        raise NotRecordable(f"computes {function.__name__} in an unusual form") from problem
