@@ -138,6 +138,7 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
         "achieved ms": round(1e3 * median, 3),
         "share of the bound": f"{bound / median:.0%}",
         "operations": len(captured.tape.names),
+        "of these in Python": captured.host_operations or "none",
         **parts,
     }
 

@@ -31,6 +31,7 @@ class Captured:
 
     threads: who runs it. max_rows: most rows of a step; context: most positions of a sequence, provisional rows too;
     vocab_size: ids from here on do not count. coarse_prompts: see `Tape`.
+    host_operations: parts of the model that Python computes between native ones, and why.
     """
 
     def __init__(

@@ -1,19 +1,26 @@
 """The engine on native kernels: one answer, whatever the drafts, the batch, the memory and the threads."""
 
+import runpy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pytest
 import torch
 from native import LEVELS, pool
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
+from torch import Tensor
 from toy import Nodes, finish, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CODECS, MIXERS, Can
 from stretto.core.errors import RunError
+from stretto.core.mixer import Mixer
 from stretto.core.sampling import Sampling
-from stretto.core.state import PageRef
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, PageRef, StateSpec
 from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
 from stretto.kernels.linear import Linear
-from stretto.models.lm import LM
+from stretto.models.lm import LM, MixerConfig
 
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
 
@@ -125,12 +132,75 @@ def test_two_engines_share_threads(lm: LM, greedy: list[list[int]]) -> None:
         assert [outputs[rid] for rid in sorted(outputs)] == greedy
 
 
-def test_a_mixer_without_native_kernels_is_one_operation_of_the_host() -> None:
-    oracle = toy_lm(["attention", "long_conv", "gated_delta"])
-    hosted = engine(packed(oracle))
-    assert list(hosted.captured.host_operations) == ["blocks.1.mixer"]
+class Centred(Mixer):
+    """Another mixer whose rows lose their mean: a sum over a row has no native kernel."""
+
+    def __init__(self, inner: Mixer) -> None:
+        super().__init__()
+        self.d_model, self.inner = inner.d_model, inner
+
+    @property
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        return self.inner.state_specs
+
+    def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
+        y_TD = self.inner(x_TD, seqs, cache)
+        return y_TD - y_TD.sum(-1, keepdim=True) / self.d_model  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentredConfig:
+    inner: MixerConfig
+
+    def build(self) -> Mixer:
+        return Centred(self.inner.build())
+
+
+@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}], ids=str)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict[str, int], drafter: str) -> None:
+    """Whatever it wraps, with drafts, in a batch: tokens are those of plain decoding, and other layers stay native."""
+    torch.manual_seed(3)
+    plain = toy_lm(["attention", "gated_delta", "mamba2", "long_conv", "mamba"], seed=3)
+    layers = tuple(replace(layer, mixer=CentredConfig(inner=layer.mixer)) for layer in plain.config.layers[:-1])
+    oracle = replace(plain.config, layers=(*layers, plain.config.layers[-1])).build()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    oracle.cast(torch.float64).eval().requires_grad_(False)
     want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
-    assert run_all(hosted) == want
+    known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
+    hosted = engine(packed(oracle), **sizes, **options(drafter, known, 5, 0, 9, 1))
+    assert hosted.captured is not None
+    assert list(hosted.captured.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
+    assert all("sum" in why for why in hosted.captured.host_operations.values())
+    assert run_all(hosted, GREEDY) == want
+
+
+@pytest.mark.parametrize("drafter", ["none", "ngram", "tree oracle"])
+def test_the_mixer_of_the_example_runs_natively(drafter: str) -> None:
+    """Its decays are made in `forward`, and depend on nothing that a step changes."""
+    path = Path(__file__).parents[2] / "examples" / "add_a_mixer.py"
+    example = runpy.run_path(str(path))
+    torch.manual_seed(1)
+    plain = toy_lm(["attention", "attention"], seed=5)
+    mixer = example["Retention"].Config(d_model=16, num_heads=4)
+    layers = (replace(plain.config.layers[0], mixer=mixer), plain.config.layers[1])
+    oracle = replace(plain.config, layers=layers).build()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    oracle.cast(torch.float64).eval().requires_grad_(False)
+    want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
+    one = engine(packed(oracle), **options(drafter, known, 5, 0, 9, 1))
+    assert one.captured is not None and one.captured.host_operations == {}
+    assert run_all(one, GREEDY) == want
+
+
+def test_no_mixer_of_the_registry_needs_the_host(lm: LM) -> None:
+    one = engine(lm)
+    assert one.captured is not None and one.captured.host_operations == {}
 
 
 @pytest.mark.parametrize("options", [{"norm_before_gate": True}, {"num_groups": 4, "conv_bias": False}], ids=str)

@@ -118,9 +118,9 @@ def test_an_operation_that_would_vanish_is_refused() -> None:
     with one.recording():
         views = x.view(-1, 8, 8).flatten(1).split_with_sizes([32, 32], 1)
         assert views[1].data_ptr() == x.data_ptr() + 128
-        with pytest.raises(NotRecordable, match="mul"):
-            x * 2
-        with pytest.raises(NotRecordable, match="cat"):
+        with pytest.raises(NotRecordable, match="sum"):
+            x.sum(-1)
+        with pytest.raises(NotRecordable, match="concatenates rows"):
             torch.cat([x, x])
     with pytest.raises(UserError, match="no tape is being recorded"):
         residual_add(x, x, impl="native")

@@ -35,7 +35,7 @@ class StepSeqs(Seqs):
         return self
 
     @property
-    def positions(self) -> Tensor:  # type: ignore[override]
+    def positions(self) -> Tensor:
         raise NotRecordable("reads the positions of rows")
 
     def memo(self, key: Hashable, make: Callable[[], Any]) -> Any:
