@@ -132,6 +132,10 @@ class LLM:
             vocab_size=self.tokenizer.vocab_size,
             threads=threads,
         )
+        if self.engine.captured is not None and (slow := self.engine.captured.host_operations):
+            first, reason = next(iter(slow.items()))
+            text = f"{len(slow)} part(s) of the model run in Python between the native kernels: {first} {reason}"
+            (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
 

@@ -260,9 +260,11 @@ class Runner {
 
 void drive_linear(const Runner&);
 void drive_pointwise(const Runner&);
+void drive_elementwise(const Runner&);
 void drive_attention(const Runner&);
 void drive_recurrent(const Runner&);
 void drive_scan(const Runner&);
+void drive_fftconv(const Runner&);
 void drive_sample(const Runner&);
 void drive_ahead(const Runner&);
 void drive_bandwidth(const Runner&);
