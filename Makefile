@@ -3,10 +3,12 @@
 #   PYTHON=python3.12                      another interpreter (3.11 or newer)
 #   TORCH=path/to/torch.whl                another torch: a wheel, or a requirement such as torch==2.13.0
 #   TORCH_INDEX=https://host/path/simple   the package index that torch comes from
+#   JOBS=4                                 processes of the tests (2)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,12 +60,12 @@ lint: $(DEV_STAMP)
 test: lint
 	@$(BIN)/stretto pull smollm2
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-full: lint
 	@$(BIN)/stretto pull smollm2
 	@echo "== all tests"
-	@$(BIN)/python -m pytest -q -m ""
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m ""
 	@echo "== records"
 	@$(BIN)/python bench/foundation.py
 

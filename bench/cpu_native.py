@@ -35,12 +35,12 @@ from stretto.codecs.q4_1 import Q4_1
 from stretto.core.costs import Machine, prefill_bound
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
-from stretto.engine.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
-from stretto.engine.record import as_record, result
 from stretto.kernels.linear import matmul
 from stretto.kernels.linear.native import pack
 from stretto.kernels.native.library import Pool
 from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.planner.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
+from stretto.planner.record import as_record, result
 
 RECORD = Path(__file__).parent / "records" / "cpu_native.json"
 NODES = 15

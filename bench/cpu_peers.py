@@ -32,12 +32,12 @@ from peers.install import SetupError, interpreter, model_file, set_up
 from peers.svg import Bar, Group, chart
 from peers.systems import OURS, Variant, peers
 
-from stretto.convert.hub import resolve
 from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
-from stretto.engine.measure import describe_machine, read_bandwidth
-from stretto.engine.record import as_record, result
+from stretto.hub.models import resolve
 from stretto.llm.sync import open_tokenizer
+from stretto.planner.measure import describe_machine, read_bandwidth
+from stretto.planner.record import as_record, result
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, CHART = ROOT / "bench" / "records" / "cpu_peers.json", ROOT / "docs" / "cpu_peers.svg"

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from stretto.engine.record import result
+from stretto.planner.record import result
 
 RECORD = Path(__file__).parent / "records" / "foundation.json"
 STRETTO = [sys.executable, "-m", "stretto"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stretto.convert import hub
 from stretto.core.env import read_env
+from stretto.hub import models
 
 torch.set_num_threads(1)
 
@@ -19,4 +19,4 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's GGUF file, fetched into the cache once."""
-    return hub.resolve("smollm2", env=read_env(), progress=False)
+    return models.resolve("smollm2", env=read_env(), progress=False)

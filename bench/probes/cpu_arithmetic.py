@@ -38,12 +38,12 @@ from cpu_forms import D_IN, D_OUT, FIXED, FORMS, GROUP, INSTRUCTIONS, SPINS, TIL
 from torch import Tensor
 
 from stretto.codecs.q4_1 import Q4_1
-from stretto.engine.measure import describe_machine
-from stretto.engine.record import as_record, result
 from stretto.kernels.linear import native
 from stretto.kernels.native.build import supported_levels
 from stretto.kernels.native.library import Op
 from stretto.kernels.native.tape import aligned
+from stretto.planner.measure import describe_machine
+from stretto.planner.record import as_record, result
 
 # SmolLM2: 30 layers of (q, k, v), output, (gate, up) and down in Q4_1, and a head of 49,152 rows in Q8_0
 STREAMED_BYTES = (30 * 576 * (960 + 576 + 3 * 1536) * 20 + 49152 * 576 * 34) // 32

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from stretto.cli._terminal import harmless, has_colour, is_terminal, paint
 
 if TYPE_CHECKING:
-    from stretto.convert.tokenizer import Tokenizer
     from stretto.llm import Chunk, Result
+    from stretto.text.tokenizer import Tokenizer
 
 
 class Printer:

@@ -42,12 +42,12 @@ class Options:
 def run(options: Options) -> int:
     """Measure the machine, then the model, variants interleaved; print a table."""
     check(options)
-    from stretto.convert.hub import resolve
+    from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
-    from stretto.engine.measure import describe_machine, measure_machine, model_cost, prefill_cost
-    from stretto.engine.record import as_record, result
     from stretto.llm import DTYPES, LLM
+    from stretto.planner.measure import describe_machine, measure_machine, model_cost, prefill_cost
+    from stretto.planner.record import as_record, result
 
     dtype = DTYPES[options.dtype]
     most = max(options.streams)

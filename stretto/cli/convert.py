@@ -41,7 +41,7 @@ def run(options: Options) -> int:
         raise UserError(f"unknown --dtype {options.dtype!r}", try_=near(options.dtype, CODECS.names()))
     if options.dst.exists() and not options.overwrite:
         raise UserError(f"{options.dst} exists", try_="another destination, or --overwrite")
-    from stretto.convert.hub import resolve
+    from stretto.hub.models import resolve
 
     src = resolve(options.src, env=read_env())
     from stretto.convert.convert import convert

@@ -13,8 +13,8 @@ from stretto.core.errors import UserError
 
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
-    from stretto.engine.measure import Measured
     from stretto.kernels.native.library import Pool
+    from stretto.planner.measure import Measured
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
 PACKAGES = ("stretto", "torch", "numpy", "tokenizers", "jinja2", "rich", "triton", "huggingface_hub")
@@ -37,13 +37,13 @@ def run(options: Options) -> int:
     env = read_env()
     path = None
     if options.model is not None:
-        from stretto.convert.hub import resolve
+        from stretto.hub.models import resolve
 
         path = resolve(options.model, env=env)
     import torch
 
     from stretto.convert.model_file import open_model
-    from stretto.engine.measure import describe_machine, gemm_rate, native_bandwidth, read_bandwidth
+    from stretto.planner.measure import describe_machine, gemm_rate, native_bandwidth, read_bandwidth
 
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
     file = None if path is None else open_model(path)  # first: a bad file needs no measuring
@@ -95,8 +95,8 @@ def environment(env: Env) -> dict[str, str]:
 
 def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Pool | None]":
     """What the native kernels were compiled for, or why they are not there; and the threads that run them."""
-    from stretto.engine.backend import thread_pool
     from stretto.kernels.native.build import build, find_compiler, supported_levels
+    from stretto.llm.backend import thread_pool
 
     levels = supported_levels()
     found: dict[str, Any] = {"this CPU runs": levels, "compiler": find_compiler(env.cxx) or "none found"}
@@ -113,8 +113,8 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
     import time
 
     from stretto.core.sampling import Sampling
-    from stretto.engine.measure import model_cost, native_bandwidth
     from stretto.llm import LLM
+    from stretto.planner.measure import model_cost, native_bandwidth
 
     context = min(2 * _STEP_CONTEXT, file.config.context)
     llm = LLM(file.path, draft="none", context=context, max_seqs=1, env=env)
@@ -178,8 +178,8 @@ def bounds(file: "ModelFile", machine: Machine, dtype: Any) -> dict[str, float]:
     """What one stream cannot exceed on this machine, from measured rates and the bytes a step streams."""
     import torch
 
-    from stretto.engine.measure import model_cost, prefill_cost
     from stretto.models.lm import LM
+    from stretto.planner.measure import model_cost, prefill_cost
 
     with torch.device("meta"):
         lm = LM(file.config).cast(dtype)

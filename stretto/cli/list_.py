@@ -57,7 +57,7 @@ def run(options: Options) -> int:
 
 def _models(env: Env) -> list[dict[str, Any]]:
     """Aliases, pulled or not, and whatever else lies in the cache."""
-    from stretto.convert.hub import aliases, cached
+    from stretto.hub.models import aliases, cached
 
     found = {} if env.cache is None else {path.parent.name: path for path in cached(env)}
     models = []

@@ -20,7 +20,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Print where the model is; nothing is downloaded twice."""
-    from stretto.convert.hub import aliases, pull, resolve
+    from stretto.hub.models import aliases, pull, resolve
 
     env = read_env()
     again = options.force and options.model in aliases()

@@ -84,7 +84,7 @@ def run(options: Options) -> int:
     template = read_template(options.chat_template)
     alone = "--json" if options.json else "--raw" if options.raw else None
     prompt = read_prompt(options.prompt, alone=alone, raw=options.raw, no_stdin=options.no_stdin)
-    from stretto.convert.hub import resolve
+    from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
     with _loading(options.model) as report:
@@ -135,7 +135,7 @@ def check(options: Options) -> Sampling:
     if name not in ("none", "auto"):
         DRAFTERS.card(name)
     if settings:
-        from stretto.engine.options import make_drafting
+        from stretto.llm.options import make_drafting
 
         make_drafting(options.draft)
     if options.judge not in JUDGES.names():

@@ -20,7 +20,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Open the file, check that every tensor is there, describe it."""
-    from stretto.convert.hub import resolve
+    from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
     from stretto.convert.model_file import open_model

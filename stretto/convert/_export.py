@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from stretto.convert.gguf_ import Typed, Value
-from stretto.convert.model_file import ModelFile, read_json
+from stretto.convert.model_file import ModelFile
 from stretto.convert.show import SAMPLING_KEYS, generation_hints
-from stretto.convert.tokenizer import Tokenizer
+from stretto.core.files import read_json
+from stretto.text.tokenizer import Tokenizer
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

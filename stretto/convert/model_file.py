@@ -6,7 +6,6 @@ a single GGUF model. What lies beside models (adapters, projectors, other contai
 
 import difflib
 import importlib
-import json
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from stretto.convert.gguf_ import MAGIC
 from stretto.convert.gguf_split import open_gguf, parts_of
 from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
+from stretto.core.files import read_json
 from stretto.core.packed import Packed
 from stretto.models.family import Family, Names
 from stretto.models.lm import LMConfig
@@ -199,17 +199,6 @@ def _announced(config: Mapping[str, Any]) -> object:
         return names[0]
     spelled = f"{config.get('model_type')}ForCausalLM".replace("_", "").lower()
     return next((n for f in families() for n in f.hf if n.lower() == spelled), config.get("model_type"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ModelFileError otherwise. Bare Infinity and NaN are accepted, as writers emit them."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
-        raise ModelFileError(f"{path} is not readable JSON", why=str(problem)) from None
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} is not a JSON object", why=f"it holds a {type(value).__name__}")
-    return value
 
 
 # GGUF files -----------------------------------------------------------------------------------------------------------

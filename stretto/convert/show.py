@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from stretto.convert.load import check_tensors
-from stretto.convert.model_file import ModelFile, read_json
+from stretto.convert.model_file import ModelFile
 from stretto.core.errors import ModelFileError
+from stretto.core.files import read_json
 from stretto.core.sampling import Sampling
 from stretto.core.state import StateSpec
 from stretto.mixers.attention import Attention

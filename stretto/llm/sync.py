@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from stretto.convert.chat import ChatTemplate, chat_ids
-from stretto.convert.hub import resolve
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import generation_hints, ignored_hints
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.drafter import Drafter
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
-from stretto.engine.backend import BACKENDS, Choice, choose
 from stretto.engine.engine import Engine, EngineConfig
-from stretto.engine.options import make_drafting, make_judge
 from stretto.engine.request import Event
-from stretto.engine.text import Text
+from stretto.hub.models import resolve
+from stretto.llm.backend import BACKENDS, Choice, choose
+from stretto.llm.options import make_drafting, make_judge
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
 from stretto.llm.sizes import choose_sizes
+from stretto.text.chat import ChatTemplate, chat_ids
+from stretto.text.stream import Text
+from stretto.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -153,7 +153,7 @@ class LLM:
         """Token ids of a conversation in the model's chat template, ready for the assistant's turn.
 
         tools: what the model may call, as OpenAI's `{"type": "function", "function": {...}}`. options: further names
-        that the template reads (`enable_thinking`, `documents`, ...; see `stretto.convert.chat.KWARGS`). Raises
+        that the template reads (`enable_thinking`, `documents`, ...; see `stretto.text.chat.KWARGS`). Raises
         UserError if there is no template, and for tools that the template has no place for: the model would never
         see them. `chat_ids` says when a BOS comes first.
         """

@@ -17,8 +17,8 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from stretto.convert.chat import ChatTemplate
 from stretto.core.errors import UserError
+from stretto.text.chat import ChatTemplate
 
 FOLDER = Path(__file__).parent
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}

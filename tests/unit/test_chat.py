@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from stretto.convert import chat
-from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.gguf_ import GGUFFile
-from stretto.convert.meter import Meter, Overrun
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError, UserError
+from stretto.text import chat
+from stretto.text.chat import ChatTemplate, chat_ids
+from stretto.text.meter import Meter, Overrun
+from stretto.text.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_chats.json").read_text())
 HI = [{"role": "user", "content": "hi"}]

@@ -7,11 +7,11 @@ from chat_templates import NOW, SPECIAL_TOKENS, Conversation, reference, rendere
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from stretto.convert import chat, meter
-from stretto.convert.chat import ChatTemplate
-from stretto.convert.sandbox import TemplateEnvironment
-from stretto.convert.template_filters import before_method
 from stretto.core.errors import UserError
+from stretto.text import chat, meter
+from stretto.text.chat import ChatTemplate
+from stretto.text.sandbox import TemplateEnvironment
+from stretto.text.template_filters import before_method
 
 HI = [{"role": "user", "content": " a-b\r\n<a> "}, {"role": "assistant", "content": "xax"}]
 TEXT = "messages[0].content"

@@ -13,12 +13,12 @@ from command import write_tiny
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.gguf_ import GGUFFile
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.llm import LLM
+from stretto.text.chat import ChatTemplate, chat_ids
+from stretto.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 SHOW = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}"

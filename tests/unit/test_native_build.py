@@ -15,10 +15,10 @@ import pytest
 
 from stretto.core.env import read_env
 from stretto.core.errors import RunError, UserError
-from stretto.engine.backend import thread_pool
 from stretto.kernels.native import build as builder
 from stretto.kernels.native.build import build, find_compiler, supported_levels
 from stretto.kernels.native.library import load
+from stretto.llm.backend import thread_pool
 
 LEVEL = supported_levels()[0]
 

@@ -188,3 +188,34 @@ def test_a_card_introduces_its_file(registry: Registry, name: str) -> None:
     assert card.idea and "\n" not in card.idea and not card.idea.endswith(".")
     assert card.paper, "an arXiv id, or the name of a format"
     assert not set(card.presets) & set(registry.names()), "a preset hides a file"
+
+
+# -- what the pages say ------------------------------------------------------------------------------------------------
+
+
+def names_in(source: str) -> set[str]:
+    """The names that a module defines at its top, and `Class.method` of its classes."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page)
+    assert len(named) >= 20, "the table of decisions is there"
+    for file, name in named:
+        path = next((root / file for root in (ROOT, ROOT / "stretto") if (root / file).is_file()), None)
+        assert path is not None, f"{file} is not there"
+        assert name in names_in(path.read_text()), f"{file} has no {name}"
+    folders = re.findall(r"^\| (`[^|]+`) \|", page, re.M)
+    listed = {name for cell in folders for name in re.findall(r"`(\w+)/`", cell)}
+    assert listed == {path.parent.name for path in (ROOT / "stretto").glob("*/__init__.py")}, "the table of packages"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.convert.gguf_ import GGUFFile
-from stretto.convert.stream import Detokenizer
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import UserError
+from stretto.text.stream import Detokenizer
+from stretto.text.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_tokens.json").read_text())
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from vocabularies import byte_metadata, sentencepiece
 
-from stretto.convert.tokenizer import Tokenizer
+from stretto.text.tokenizer import Tokenizer
 
 # Names that ggml counts among the ends of a generation, whatever their type.
 GGML_ENDS = [

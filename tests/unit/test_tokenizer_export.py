@@ -10,10 +10,10 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 from vocabularies import library
 
-from stretto.convert.chat import ChatTemplate, chat_ids
 from stretto.convert.convert import convert
 from stretto.convert.gguf_ import GGUFFile
-from stretto.convert.tokenizer import Tokenizer
+from stretto.text.chat import ChatTemplate, chat_ids
+from stretto.text.tokenizer import Tokenizer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}

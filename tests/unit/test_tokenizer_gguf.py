@@ -13,11 +13,11 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 from vocabularies import byte_level, byte_metadata, library, save, sentencepiece
 
-from stretto.convert._tokenizer_gguf import KEYS
 from stretto.convert.gguf_ import GGUFFile
-from stretto.convert.stream import Detokenizer
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError
+from stretto.text._tokenizer_gguf import KEYS
+from stretto.text.stream import Detokenizer
+from stretto.text.tokenizer import Tokenizer
 
 # --- Byte-level vocabularies
 

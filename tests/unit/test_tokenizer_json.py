@@ -9,9 +9,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from vocabularies import CORPUS, DIGITS_THEN_GPT2, byte_level, library, llama_like, save, sentencepiece
 
-from stretto.convert.stream import Detokenizer
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError
+from stretto.text.stream import Detokenizer
+from stretto.text.tokenizer import Tokenizer
 
 SPACES, FN = "▁▁▁▁", "▁fn"
 CLASSES = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stretto.convert import pretokenizers
 from stretto.core.errors import ModelFileError
+from stretto.text import pretokenizers
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_tokens.json").read_text())
 

@@ -9,9 +9,9 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vocabularies import byte_level, save
 
-from stretto.convert.stream import Detokenizer
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError
+from stretto.text.stream import Detokenizer
+from stretto.text.tokenizer import Tokenizer
 
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from vocabularies import byte_level, byte_metadata, library, llama_like, save
 
-from stretto.convert.stream import StopMatcher
-from stretto.convert.tokenizer import Tokenizer
-from stretto.engine.text import Text
+from stretto.text.stream import StopMatcher, Text
+from stretto.text.tokenizer import Tokenizer
 
 
 def shown(tokenizer: Tokenizer, ids: list[int], *stops: str) -> tuple[list[str], str, bool]:

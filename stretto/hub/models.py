@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stretto.convert import wheels
 from stretto.core.env import Env, expand_home
 from stretto.core.errors import MissingDependency, RunError, UserError
+from stretto.hub import wheels
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+\.gguf)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]

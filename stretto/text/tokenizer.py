@@ -15,10 +15,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from stretto.convert._tokenizer_gguf import gguf_fields, read_gguf
-from stretto.convert._tokenizer_json import read_dir
-from stretto.convert._vocabulary import Vocabulary
 from stretto.core.errors import UserError
+from stretto.text._tokenizer_gguf import gguf_fields, read_gguf
+from stretto.text._tokenizer_json import read_dir
+from stretto.text._vocabulary import Vocabulary
 
 _SPACE = "\u2581"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -27,10 +27,10 @@ from typing import Any
 
 import tokenizers
 
-from stretto.convert._tokenizer_gguf import ROLES
-from stretto.convert._vocabulary import Style, Vocabulary, end_names, with_eos
-from stretto.convert.model_file import read_json
 from stretto.core.errors import ModelFileError
+from stretto.core.files import read_json
+from stretto.text._tokenizer_gguf import ROLES
+from stretto.text._vocabulary import Style, Vocabulary, end_names, with_eos
 
 
 def read_dir(path: Path) -> Vocabulary:

@@ -16,7 +16,7 @@ from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
-from stretto.convert.meter import Meter, Overrun, meter_of
+from stretto.text.meter import Meter, Overrun, meter_of
 
 MAX_RANGE = 100_000
 MAX_DATE = 256  # characters of a form of strftime_now

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from stretto.convert import pretokenizers
-from stretto.convert._vocabulary import Style, Vocabulary, control_names, end_names, with_eos
 from stretto.core.errors import ModelFileError
+from stretto.text import pretokenizers
+from stretto.text._vocabulary import Style, Vocabulary, control_names, end_names, with_eos
 
 T = TypeVar("T")
 

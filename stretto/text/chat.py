@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from stretto.convert.conversation import checked_messages, checked_objects, plain
-from stretto.convert.meter import METER, Meter, Overrun
-from stretto.convert.sandbox import TemplateEnvironment
-from stretto.convert.template_reads import reads_parts, variables
-from stretto.convert.tokenizer import Tokenizer
 from stretto.core.errors import ModelFileError, UserError
+from stretto.text.conversation import checked_messages, checked_objects, plain
+from stretto.text.meter import METER, Meter, Overrun
+from stretto.text.sandbox import TemplateEnvironment
+from stretto.text.template_reads import reads_parts, variables
+from stretto.text.tokenizer import Tokenizer
 
 MAX_OUTPUT = 4 << 20  # characters
 MAX_SECONDS = 2.0

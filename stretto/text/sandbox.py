@@ -29,8 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from stretto.convert.meter import meter_of, size_of
-from stretto.convert.template_filters import FILTERS, before_method, formatted, functions, growth, percent
+from stretto.text.meter import meter_of, size_of
+from stretto.text.template_filters import FILTERS, before_method, formatted, functions, growth, percent
 
 _FILTERS = """abs capitalize count d default dictsort e escape first float forceescape format groupby indent int items
 join last length list lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum

@@ -1,9 +1,9 @@
-"""Text as it grows: token ids to text in pieces, and stop strings found across the pieces."""
+"""Text as it grows: token ids to text in pieces, stop strings found across the pieces, and `Text`, which is both."""
 
 import codecs
 from collections.abc import Iterable, Sequence
 
-from stretto.convert.tokenizer import Tokenizer
+from stretto.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
@@ -72,3 +72,28 @@ class StopMatcher:
             if any(stop.startswith(tail) for stop in self._stops):
                 return n
         return 0
+
+
+class Text:
+    """The `TextStream` of one request: incremental detokenization, then stop strings."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], *, skip_special: bool = True, continues: bool
+    ) -> None:
+        """continues: the text goes on from a raw prompt, so its first space belongs to it."""
+        self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special, continues=continues)
+        self._matcher = StopMatcher(stops)
+        self._stopped = False
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """Text that is now certain, and whether a stop string was completed."""
+        piece, hit = self._matcher.push(self._detokenizer.push([token]))
+        self._stopped = hit is not None
+        return piece, self._stopped
+
+    def finish(self) -> str:
+        """The text that was held back; nothing after a stop string."""
+        if self._stopped:
+            return ""
+        piece, hit = self._matcher.push(self._detokenizer.finish())
+        return piece if hit is not None else piece + self._matcher.finish()
