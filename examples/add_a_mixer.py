@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stretto.channels.dense import Dense
+from stretto.core.card import Can
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
@@ -22,6 +23,8 @@ from stretto.models.lm import Layer, LMConfig
 
 
 class Retention(Mixer):
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         d_model: int
@@ -39,7 +42,7 @@ class Retention(Mixer):
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         shape = (self.heads, self.size, self.size)
-        return (StateSpec(name="memory", shape=shape, dtype=torch.float32, kind="slot", rollback="replay"),)
+        return (StateSpec(name="memory", shape=shape, dtype=torch.float32, kind="slot"),)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         q, k, v = (part.view(-1, self.heads, self.size) for part in self.qkv.split(self.qkv(x_TD, seqs)))

@@ -69,7 +69,6 @@ _COLUMNS: dict[str, Callable[[Card], str]] = {
     "cost": lambda card: card.cost,
     "can": lambda card: ", ".join(f.name.lower() for f in Can if f in card.can and f.name),
     "output": lambda card: card.exactness.value,
-    "presets": lambda card: ", ".join(f"`{name}`" for name in sorted(card.presets)),
 }
 
 

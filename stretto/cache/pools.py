@@ -68,7 +68,7 @@ class Pools:
     layer_specs: per layer, what its mixer (and channel) declares. kv_dtype: of paged states that name no dtype.
     state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`. lanes: whether states that
     want it lie lane by lane, for native kernels.
-    Raises UserError for a state kind without a pool (`window`, `levels`) and for two states of one name in a layer.
+    Raises UserError for two states of one name in a layer.
     """
 
     def __init__(
@@ -261,11 +261,6 @@ def _stored(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.d
         if len({spec.name for spec in specs}) < len(specs):
             raise UserError(f"layer {layer} declares two states of one name", why="states are found by their names")
         for spec in specs:
-            if spec.kind not in ("paged", "slot"):
-                raise UserError(
-                    f"state {spec.name!r} of layer {layer} is of kind {spec.kind!r}",
-                    why="the cache stores the kinds paged and slot",
-                )
             paged = spec.kind == "paged"
             dtype = spec.dtype or (kv_dtype if paged else state_dtype)
             if not paged and dtype.is_floating_point:

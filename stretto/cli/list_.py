@@ -79,5 +79,4 @@ def _as_dict(card: Card) -> dict[str, Any]:
         "state": card.state,
         "cost": card.cost,
         "exactness": card.exactness.value,
-        "presets": sorted(card.presets),
     }

@@ -50,7 +50,6 @@ class Card:
     state: str = "none"  # what a sequence must carry, per layer
     cost: str = ""  # work, in the letters of core/shapes.py
     exactness: Exactness = Exactness.EXACT
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # other names = arguments of `make`
 
     def tiny_module(self) -> Any:
         """The small module that law tests run (mixers and channels)."""

@@ -35,6 +35,17 @@ class Draft:
             None if self.probs is None else self.probs[:num_nodes],
         )
 
+    def chain(self) -> "Draft":
+        """The path of first children: what is left of a tree for a model or judge that takes chains only."""
+        if self.parents is None:
+            return self
+        path, last = list[int](), -1
+        for node, parent in enumerate(self.parents):
+            if parent == last:
+                path.append(node)
+                last = node
+        return Draft(tuple(self.tokens[i] for i in path), None, None if self.probs is None else self.probs[path])
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from stretto.core.card import Can
 from stretto.core.drafter import Draft, Verdict
 
 Head = Literal["picks", "probs"]
@@ -25,10 +26,12 @@ class Judge(ABC):
     """Accepts a root path of the draft and adds one token. One law per filler.
 
     Laws (tests/contracts/test_judge.py): the law of the emitted tokens equals that of plain sampling, by enumeration
-    on a toy vocabulary and by a chi-square test through the engine; an empty draft gives plain sampling; a judge
-    without Can.TREE or Can.SAMPLED refuses trees or temperatures by name.
+    on a toy vocabulary and by a chi-square test through the engine; an empty draft gives plain sampling. A judge
+    without Can.TREE is given chains, one without Can.SAMPLED no temperatures: the engine sees to it.
     """
 
+    can: ClassVar[Can] = Can(0)
+    """CHAIN, TREE, SAMPLED: the engine gives it nothing else."""
     head: Head
     """What `judge` reads per row: `picks` (the token plain decoding would emit there) or `probs` (its full law)."""
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from stretto.core.card import Can
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec
 
@@ -29,6 +30,8 @@ class Mixer(nn.Module, ABC):
     """
 
     d_model: int
+    can: ClassVar[Can] = Can(0)
+    """What the engine may ask of it; the card says the same. What is not claimed is refused by name or done without."""
     wide_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that stay fp32 when the model runs in a narrower dtype (decays, time steps)."""
 

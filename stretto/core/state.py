@@ -27,18 +27,16 @@ PAGE_SIZE = 16  # tokens per page
 class StateSpec:
     """One tensor that one sequence must carry through one layer.
 
-    shape: per token (kind `paged`) or per sequence (the other kinds).
+    shape: per token (kind `paged`) or per sequence (kind `slot`).
     dtype: None = the KV dtype of the engine (paged) or the dtype of the activations (slot).
-    kind: paged | slot | window (a paged state that only needs its last `window` tokens) | levels (O(log T) slots).
-    rollback: how rejected drafts leave it: truncate | slots (one state per row) | replay.
+    kind: `paged` states lose rejected drafts by position, `slot` states by replaying what was accepted.
     lanes: native kernels want it lane by lane (paged): for each element, the tokens of a page side by side.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
-    kind: Literal["paged", "slot", "window", "levels"]
-    rollback: Literal["truncate", "slots", "replay"]
+    kind: Literal["paged", "slot"]
     lanes: bool = False
 
     def nbytes(self, default: torch.dtype) -> int:
@@ -261,12 +259,10 @@ class TensorCache(Mapping[str, "Paged | Slot"]):
             if spec.kind == "paged":
                 empty = torch.zeros((0, *spec.shape), dtype=spec.dtype or dtype, device=device)
                 self._refs[spec.name] = TensorPaged([empty] * num_seqs)
-            elif spec.kind == "slot":
+            else:
                 # States are at least as wide as the activations: fp64 law tests need fp64 states.
                 wide = torch.promote_types(spec.dtype or dtype, dtype)
                 self._refs[spec.name] = TensorSlot(torch.zeros((num_seqs, *spec.shape), dtype=wide, device=device))
-            else:
-                raise NotImplementedError(f"state kind {spec.kind!r} (state {spec.name!r})")
 
     def __getitem__(self, name: str) -> TensorPaged | TensorSlot:
         return self._refs[name]

@@ -10,12 +10,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from stretto.cache.manager import CacheManager
 from stretto.cache.pools import Pools, size_pools
+from stretto.core.card import Can
 from stretto.core.drafter import Ask, Draft, Drafter, Verdict
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge, Noise
@@ -23,7 +24,9 @@ from stretto.core.plan import StepPlan
 from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import MAX_TREE_ROWS, Seqs
+from stretto.engine import abilities
 from stretto.engine.captured import Captured
+from stretto.engine.drafting import DraftStats
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.judges.greedy import Greedy
 from stretto.engine.output import advance
@@ -51,31 +54,11 @@ class EngineConfig:
     coarse_prompts: bool = False
 
 
-@dataclass(slots=True)
-class DraftStats:
-    """Counters since the engine started. accepted_at[d]: drafts whose node at depth d + 1 was accepted."""
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    emitted: int = 0
-    accepted_at: list[int] = field(default_factory=list)
-
-    def add(self, draft: Draft, verdict: Verdict) -> None:
-        """Count one round of one request."""
-        self.rounds += bool(len(draft))
-        self.drafted += len(draft)
-        self.accepted += len(verdict.path)
-        self.emitted += len(verdict.emitted)
-        self.accepted_at += [0] * (len(verdict.path) - len(self.accepted_at))
-        for depth in range(len(verdict.path)):
-            self.accepted_at[depth] += 1
-
-
 class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are packed for them).
+    notes: what a user should know about how it runs. Raises UserError for a model that cannot be run as asked.
     """
 
     def __init__(
@@ -93,6 +76,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert (drafter is None) == (draft_policy is None), "a drafter comes with the policy that limits it"
+        abilities.check(model, config.max_seqs)
         self.model, self.config = model, config
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         num_blocks, num_slots = size_pools(
@@ -122,6 +106,9 @@ class Engine:
         self.scheduler = Scheduler(self.cache, order or FCFS(), max_seqs=config.max_seqs, max_rows=max_rows)
         self.drafter, self.draft_policy = drafter, draft_policy
         self.greedy, self.judge = Greedy(), judge or Coupled()
+        self.can = model.can
+        host = self.captured.host_operations if self.captured is not None else {}
+        self.notes = abilities.notes(host, self.can & self.judge.can, drafts=drafter is not None)
         self.eos_ids, self.clock = eos_ids, clock
         self.stats = DraftStats()
         self._requests: dict[int, Request] = {}
@@ -138,6 +125,9 @@ class Engine:
         check_prompt(prompt, self.vocab_size, self.config.context)
         if sampling.stops and text is None:
             raise UserError("stop strings need a tokenizer", why="this engine was given none", try_="stop_token_ids")
+        if sampling.temperature and Can.SAMPLED not in self.judge.can:
+            why = f"the judge {type(self.judge).__name__} decides at temperature 0 only"
+            raise UserError(f"temperature {sampling.temperature} cannot be served", why=why, try_="temperature=0")
         for token in (*sampling.logit_bias, *sampling.stop_token_ids):
             if token >= self.vocab_size:
                 raise UserError(f"token id {token} does not exist", why=f"the vocabulary has {self.vocab_size} tokens")
@@ -258,12 +248,15 @@ class Engine:
         asks, indices = [], []
         for i in decodes:
             request = batch[i].request
-            limit = 0 if request.is_alone else min(nodes, request.remaining - 1)
+            may = not request.is_alone and Can.CHAIN in self._can_draft(request)
+            limit = min(nodes, request.remaining - 1) if may else 0
             if limit > 0:
                 asks.append(Ask(request.rid, limit))
                 indices.append(i)
         for i, draft in zip(indices, self.drafter.propose(asks) if asks else (), strict=True):
             assert len(draft) <= nodes
+            if Can.TREE not in self._can_draft(batch[i].request):
+                draft = draft.chain()
             if len(draft) and self.cache.reserve(batch[i].request.rid, 1 + len(draft)):
                 drafts[i] = draft
         return drafts
@@ -326,6 +319,9 @@ class Engine:
             verdicts[b] = Verdict((), verdicts[b].emitted[:-1])
         failures = {rids[b]: why for b, why in refused.items()}
         return [Asked(request, Draft()) for request in requests], verdicts, failures, len(chosen)
+
+    def _can_draft(self, request: Request) -> Can:
+        return self.can & self._judge_for(request).can
 
     def _judge_for(self, request: Request) -> Judge:
         return self.greedy if request.sampling.temperature == 0 else self.judge

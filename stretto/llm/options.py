@@ -3,7 +3,7 @@
 import inspect
 from typing import TYPE_CHECKING
 
-from stretto.core.card import DRAFTERS, JUDGES
+from stretto.core.card import DRAFTERS, JUDGES, Exactness
 from stretto.core.drafter import Drafter
 from stretto.core.errors import UserError
 from stretto.core.policy import DraftPolicy
@@ -46,6 +46,16 @@ def make_judge(name: str) -> "Judge":
     """A judge by its name."""
     judge: Judge = JUDGES.card(name).make()
     return judge
+
+
+def approximations(draft: object, judge: object, prefill: str) -> tuple[str, ...]:
+    """What of these settings, by their cards, may change the output. Objects that a caller made are not known here."""
+    found = [] if prefill == "exact" else [f"prefill {prefill}"]
+    name = draft.partition(":")[0] if isinstance(draft, str) else ""
+    cards = [DRAFTERS.card(name)] if name in DRAFTERS.names() else []
+    cards += [JUDGES.card(judge)] if isinstance(judge, str) else []
+    found += [card.name for card in cards if card.exactness is Exactness.APPROXIMATE]
+    return tuple(found)
 
 
 def _options(spec: str, text: str) -> dict[str, int]:

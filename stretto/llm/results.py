@@ -39,7 +39,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again."""
+    """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again.
+
+    approximate: what may have changed the output, `prefill int8` for example; empty = exact or lossless.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -49,6 +52,7 @@ class Result:
     timings: Timings
     seed: int
     logprobs: tuple[TokenLogprobs, ...] = ()
+    approximate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.request import Event
 from stretto.hub.models import resolve
 from stretto.llm.backend import BACKENDS, Choice, choose
-from stretto.llm.options import make_drafting, make_judge
+from stretto.llm.options import approximations, make_drafting, make_judge
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
 from stretto.llm.sizes import choose_sizes
 from stretto.text.chat import ChatTemplate, chat_ids
@@ -84,6 +84,7 @@ class LLM:
         if prefill not in PREFILLS:
             raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
         drafting = make_drafting(draft) if isinstance(draft, str) else draft
+        self._approximate = approximations(draft, judge, prefill)
         file = open_model(resolve(str(model), env=env, progress=True))
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
@@ -132,9 +133,7 @@ class LLM:
             vocab_size=self.tokenizer.vocab_size,
             threads=threads,
         )
-        if self.engine.captured is not None and (slow := self.engine.captured.host_operations):
-            first, reason = next(iter(slow.items()))
-            text = f"{len(slow)} part(s) of the model run in Python between the native kernels: {first} {reason}"
+        for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
@@ -309,6 +308,7 @@ class LLM:
             ),
             seed=request.noise.seed,
             logprobs=tuple(stream.logprobs),
+            approximate=self._approximate,
         )
 
     def _template(self, source: str | None) -> ChatTemplate | None:

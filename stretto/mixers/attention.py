@@ -26,6 +26,8 @@ from stretto.kernels.rope import Rope, apply_rope
 class Attention(Mixer):
     """See the module docstring."""
 
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         """head_dim: default d_model / num_heads. scale: default head_dim ** -0.5. qk_norm: epsilon, None = no norm."""
@@ -59,10 +61,7 @@ class Attention(Mixer):
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         shape = (self.config.num_kv_heads, self.config.head_dim)
-        return tuple(
-            StateSpec(name=name, shape=shape, kind="paged", rollback="truncate", lanes=name == "k")
-            for name in ("k", "v")
-        )
+        return tuple(StateSpec(name=name, shape=shape, kind="paged", lanes=name == "k") for name in ("k", "v"))
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -88,5 +87,5 @@ CARD = Card(
     paper="2305.13245",
     state="2 G K per token (KV dtype)",
     cost="O(T L H K)",
-    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    can=Attention.can,
 )

@@ -32,6 +32,7 @@ _UNIT_EPS = 1e-6  # under the root: without it beta |k|^2 can pass 2 and the sta
 
 
 class GatedDelta(Mixer):
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
     wide_params = ("A_log", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +88,12 @@ class GatedDelta(Mixer):
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
         return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot", rollback="replay"),
+            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot"),
             StateSpec(
                 name="memory",
                 shape=(c.num_v_heads, c.head_k_dim, c.head_v_dim),
                 dtype=torch.float32,
                 kind="slot",
-                rollback="replay",
             ),
         )
 
@@ -129,7 +129,7 @@ CARD = Card(
     make=GatedDelta.Config,
     idea="matrix memory with decay whose writes replace what a key held (gated delta rule)",
     paper="2412.06464",
-    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    can=GatedDelta.can,
     tiny={"d_model": 16, "num_k_heads": 2, "num_v_heads": 4, "head_k_dim": 6, "head_v_dim": 4},
     state="H*K*V fp32 + (conv_width-1)*(2*G*K + H*V)",
     cost="O(T H K V)",

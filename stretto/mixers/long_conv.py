@@ -28,6 +28,8 @@ from stretto.kernels.pointwise import sigmoid
 class LongConv(Mixer):
     """See the module docstring."""
 
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         """max_len: taps per channel. lam: taps smaller than this count as zero (with the initial scale of 0.02, a
@@ -57,7 +59,7 @@ class LongConv(Mixer):
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
-        return (StateSpec(name="u", shape=(self.d_model,), kind="paged", rollback="truncate"),)
+        return (StateSpec(name="u", shape=(self.d_model,), kind="paged"),)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]. The kernel, the sum and the activation are computed in fp32 or wider."""
@@ -83,5 +85,5 @@ CARD = Card(
     paper="2302.06646",
     state="D per token (KV dtype)",
     cost="O(T log T D) for a text, O(L D) per decoded token",
-    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE,
+    can=LongConv.can,
 )

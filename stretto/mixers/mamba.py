@@ -27,6 +27,7 @@ from stretto.kernels.short_conv import short_conv
 
 
 class Mamba(Mixer):
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +75,8 @@ class Mamba(Mixer):
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
         return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_inner), kind="slot", rollback="replay"),
-            StateSpec(name="ssm", shape=(c.d_state, c.d_inner), dtype=torch.float32, kind="slot", rollback="replay"),
+            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_inner), kind="slot"),
+            StateSpec(name="ssm", shape=(c.d_state, c.d_inner), dtype=torch.float32, kind="slot"),
         )
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
@@ -105,7 +106,7 @@ CARD = Card(
     make=Mamba.Config,
     idea="state-space layer whose every channel decays its own small state by an input-dependent step",
     paper="2312.00752",
-    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    can=Mamba.can,
     tiny={"d_model": 16, "d_state": 5, "dt_rank": 3},
     state="F*S fp32 + (conv_width-1)*F, F = expand*D",
     cost="O(T F S)",

@@ -30,6 +30,7 @@ from stretto.kernels.short_conv import short_conv
 
 
 class Mamba2(Mixer):
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,13 +87,12 @@ class Mamba2(Mixer):
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
         return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot", rollback="replay"),
+            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot"),
             StateSpec(
                 name="ssm",
                 shape=(c.num_heads, c.d_state, c.head_dim),
                 dtype=torch.float32,
                 kind="slot",
-                rollback="replay",
             ),
         )
 
@@ -135,7 +135,7 @@ CARD = Card(
     make=Mamba2.Config,
     idea="state-space layer whose every head decays its matrix state by an input-dependent scalar",
     paper="2405.21060",
-    can=Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL,
+    can=Mamba2.can,
     tiny={"d_model": 16, "num_heads": 4, "head_dim": 4, "num_groups": 2, "d_state": 6},
     state="H*S*V fp32 + (conv_width-1)*(H*V + 2*groups*S)",
     cost="O(T H S V)",

@@ -8,6 +8,8 @@
 Families (one small file each, beside this one) translate foreign configs into `LMConfig` and name the tensors.
 """
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from stretto.core.card import Can
 from stretto.core.channel import Channel
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
@@ -138,9 +141,19 @@ class LM(nn.Module):
         return self.norm.weight.dtype
 
     @property
+    def mixers(self) -> list[Mixer]:
+        """One per layer."""
+        return [block.mixer for block in self.blocks]  # type: ignore[misc]
+
+    @property
+    def can(self) -> Can:
+        """What all of its mixers are able to do."""
+        return functools.reduce(operator.and_, (mixer.can for mixer in self.mixers))
+
+    @property
     def state_specs(self) -> list[tuple[StateSpec, ...]]:
         """What one sequence carries, per layer."""
-        return [block.mixer.state_specs for block in self.blocks]  # type: ignore[union-attr, misc]
+        return [mixer.state_specs for mixer in self.mixers]
 
     def tensor_caches(self, num_seqs: int, dtype: torch.dtype | None = None) -> list[TensorCache]:
         """Fresh functional caches, one per layer: tests, scoring, training with a carried state."""

@@ -25,10 +25,10 @@ from stretto.core.errors import FitError, UserError
 from stretto.core.seqs import Seqs
 from stretto.core.state import PAGE_SIZE, LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
 
-KEYS = StateSpec(name="k", shape=(2,), kind="paged", rollback="truncate")
+KEYS = StateSpec(name="k", shape=(2,), kind="paged")
 KEYS_BY_LANES = replace(KEYS, lanes=True)
-VALUES = StateSpec(name="v", shape=(), kind="paged", rollback="truncate")
-HASH = StateSpec(name="h", shape=(2,), kind="slot", rollback="replay")
+VALUES = StateSpec(name="v", shape=(), kind="paged")
+HASH = StateSpec(name="h", shape=(2,), kind="slot")
 MODELS = {
     "attention": ((KEYS, VALUES), (KEYS, VALUES)),
     "recurrent": ((HASH,), (HASH,)),
@@ -283,7 +283,7 @@ def test_table_grows_by_whole_pages_and_gives_back_what_it_cuts() -> None:
 
 
 def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> None:
-    wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged", rollback="truncate")
+    wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged")
     specs = ((KEYS, HASH), (KEYS,), (wide, HASH))
     pools = Pools(specs, num_blocks=3, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
     layers = pools.refs(Placement([[0]], [0], [0], [0]))
@@ -307,7 +307,7 @@ def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> Non
 
 
 def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
-    narrow = StateSpec(name="S", shape=(1,), dtype=torch.float32, kind="slot", rollback="replay")
+    narrow = StateSpec(name="S", shape=(1,), dtype=torch.float32, kind="slot")
     for activations, stored in ((torch.bfloat16, 4), (torch.float32, 4), (torch.float64, 8)):
         pools = Pools([[narrow]], num_blocks=1, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=activations)
         assert pools.bytes_per_sequence == stored
@@ -315,7 +315,7 @@ def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
 def test_pages_lie_lane_by_lane_only_where_the_state_and_the_reader_want_it(shape: tuple[int, ...]) -> None:
-    plain = StateSpec(name="plain", shape=shape, kind="paged", rollback="truncate")
+    plain = StateSpec(name="plain", shape=shape, kind="paged")
     specs = ((plain, replace(plain, name="lanes", lanes=True)),)
     for lanes in (False, True):
         pools = Pools(specs, num_blocks=4, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32, lanes=lanes)
@@ -451,8 +451,8 @@ def test_models_take_only_the_memory_that_they_declare() -> None:
     assert attention.reserve(0, 10) and attention.free_blocks == NUM_BLOCKS - 2
 
 
-KV = StateSpec(name="k", shape=(4, 64), kind="paged", rollback="truncate")  # 512 bytes per token in bf16
-STATE = StateSpec(name="S", shape=(64, 16), dtype=torch.float32, kind="slot", rollback="replay")  # 4 KiB
+KV = StateSpec(name="k", shape=(4, 64), kind="paged")  # 512 bytes per token in bf16
+STATE = StateSpec(name="S", shape=(64, 16), dtype=torch.float32, kind="slot")  # 4 KiB
 
 
 @pytest.mark.parametrize("specs", [((KV,), (KV,)), ((STATE,), (STATE,)), ((STATE,), (KV,), (STATE,))])
@@ -497,11 +497,7 @@ def test_too_little_memory_is_refused_with_numbers() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["window", "levels"])
-def test_states_without_a_pool_are_refused_by_name(kind: str) -> None:
-    spec = StateSpec(name="odd", shape=(1,), kind=kind, rollback="truncate")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=f"'odd' of layer 0 is of kind '{kind}'"):
-        Pools([[spec]], num_blocks=1, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32)
+def test_two_states_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two states of one name"):
         size_pools([[KV, KV]], torch.float32, torch.float32, context=1, max_seqs=1, memory_bytes=1 << 30)
 
@@ -520,8 +516,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 torch.set_num_threads(1)
-specs = [[StateSpec(name=n, shape=(3, 64), kind="paged", rollback="truncate") for n in "kv"]] * 30
-specs += [[StateSpec(name="S", shape=(64, 64), kind="slot", rollback="replay")]] * 4
+specs = [[StateSpec(name=n, shape=(3, 64), kind="paged") for n in "kv"]] * 30
+specs += [[StateSpec(name="S", shape=(64, 64), kind="slot")]] * 4
 before = resident()
 pools = Pools(specs, num_blocks=2200, num_slots=4096, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
 manager = CacheManager(pools)

@@ -16,7 +16,7 @@ def _qkv(rows: int, dtype: torch.dtype = torch.float64, value_size: int = K) -> 
 
 def _cache(num_seqs: int, value_size: int = K, device: str = "cpu") -> TensorCache:
     sizes = {"k": K, "v": value_size}
-    specs = [StateSpec(name=n, shape=(G, sizes[n]), kind="paged", rollback="truncate") for n in sizes]
+    specs = [StateSpec(name=n, shape=(G, sizes[n]), kind="paged") for n in sizes]
     return TensorCache(specs, num_seqs, torch.float64, device)
 
 
@@ -148,7 +148,7 @@ def test_gradients() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # fp64 is for oracles, whose laws have tolerances
 @pytest.mark.parametrize("context", [0, 30, 63, 64, 200])
 def test_a_step_row_keeps_its_bits_alone_in_a_batch_and_in_a_draft_chain(context: int, dtype: torch.dtype) -> None:
-    specs = [StateSpec(name=n, shape=(G, K), kind="paged", rollback="truncate") for n in "kv"]
+    specs = [StateSpec(name=n, shape=(G, K), kind="paged") for n in "kv"]
     past = [torch.randn(context, G, K, dtype=dtype) for _ in range(2)]
     q, k, v = _qkv(9, dtype)
 

@@ -167,7 +167,7 @@ def test_pool_slots_are_read_written_and_replayed_by_index(impl: Any) -> None:
 
 
 def test_narrow_inputs_keep_a_wide_state() -> None:
-    spec = StateSpec(name="s", shape=(S, F), dtype=torch.float32, kind="slot", rollback="replay")
+    spec = StateSpec(name="s", shape=(S, F), dtype=torch.float32, kind="slot")
     state = TensorCache([spec], 1, torch.bfloat16)["s"]
     assert isinstance(state, TensorSlot)
     args = {name: x.bfloat16() for name, x in inputs(100).items()}

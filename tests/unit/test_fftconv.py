@@ -46,7 +46,7 @@ def oracle(u, kernel):
 
 
 def fresh(num_seqs, width, dtype=F64):
-    spec = StateSpec(name="u", shape=(width,), kind="paged", rollback="truncate")
+    spec = StateSpec(name="u", shape=(width,), kind="paged")
     return TensorCache([spec], num_seqs, dtype)
 
 

@@ -207,7 +207,7 @@ def test_pool_slots_are_read_written_and_replayed_by_index(delta: bool, impl: An
 
 
 def test_narrow_inputs_keep_a_wide_state() -> None:
-    spec = StateSpec(name="s", shape=(H, K, V), dtype=torch.float32, kind="slot", rollback="replay")
+    spec = StateSpec(name="s", shape=(H, K, V), dtype=torch.float32, kind="slot")
     cache = TensorCache([spec], 1, torch.bfloat16)
     state = cache["s"]
     assert isinstance(state, TensorSlot)

@@ -155,7 +155,7 @@ def test_a_clock_that_stands_still_is_survived():
 
 
 def test_always_asks_for_the_same_number():
-    policy = POLICIES.card("draft_gain").make(num_nodes=5, **POLICIES.card("draft_gain").presets["always"])
+    policy = POLICIES.card("draft_gain").make(num_nodes=5, guarded=False)
     for n in (1, 7):
         policy.learn(drafted=5, emitted=1, num_running=n, seconds=9.0)
         assert policy.num_nodes(n) == 5

@@ -187,7 +187,6 @@ def test_a_card_introduces_its_file(registry: Registry, name: str) -> None:
     assert card.name == name, "the name of a filler is the name of its file"
     assert card.idea and "\n" not in card.idea and not card.idea.endswith(".")
     assert card.paper, "an arXiv id, or the name of a format"
-    assert not set(card.presets) & set(registry.names()), "a preset hides a file"
 
 
 # -- what the pages say ------------------------------------------------------------------------------------------------

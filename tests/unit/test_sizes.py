@@ -223,8 +223,8 @@ def test_longest_context_is_what_size_pools_takes(memory: int, paged: int, slots
     from stretto.core.state import StateSpec
 
     specs = [
-        [StateSpec(name=f"p{i}", shape=(2, 8), kind="paged", rollback="truncate") for i in range(paged)]
-        + [StateSpec(name=f"s{i}", shape=(4, 4), kind="slot", rollback="replay") for i in range(slots)]
+        [StateSpec(name=f"p{i}", shape=(2, 8), kind="paged") for i in range(paged)]
+        + [StateSpec(name=f"s{i}", shape=(4, 4), kind="slot") for i in range(slots)]
     ]
     longest = longest_context(specs, torch.bfloat16, torch.float32, memory)
     if longest:

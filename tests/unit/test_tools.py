@@ -124,15 +124,11 @@ class Fixed(Registry):
 
 
 def test_the_catalogue_shows_what_a_card_says() -> None:
-    card = Card(
-        name="toy", make=dict, idea="a | b", paper="2312.06635", can=Can.CAUSAL | Can.TREE, presets={"toy2": {"x": 1}}
-    )
+    card = Card(name="toy", make=dict, idea="a | b", paper="2312.06635", can=Can.CAUSAL | Can.TREE)
     page = make_docs.catalogue([Fixed([card])])
     header, _, row = [line for line in page.splitlines() if line.startswith("|")]
-    assert header == "| name | idea | source | can | output | presets |"  # nobody has a state or a cost
-    assert row == (
-        "| `toy` | a \\| b | [2312.06635](https://arxiv.org/abs/2312.06635) | causal, tree | exact | `toy2` |"
-    )
+    assert header == "| name | idea | source | can | output |"  # nobody has a state or a cost
+    assert row == ("| `toy` | a \\| b | [2312.06635](https://arxiv.org/abs/2312.06635) | causal, tree | exact |")
 
 
 def test_every_socket_has_a_heading() -> None:

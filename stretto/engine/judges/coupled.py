@@ -20,6 +20,7 @@ from stretto.engine.judges._shared import walk_picks
 class Coupled(Judge):
     """The default at temperature > 0; at temperature 0 its picks are argmaxes."""
 
+    can = Can.CHAIN | Can.TREE | Can.SAMPLED
     head: Head = "picks"
 
     def judge(self, draft: Draft, rows: Sequence[int], position: int, noise: Noise) -> Verdict:
@@ -31,7 +32,7 @@ CARD = Card(
     make=Coupled,
     idea="keep the drafts that the same seed draws without them",
     paper="2506.00413",
-    can=Can.CHAIN | Can.TREE | Can.SAMPLED,
+    can=Coupled.can,
     cost="O(N)",
     exactness=Exactness.LOSSLESS,
 )

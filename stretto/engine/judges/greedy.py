@@ -13,8 +13,9 @@ from stretto.engine.judges._shared import walk_picks
 
 
 class Greedy(Judge):
-    """Temperature 0 only: its card lacks Can.SAMPLED."""
+    """Temperature 0 only: it lacks Can.SAMPLED."""
 
+    can = Can.CHAIN | Can.TREE
     head: Head = "picks"
 
     def judge(self, draft: Draft, rows: Sequence[int], position: int, noise: Noise) -> Verdict:
@@ -26,7 +27,7 @@ CARD = Card(
     make=Greedy,
     idea="keep the drafts that are the argmax",
     paper="1811.03115",
-    can=Can.CHAIN | Can.TREE,
+    can=Greedy.can,
     cost="O(N)",
     exactness=Exactness.EXACT,
 )

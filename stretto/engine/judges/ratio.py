@@ -54,6 +54,7 @@ def inverse(weights: Tensor, u: float) -> int:
 class Ratio(Judge):
     """draw: where u comes from (an argument, so that the law can be integrated instead of sampled)."""
 
+    can = Can.CHAIN | Can.TREE | Can.SAMPLED
     head: Head = "probs"
 
     def __init__(self, draw: Draw = draw) -> None:
@@ -89,7 +90,7 @@ CARD = Card(
     make=Ratio,
     idea="accept with probability p/q, else draw from what is left of p",
     paper="2211.17192",
-    can=Can.CHAIN | Can.TREE | Can.SAMPLED,
+    can=Ratio.can,
     cost="O(N W)",
     exactness=Exactness.LOSSLESS,
 )

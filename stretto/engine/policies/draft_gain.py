@@ -144,5 +144,4 @@ CARD = Card(
     paper="2406.14066",
     can=Can(0),
     cost="O(1) per step",
-    presets={"always": {"guarded": False}},
 )

@@ -21,7 +21,6 @@ class Purpose(enum.IntEnum):
     ACCEPT = 1  # whether a draft token is accepted
     RESIDUAL = 2  # the token that replaces a rejected one
     DRAFT = 3  # what a drafter draws
-    EXPLORE = 4  # decisions of policies
 
 
 def draw(noise: Noise, position: int, purpose: Purpose) -> float:

@@ -1,0 +1,37 @@
+"""What the layers of a model and its judge are not able to do: refused by name, or done without and said."""
+
+from collections.abc import Mapping
+
+from stretto.core.card import Can
+from stretto.core.errors import UserError
+from stretto.models.lm import LM
+
+
+def check(model: LM, max_seqs: int) -> None:
+    """Raises UserError, which names the layer, for a model that an engine of `max_seqs` sequences cannot run."""
+    for index, mixer in enumerate(model.mixers):
+        name = type(mixer).__name__
+        if Can.CAUSAL not in mixer.can:
+            raise UserError(
+                "this model cannot generate",
+                why=f"layer {index} ({name}) is not causal: what it says of a token depends on later ones",
+            )
+        if Can.PACKED not in mixer.can and max_seqs > 1:
+            raise UserError(
+                f"this model cannot run {max_seqs} sequences at once",
+                why=f"layer {index} ({name}) takes one sequence per call",
+                try_="max_seqs=1",
+            )
+
+
+def notes(host_operations: Mapping[str, str], can: Can, *, drafts: bool) -> tuple[str, ...]:
+    """Lines for the user. can: of the model and the judge together; drafts: whether drafts were asked for."""
+    found = []
+    if host_operations:
+        first, reason = next(iter(host_operations.items()))
+        found.append(
+            f"{len(host_operations)} part(s) of the model run in Python between the native kernels: {first} {reason}"
+        )
+    if drafts and Can.CHAIN not in can:
+        found.append("no drafts: a layer of the model or the judge cannot verify them")
+    return tuple(found)
