@@ -1,7 +1,8 @@
 """A whole mixer in thirty lines: linear attention whose heads forget at fixed rates (retention, arXiv 2307.08621).
 
 It has no decode loop and no rollback: `glr` reads, writes and replays the state that the mixer declares. To make it a
-filler, move the class to stretto/mixers/retention.py and end the file with a `CARD`; the laws then find it.
+filler, move the class to a file of stretto/mixers and end it with a `CARD`; the laws then find it. (The one that is
+there, stretto/mixers/retention.py, has rotated keys and a gated norm besides.)
 
     python examples/add_a_mixer.py
 """

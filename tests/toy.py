@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from stretto.channels.dense import Dense
-from stretto.core.card import MIXERS
+from stretto.core.card import CHANNELS, MIXERS
 from stretto.core.judge import Noise
 from stretto.core.plan import StepPlan
 from stretto.core.policy import DraftPolicy
@@ -23,17 +22,18 @@ def toy_lm(
     seed: int = 0,
     context: int = 512,
     changes: Mapping[str, Mapping[str, object]] | None = None,
+    channel: str = "dense",
 ) -> LM:
     """Layers with the given mixers; parameters large enough that every layer changes the output.
 
-    changes: by mixer, arguments that differ from those of its card.
+    changes: by mixer, arguments that differ from those of its card. channel: of every second layer.
     """
     torch.manual_seed(seed)
-    layers = []
+    layers, wide = [], CHANNELS.card(channel)
     for i, name in enumerate(mixers):
         card = MIXERS.card(name)
         mixer = card.make(**{**card.tiny, "d_model": WIDTH, **(changes or {}).get(name, {})})
-        layers.append(Layer(mixer=mixer, channel=Dense.Config(d_model=WIDTH, d_hidden=24) if i % 2 == 0 else None))
+        layers.append(Layer(mixer=mixer, channel=wide.make(**{**wide.tiny, "d_model": WIDTH}) if i % 2 == 0 else None))
     config = LMConfig(
         family="toy", d_model=WIDTH, vocab_size=VOCAB, layers=tuple(layers), norm_eps=1e-6, context=context,
         tie_embeddings=False,

@@ -141,9 +141,10 @@ class Reader:
 
     def refuse_unread(self, changing: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuse every key of `changing` that nobody asked for and whose value is not neutral. changing: key -> its
-        neutral values; null and absence are neutral, too."""
-        for key in changing.keys() - self.seen:
-            self.expect(key, *changing[key])
+        neutral values; null and absence are neutral, too. Of several the first of the table is named."""
+        for key, neutral in changing.items():
+            if key not in self.seen:
+                self.expect(key, *neutral)
 
     def divide(self, total: int, key: str, parts: int) -> int:
         """total / parts, which must leave nothing; `key` is what gave `parts`."""

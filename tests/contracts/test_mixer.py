@@ -178,7 +178,7 @@ def test_drafts_read_their_path_and_commit_keeps_it(card: Card, tree: bool, seed
 REPLAYED = [
     card
     for card in MIXERS.cards(Can.CAUSAL | Can.TREE)
-    if all(spec.rollback == "replay" for spec in card.tiny_module().state_specs)
+    if all(spec.kind == "slot" for spec in card.tiny_module().state_specs)
 ]
 
 

@@ -47,10 +47,10 @@ def by_native(lm: LM) -> Make:
 # Seeds with which some of the texts hold BAD, some early and some late, and some do not.
 CASES = {
     "torch, hybrid": (HYBRID, 0, by_torch),
-    "torch, attention": (MODELS["attention"][0], 3, by_torch),
-    "native, attention": (MODELS["attention"][0], 3, by_native),
-    "native, hybrid": (MODELS["hybrid"][0], 3, by_native),
-    "native, mamba": (MODELS["mamba"][0], 5, by_native),
+    "torch, attention": (MODELS["attention"]["mixers"], 3, by_torch),
+    "native, attention": (MODELS["attention"]["mixers"], 3, by_native),
+    "native, hybrid": (MODELS["hybrid"]["mixers"], 3, by_native),
+    "native, mamba": (MODELS["mamba"]["mixers"], 5, by_native),
 }
 
 

@@ -3,6 +3,7 @@
 import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from toy import Nodes, finish, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
-from stretto.core.card import CODECS, MIXERS, Can
+from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
 from stretto.core.errors import RunError
 from stretto.core.mixer import Mixer
 from stretto.core.sampling import Sampling
@@ -39,21 +40,24 @@ def packed(lm: LM) -> LM:
     return copy
 
 
-MODELS: dict[str, tuple[list[str], dict[str, dict[str, object]]]] = {
-    **{card.name: ([card.name] * 2, {}) for card in MIXERS.cards(Can.CAUSAL)},
-    "hybrid": (["gated_delta", "attention", "mamba2"], {}),
-    "mamba": (["mamba", "attention", "mamba"], {}),
-    "hybrid with other options": (
-        ["mamba2", "gated_delta", "attention"],
-        {"mamba2": {"norm": False, "time_step_limit": (0.05, 1.0)}, "gated_delta": {"allow_neg_eigval": True}},
-    ),
+MODELS: dict[str, dict[str, Any]] = {
+    **{card.name: {"mixers": [card.name] * 2} for card in MIXERS.cards(Can.CAUSAL)},
+    **{f"{card.name} channels": {"mixers": ["attention"] * 3, "channel": card.name} for card in CHANNELS.cards()},
+    "hybrid": {"mixers": ["gated_delta", "attention", "mamba2"]},
+    "mamba": {"mixers": ["mamba", "attention", "mamba"]},
+    "hybrid with other options": {
+        "mixers": ["mamba2", "gated_delta", "attention"],
+        "changes": {
+            "mamba2": {"norm": False, "time_step_limit": (0.05, 1.0)},
+            "gated_delta": {"allow_neg_eigval": True},
+        },
+    },
 }
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def oracle(request: pytest.FixtureRequest) -> LM:
-    mixers, changes = MODELS[request.param]
-    return toy_lm(mixers, changes=changes)
+    return toy_lm(**MODELS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,8 @@ def test_two_engines_share_threads(lm: LM, greedy: list[list[int]]) -> None:
 class Centred(Mixer):
     """Another mixer whose rows lose their mean: a sum over a row has no native kernel."""
 
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE
+
     def __init__(self, inner: Mixer) -> None:
         super().__init__()
         self.d_model, self.inner = inner.d_model, inner
@@ -198,7 +204,7 @@ def test_the_mixer_of_the_example_runs_natively(drafter: str) -> None:
     assert run_all(one, GREEDY) == want
 
 
-def test_no_mixer_of_the_registry_needs_the_host(lm: LM) -> None:
+def test_nothing_in_the_registries_needs_the_host(lm: LM) -> None:
     one = engine(lm)
     assert one.captured is not None and one.captured.host_operations == {}
 

@@ -1,6 +1,7 @@
 """Every key that changes the result is read, or refused by name where it is not neutral: a table over all families."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ def counts(read: Any, plain: LMConfig, key: str) -> None:
         assert key in problem.error, problem
     else:
         assert found != plain, f"{key} is silently ignored"
+
+
+@pytest.mark.parametrize("table", [HF_KEYS, GGUF_KEYS], ids=["config.json", "GGUF"])
+def test_of_several_keys_the_first_of_the_table_is_named(table: Mapping[str, tuple[Any, ...]]) -> None:
+    """Whatever the order of the file, and of sets in this process."""
+    keys = list(table)
+    for first in range(len(keys)):
+        read = Reader({key: other_than(table[key]) for key in reversed(keys[first:])}, "a file")
+        with pytest.raises(ModelFileError, match=f"^error: a file: {re.escape(keys[first])} = "):
+            read.refuse_unread(table)
 
 
 @pytest.mark.parametrize("name", MODELS)

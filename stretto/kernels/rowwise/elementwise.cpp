@@ -22,6 +22,14 @@ INLINE F32 log(F32 x) {
     return select_less(zero, x, y, select_less(x, zero, set1(NAN), sub(x, infinite)));  // NaN stays NaN
 }
 
+// ln (1 + x): the logarithm of the rounded u = 1 + x, times x / (u - 1), which undoes the rounding.
+INLINE F32 log1p_of_any(F32 x) {
+    F32 one = set1(1.0f), u = add(one, x), rounded = sub(u, one);
+    F32 y = mul(log(u), div(x, rounded));
+    y = select_less(abs(rounded), set1(1e-30f), x, y);
+    return select_less(x, set1(INFINITY), y, add(x, x));  // infinity and NaN stay
+}
+
 // tanh x = x - x^3 / 3 + ... near 0, where 1 - e^-2x would lose its digits, else (1 - e) / (1 + e), e = e^-2|x|.
 INLINE F32 tanh(F32 x) {
     F32 one = set1(1.0f), a = abs(x), square = mul(x, x);
@@ -59,7 +67,7 @@ INLINE F32 unary(int32_t op, F32 x) {
         case ABS: return abs(x);
         case EXP: return exp(x);
         case LOG: return log(x);
-        case LOG1P: return log(add(one, x));
+        case LOG1P: return log1p_of_any(x);
         case SIGMOID: return sigmoid(x);
         case TANH: return tanh(x);
         case SOFTPLUS: return softplus_of_any(x);

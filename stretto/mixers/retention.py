@@ -1,0 +1,88 @@
+"""Retention: linear attention whose heads forget at fixed rates, each half as fast as the one before it.
+
+    q = rope(x W_q)    k = rope(x W_k)    v, z = x W_v, x W_z        gamma_h = 1 - 2^(-5 - h)
+    S_t = gamma_h S_{t-1} + k_t v_t^T                                S: (K, V) per head, fp32 or wider
+    y_t = S_t^T q_t / sqrt(K)                                        out = (norm(y) * silu(z)) W_out      norm per head
+
+Paper: RetNet, arXiv 2307.08621. Differs from it: norm is RMSNorm with a weight, as in the models that were trained, and
+the rotary angles are those of arXiv 2104.09864.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stretto.core.card import Can, Card
+from stretto.core.mixer import Mixer
+from stretto.core.seqs import Seqs
+from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.kernels.glr import glr
+from stretto.kernels.linear import Linear
+from stretto.kernels.rmsnorm import rms_norm
+from stretto.kernels.rope import Rope, apply_rope
+
+
+class Retention(Mixer):
+    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        """head_k_dim, head_v_dim: of a head; the paper has d_model / num_heads and twice that."""
+
+        d_model: int
+        num_heads: int
+        head_k_dim: int
+        head_v_dim: int
+        eps: float = 1e-5  # of the output norm
+
+        def build(self) -> "Retention":
+            return Retention(self)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.d_model, self.rope = c.d_model, Rope(dim=c.head_k_dim)
+        keys, values = c.num_heads * c.head_k_dim, c.num_heads * c.head_v_dim
+        self.in_proj = Linear(c.d_model, {"q": keys, "k": keys, "v": values, "z": values})
+        self.norm_weight = nn.Parameter(torch.ones(c.head_v_dim))
+        self.out_proj = Linear(values, {"out": c.d_model})
+
+    @property
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        c = self.config
+        return (
+            StateSpec(name="memory", shape=(c.num_heads, c.head_k_dim, c.head_v_dim), dtype=torch.float32, kind="slot"),
+        )
+
+    def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
+        c = self.config
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        parts = self.in_proj.split(self.in_proj(x_TD, seqs))
+        q_THK, k_THK, v_THV, z_THV = (part.unflatten(1, (c.num_heads, -1)) for part in parts)
+        powers = torch.arange(5, 5 + c.num_heads, device=x_TD.device)
+        g_H = torch.log1p(-torch.exp2(-powers.to(wide)))
+        y_THV = glr(
+            apply_rope(q_THK, self.rope, seqs).to(wide),
+            apply_rope(k_THK, self.rope, seqs).to(wide),
+            v_THV.to(wide),
+            g=g_H.expand(len(x_TD), -1),
+            seqs=seqs,
+            state=None if cache is None else slot(cache, "memory"),
+            scale=c.head_k_dim**-0.5,
+        )
+        y_THV = rms_norm(y_THV, self.norm_weight, eps=c.eps, gate=z_THV.to(wide), norm_before_gate=True)
+        out: Tensor = self.out_proj(y_THV.flatten(1).to(x_TD.dtype), seqs)
+        return out
+
+
+CARD = Card(
+    name="retention",
+    make=Retention.Config,
+    idea="linear attention whose heads forget at fixed rates",
+    paper="2307.08621",
+    can=Retention.can,
+    tiny={"d_model": 16, "num_heads": 3, "head_k_dim": 4, "head_v_dim": 6},
+    state="H*K*V fp32",
+    cost="O(T H K V)",
+)
