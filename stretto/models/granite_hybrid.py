@@ -31,7 +31,7 @@ def from_hf(read: Reader) -> LMConfig:
     read.expect("position_embedding_type", "rope", "nope")
     kinds = _kinds(read)
     channel = _hf.dense(read, "shared_intermediate_size")
-    layers = {kind: Layer(mixer=_hf_mixer(read, kind), channel=channel) for kind in set(kinds)}
+    layers = {kind: Layer(mixer=_hf_mixer(read, kind), channel=channel) for kind in dict.fromkeys(kinds)}
     return _hf.scaled_model(read, "granite_hybrid", [layers[kind] for kind in kinds])
 
 
@@ -149,7 +149,7 @@ def from_gguf(read: Reader) -> LMConfig:
 
 
 def _first_of_each(kinds: list[bool]) -> Iterable[tuple[int, bool]]:
-    return [(kinds.index(kind), kind) for kind in set(kinds)]
+    return [(kinds.index(kind), kind) for kind in dict.fromkeys(kinds)]
 
 
 def to_gguf(config: LMConfig) -> dict[str, Any]:

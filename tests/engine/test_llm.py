@@ -42,3 +42,11 @@ def test_a_stream_that_is_closed_leaves_nothing(folder: Path) -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert llm.engine.is_idle and not llm._streams
+
+
+def test_a_result_says_what_may_have_changed_it(folder: Path) -> None:
+    prompt = [65, 66, 67]
+    exact = LLM(folder, backend="native", draft="none")
+    assert exact.generate([prompt], GREEDY)[0].approximate == ()
+    coarse = LLM(folder, backend="native", draft="ngram", prefill="int8")
+    assert coarse.generate([prompt], GREEDY)[0].approximate == ("prefill int8",)

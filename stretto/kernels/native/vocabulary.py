@@ -189,8 +189,7 @@ def _copied_first(view: Any) -> Handler:
 VOCABULARY: Mapping[Any, Handler] = {
     **{getattr(aten, name).default: _unary(name) for name in ("neg", "abs", "square", "sqrt", "rsqrt", "reciprocal")},
     **{
-        getattr(aten, name).default: _unary(name)
-        for name in ("reciprocal", "sigmoid", "tanh", "silu", "relu", "square")
+        getattr(aten, name).default: _unary(name) for name in ("exp", "log", "log1p", "sigmoid", "tanh", "silu", "relu")
     },
     **{getattr(aten, name).Tensor: _binary(name) for name in ("add", "sub", "mul", "div")},
     **{getattr(aten, name).Scalar: _binary(name) for name in ("add", "sub", "mul", "div")},
