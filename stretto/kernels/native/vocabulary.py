@@ -5,6 +5,9 @@
     y = cat(parts)    along the last axis, with constants among the parts; padding there
 
 Rows are fp32 and contiguous within a row. What does not fit is not recorded here, and becomes a host operation.
+
+A tape is recorded under inference_mode, where torch 2.13 hands over composite operations whole (`reshape`, `to`,
+`square`) that no_grad takes apart: their names stand in the table beside those of their parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
