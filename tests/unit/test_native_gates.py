@@ -11,7 +11,9 @@ from stretto.kernels.gates import log_decay, scale_heads, sigmoid_gate, time_ste
 from stretto.kernels.rmsnorm import rms_norm, unit_length
 from stretto.kernels.rowwise import glu
 
-PER_CHANNEL, POSITIVE, ZEROS = torch.randn(64), torch.rand(64) + 0.5, torch.zeros(999)
+RANDOM = torch.Generator().manual_seed(0)  # made at import: what was imported before must not change them
+PER_CHANNEL, ZEROS = torch.randn(64, generator=RANDOM), torch.zeros(999)
+POSITIVE = torch.rand(64, generator=RANDOM) + 0.5
 LIMIT = (0.1, 2.5)
 
 

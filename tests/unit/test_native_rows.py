@@ -30,7 +30,7 @@ def norm_of_heads(x: Tensor, **options: object) -> Tensor:
     return rms_norm(x.unflatten(1, (3, -1)), WEIGHT[: x.shape[1] // 3], eps=1e-6, **options)  # type: ignore[arg-type]
 
 
-WEIGHT = torch.rand(512) + 0.5
+WEIGHT = torch.rand(512, generator=torch.Generator().manual_seed(0)) + 0.5
 SEQS = Seqs.of([1] * len(POSITIONS), POSITIONS)
 OPERATIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "norm": (45, lambda x, **o: rms_norm(x, WEIGHT[:45], eps=1e-6, **o)),
