@@ -32,7 +32,6 @@ void run(const GluArgs& a, const Step& step, int64_t first, int64_t last) {
     });
 }
 
-
 // y = x + scale * branch
 struct ResidualArgs {
     Rows rows;
