@@ -36,8 +36,8 @@ from stretto.core.costs import Machine, prefill_bound
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import matmul
-from stretto.kernels.linear.native import pack
-from stretto.kernels.native.library import Pool
+from stretto.kernels.linear.native import tile
+from stretto.kernels.native.library import Team
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 from stretto.planner.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
 from stretto.planner.record import as_record, result
@@ -66,7 +66,7 @@ class Bench:
         self.prompt_cost = prefill_cost(self.llm.engine.model, torch.bfloat16)
         assert self.llm.backend_choice.threads is not None
         self.threads = self.llm.backend_choice.threads
-        x, weight = torch.randn(CACHED[:2]), pack([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
+        x, weight = torch.randn(CACHED[:2]), tile([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
         self.products = {coarse: Product(x, weight, self.threads, coarse) for coarse in (False, True)}
 
     def add(self, quantity: str, unit: str, value: float, bound: float | None = None) -> None:
@@ -129,7 +129,7 @@ class Bench:
 class Product:
     """The shipped product where memory does not matter. coarse: with 8-bit activations, as prompts may have them."""
 
-    def __init__(self, x: Tensor, weight: Tensor, threads: Pool, coarse: bool) -> None:
+    def __init__(self, x: Tensor, weight: Tensor, threads: Team, coarse: bool) -> None:
         self.tape = Tape(threads, max_rows=len(x), max_out=1, context=1, coarse_prompts=coarse)
         rows = self.tape.empty(ALL_ROWS, x.shape[1])
         rows.copy_(x)

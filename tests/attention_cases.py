@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from native import LEVELS, int32, pool
+from native import LEVELS, int32, team
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
@@ -95,7 +95,7 @@ def attend(
     coarse: sequences that are not in step form are prompts, and prompts are coarse.
     """
     layer, n = cache.layer, seqs.num_rows
-    tape = Tape(pool(level, threads), max_rows=ROOM, max_out=1, context=CONTEXT, coarse_prompts=coarse)
+    tape = Tape(team(level, threads), max_rows=ROOM, max_out=1, context=CONTEXT, coarse_prompts=coarse)
     widths = [x[0].numel() for x in rows]
     held, kv = tape.empty(ALL_ROWS, sum(widths)), cache.refs(seqs)
     with tape.recording():

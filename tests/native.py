@@ -9,22 +9,22 @@ from torch import Tensor
 
 from stretto.core.card import CODECS, Can
 from stretto.core.env import read_env
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.native.build import build, supported_levels
-from stretto.kernels.native.library import Pool, load
+from stretto.kernels.native.library import Team, load
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
 LEVELS = supported_levels()
 
 
 @cache
-def pool(level: str = LEVELS[0], num_threads: int = 2) -> Pool:
+def team(level: str = LEVELS[0], num_threads: int = 2) -> Team:
     """Threads that run the kernels of `level`; compiled into the user's cache, as everywhere."""
     env = read_env()
-    return Pool(load(build(level, env.cache_dir, compiler=env.cxx)), num_threads)
+    return Team(load(build(level, env.cache_dir, compiler=env.cxx)), num_threads)
 
 
-LAYOUTS = pool().library.enum("Format")
+LAYOUTS = team().library.enum("Format")
 """Codecs with a native layout."""
 
 
@@ -32,7 +32,7 @@ def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(values))(*values)
 
 
-def stored(codec: str, rows: int, width: int) -> Packed:
+def stored(codec: str, rows: int, width: int) -> Stored:
     """A random tensor of this codec; of codecs that are only read, random bytes with sensible scales."""
     card = CODECS.card(codec)
     made = card.make()
@@ -43,7 +43,7 @@ def stored(codec: str, rows: int, width: int) -> Packed:
     places = {"q6_k": [208], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}[codec]
     for place in places:
         data[..., place : place + 2] = scale
-    return Packed(made, (rows, width), data.flatten(1))
+    return Stored(made, (rows, width), data.flatten(1))
 
 
 def run_rows(
@@ -63,7 +63,7 @@ def run_rows(
     """
     rows = len(inputs[0])
     sizes = {"max_rows": rows + 3, "max_out": rows + 3, "context": context}
-    tape = Tape(pool(level, num_threads), **sizes, coarse_prompts=coarse_from is not None)
+    tape = Tape(team(level, num_threads), **sizes, coarse_prompts=coarse_from is not None)
     buffers = [tape.empty(ALL_ROWS, *x.shape[1:], dtype=x.dtype) for x in inputs]
     with tape.recording():
         out = op(*buffers)

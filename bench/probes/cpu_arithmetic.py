@@ -67,7 +67,7 @@ def main() -> None:
     kernels = {level: Kernels(level, x, note) for level in levels}
     best = kernels["avx512"]
     forms = [form for form in FORMS if best.has(form)]
-    tiles = native.pack([stored], best.pool(1)).parts[0].data
+    tiles = native.tile([stored], best.team(1)).parts[0].data
     note("check")
     want = x.double() @ stored.decode(torch.float32).double().T
     findings = [checked(form, kernels, tiles, want) for form in forms]
@@ -160,7 +160,7 @@ class Samples:
 def measure(kernels: Kernels, forms: Sequence[Form], weights: Tensor, rounds: int) -> Samples:
     """All rounds. In each, everything takes its turn; the order of the forms changes."""
     samples = Samples(weights.nbytes)
-    pools = {n: kernels.pool(n) for n in sorted({1, len(os.sched_getaffinity(0))})}
+    pools = {n: kernels.team(n) for n in sorted({1, len(os.sched_getaffinity(0))})}
     matrices = [weights.data_ptr() + i * weights.shape[1] for i in range(len(weights))]
     most = max(ROWS)
     tiles = {rows: kernels.tile_products(matrices[0], rows, 4096 // rows) for rows in ROWS}
@@ -182,12 +182,12 @@ def measure(kernels: Kernels, forms: Sequence[Form], weights: Tensor, rounds: in
             spent = nanoseconds(pools[1].run, ops, kernels.step(rows), warm=True)
             samples.tile[rows].append(spent / blocks * samples.clock[-1])
         for case in cases([*forms[turn % len(forms) :], *forms[: turn % len(forms)]], pools):
-            pool = pools[case.threads]
+            team = pools[case.threads]
             if case.in_memory:
-                spent = nanoseconds(native.read_bytes, weights, pool)
+                spent = nanoseconds(native.read_bytes, weights, team)
                 samples.reading[case.threads].append(weights.nbytes / spent)
             ops, count = products[case.form, case.rows, case.in_memory]
-            spent = nanoseconds(pool.run, ops, kernels.step(case.rows), warm=not case.in_memory)
+            spent = nanoseconds(team.run, ops, kernels.step(case.rows), warm=not case.in_memory)
             samples.products[case].append(spent / count / case.rows)
     return samples
 

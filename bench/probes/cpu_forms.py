@@ -22,7 +22,7 @@ from stretto.kernels.native.build import (
     find_compiler,
     include_flags,
 )
-from stretto.kernels.native.library import Op, Pool, Value, load
+from stretto.kernels.native.library import Op, Team, Value, load
 from stretto.kernels.native.tape import ALL_ROWS, aligned
 
 SOURCE = Path(__file__).with_name("cpu_arithmetic.cpp")
@@ -93,8 +93,8 @@ class Kernels:
     def has(self, form: Form) -> bool:
         return form in SHIPPED or hasattr(self.own, f"multiply_{form.name}_run")
 
-    def pool(self, num_threads: int) -> Pool:
-        return Pool(self.shipped, num_threads)
+    def team(self, num_threads: int) -> Team:
+        return Team(self.shipped, num_threads)
 
     def step(self, rows: int) -> ctypes.Structure:
         """What a list for so many rows runs with: they are a prompt, so that the coarse form applies."""
@@ -118,7 +118,7 @@ class Kernels:
     def result(self, form: Form, tiles: Tensor, rows: int) -> Tensor:
         """[rows, D_OUT]: the product with one matrix, from a buffer that held NaN."""
         self.y.fill_(torch.nan)
-        self.pool(1).run(self.products(form, [tiles.data_ptr()], rows), self.step(rows))
+        self.team(1).run(self.products(form, [tiles.data_ptr()], rows), self.step(rows))
         return self.y[:rows].clone()
 
     def _prepare(self, form: Form, rows: int) -> Op:

@@ -13,7 +13,7 @@ from stretto.core.errors import UserError
 
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
-    from stretto.kernels.native.library import Pool
+    from stretto.kernels.native.library import Team
     from stretto.planner.measure import Measured
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
@@ -93,16 +93,16 @@ def environment(env: Env) -> dict[str, str]:
     return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
 
 
-def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Pool | None]":
+def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Team | None]":
     """What the native kernels were compiled for, or why they are not there; and the threads that run them."""
     from stretto.kernels.native.build import build, find_compiler, supported_levels
-    from stretto.llm.backend import thread_pool
+    from stretto.llm.backend import thread_team
 
     levels = supported_levels()
     found: dict[str, Any] = {"this CPU runs": levels, "compiler": find_compiler(env.cxx) or "none found"}
     try:
         path = build(env.level or levels[0], env.cache_dir, compiler=env.cxx, note=note, clean=clean)
-        threads = thread_pool(env)
+        threads = thread_team(env)
     except UserError as problem:
         return {**found, "not available": f"{problem.error}: {problem.why}"}, None
     return {**found, "level": threads.library.level, "threads": threads.num_threads, "library": str(path)}, threads

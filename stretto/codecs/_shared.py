@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.core.codec import Codec
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 STEP = 1 << 20  # values handled at a time: 4 MB of fp32
 _EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
@@ -52,23 +52,23 @@ class BlockCodec(Codec):
         bad = bits & _EXPONENTS[dtype] == _EXPONENTS[dtype]
         return int(bad.any(axis=1).argmax()) if bad.any() else None
 
-    def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+    def decode(self, stored: Stored, dtype: torch.dtype) -> Tensor:
         """Values [*shape] in `dtype`. Beside the result, only a few times 4 MB are held at any moment."""
-        values = torch.empty(packed.shape, dtype=dtype, device=packed.data.device)
+        values = torch.empty(stored.shape, dtype=dtype, device=stored.data.device)
         if values.numel():
             flat = values.view(-1)
-            for cut in _walk(self, packed):
+            for cut in _walk(self, stored):
                 part = self.unpack(cut.blocks)
                 part = self.with_head(part.view(len(cut.heads), -1), cut.heads).view(-1)
                 flat[cut.first * self.block : cut.first * self.block + part.numel()] = part
         return values
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """Refused: a codec that can write overrides this."""
         raise UserError(f"{self.name} can be read, not written", try_="q8_0, q4_1, q4_0, bf16, f16 or f32")
 
 
-def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Packed:
+def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Stored:
     """Store `x` [..., width] of any float dtype with `pack`: fp32 [N, block] -> uint8 [N, block_bytes].
 
     Raises UserError if a row is no multiple of the block, or if `pack` refuses a value.
@@ -81,7 +81,7 @@ def encode_blocks(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> 
     return encode_rows(codec, x, rows)
 
 
-def encode_rows(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Packed:
+def encode_rows(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Stored:
     """As `encode_blocks`, with a `pack` of whole rows: fp32 [R, width] -> uint8 [R, row bytes]."""
     assert x.is_floating_point(), f"{codec.name} stores floating-point numbers, not {x.dtype}"
     shape = tuple(x.shape)
@@ -99,16 +99,16 @@ def encode_rows(codec: Codec, x: Tensor, pack: Callable[[Tensor], Tensor]) -> Pa
         step = max(1, STEP // max(1, width))
         for first in range(0, len(rows), step):
             out[first : first + step] = pack(rows[first : first + step].to(torch.float32))
-    return Packed(codec, shape, data)
+    return Stored(codec, shape, data)
 
 
-def check_finite(packed: Packed, name: str, where: str) -> None:
+def check_finite(stored: Stored, name: str, where: str) -> None:
     """Refuse NaN and infinity among the stored scales (or values, in the plain formats): ModelFileError naming the
     tensor `name` of the file `where` and the first bad row. A NaN scale would silently poison every answer."""
-    codec = packed.codec
+    codec = stored.codec
     assert isinstance(codec, BlockCodec), f"{codec.name} has no scales to check"
-    per_row = max(1, packed.shape[-1] // codec.block) if packed.shape else 1
-    for cut in _walk(codec, packed):
+    per_row = max(1, stored.shape[-1] // codec.block) if stored.shape else 1
+    for cut in _walk(codec, stored):
         bad = codec.first_not_finite(cut.heads if codec.head_bytes else cut.blocks)
         if bad is not None:
             row = cut.first // per_row + bad if codec.head_bytes else (cut.first + bad) // per_row
@@ -170,14 +170,14 @@ class _Cut(NamedTuple):
     blocks: Tensor  # uint8 [N, block_bytes]
 
 
-def _walk(codec: Codec, packed: Packed) -> Iterator[_Cut]:
+def _walk(codec: Codec, stored: Stored) -> Iterator[_Cut]:
     """The whole tensor, about `STEP` values at a time."""
-    data = packed.data
-    width = packed.shape[-1] if packed.shape else 1
+    data = stored.data
+    width = stored.shape[-1] if stored.shape else 1
     row_bytes = codec.row_bytes(width)
-    expected = (*packed.shape[:-1], row_bytes)
+    expected = (*stored.shape[:-1], row_bytes)
     assert width % codec.block == 0 and data.shape == expected, f"{codec.name}: {tuple(data.shape)}, not {expected}"
-    if 0 in packed.shape:
+    if 0 in stored.shape:
         return
     # Contiguous blocks, with no heads between them, are one long row.
     rows = data.view(1, -1) if codec.head_bytes == 0 and data.is_contiguous() else data.reshape(-1, row_bytes)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes
 from stretto.core.card import Can, Card
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class F16(BlockCodec):
@@ -17,7 +17,7 @@ class F16(BlockCodec):
     def unpack(self, blocks: Tensor) -> Tensor:
         return self.scales(blocks)
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width] as fp16. UserError if a value is not finite in fp16: it must not turn into infinity."""
         return encode_blocks(self, x, lambda part: half_bytes(part, self.name))
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks
 from stretto.core.card import Can, Card
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class F32(BlockCodec):
@@ -17,7 +17,7 @@ class F32(BlockCodec):
     def unpack(self, blocks: Tensor) -> Tensor:
         return self.scales(blocks)
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width] as fp32."""
         return encode_blocks(self, x, lambda part: part.contiguous().view(torch.uint8))
 

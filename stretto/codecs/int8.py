@@ -13,7 +13,7 @@ from torch import Tensor
 from stretto.codecs._shared import BlockCodec, encode_rows
 from stretto.core.card import Can, Card
 from stretto.core.errors import UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class Int8(BlockCodec):
@@ -28,20 +28,20 @@ class Int8(BlockCodec):
     def with_head(self, values: Tensor, heads: Tensor) -> Tensor:
         return values.mul_(self.scales(heads))
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width]; a tensor of one dimension is one row. UserError for values that are not finite."""
         return encode_rows(self, x, _pack)
 
-    def join(self, codes: Tensor, scales: Tensor) -> Packed:
+    def join(self, codes: Tensor, scales: Tensor) -> Stored:
         """Codes int8 [*leading, width] and a scale for every row, of any float dtype that fp32 holds, as one tensor."""
         heads = scales.float().reshape(*codes.shape[:-1], 1)
         data = torch.cat([heads.view(torch.uint8), codes.view(torch.uint8)], dim=-1)
-        return Packed(self, tuple(codes.shape), data)
+        return Stored(self, tuple(codes.shape), data)
 
 
-def split(packed: Packed) -> tuple[Tensor, Tensor]:
+def split(stored: Stored) -> tuple[Tensor, Tensor]:
     """The inverse of `Int8.join`: codes int8 [*leading, width] and scales fp32 [*leading, 1]."""
-    heads, codes = packed.data.split([Int8.head_bytes, packed.shape[-1]], dim=-1)
+    heads, codes = stored.data.split([Int8.head_bytes, stored.shape[-1]], dim=-1)
     scales = heads.clone(memory_format=torch.contiguous_format).view(torch.float32)
     return codes.contiguous().view(torch.int8), scales
 

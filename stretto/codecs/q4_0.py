@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse, join_nibbles, nibbles
 from stretto.core.card import Can, Card
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class Q4_0(BlockCodec):
@@ -26,7 +26,7 @@ class Q4_0(BlockCodec):
     def unpack(self, blocks: Tensor) -> Tensor:
         return nibbles(blocks[:, 2:]).float().sub_(8).mul_(self.scales(blocks))
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""
         return encode_blocks(self, x, _pack)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse, join_nibbles, nibbles
 from stretto.core.card import Can, Card
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class Q4_1(BlockCodec):
@@ -23,7 +23,7 @@ class Q4_1(BlockCodec):
         d, m = self.scales(blocks).chunk(2, dim=1)
         return nibbles(blocks[:, 4:]).float().mul_(d).add_(m)
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""
         return encode_blocks(self, x, _pack)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse
 from stretto.core.card import Can, Card
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class Q8_0(BlockCodec):
@@ -23,7 +23,7 @@ class Q8_0(BlockCodec):
     def unpack(self, blocks: Tensor) -> Tensor:
         return blocks[:, 2:].view(torch.int8).float().mul_(self.scales(blocks))
 
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """`x` [..., width], width a multiple of 32. UserError for values that are not finite."""
         return encode_blocks(self, x, _pack)
 

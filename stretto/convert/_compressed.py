@@ -17,7 +17,7 @@ from stretto.codecs._shared import check_finite
 from stretto.codecs.int8 import Int8
 from stretto.convert._shared import damaged, quoted
 from stretto.core.errors import ModelFileError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 METHOD = "compressed-tensors"
 SCALE = "_scale"
@@ -52,7 +52,7 @@ class Container(Protocol):
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]: ...
     def raw(self, name: str) -> torch.Tensor: ...
     def held(self, name: str) -> tuple[str, tuple[int, ...]]: ...
-    def packed(self, name: str) -> Packed: ...
+    def stored(self, name: str) -> Stored: ...
 
 
 class Int8Rows:
@@ -78,15 +78,15 @@ class Int8Rows:
         """The codec and the shape of a tensor."""
         return (INT8, self.file.kind(name)[1]) if name in self._integers else self.file.held(name)
 
-    def packed(self, name: str) -> Packed:
+    def stored(self, name: str) -> Stored:
         """A tensor: a view of the file, or int8 rows that were put together."""
         if name not in self._integers:
-            return self.file.packed(name)
+            return self.file.stored(name)
         dtype, _ = self.file.kind(name + SCALE)
         scales = self.file.raw(name + SCALE).clone().view(_FLOATS[dtype])  # the copy aligns them
-        packed = _CODEC.join(self.file.raw(name).view(torch.int8).view(self.file.kind(name)[1]), scales)
-        check_finite(packed, name, str(self.path))
-        return packed
+        stored = _CODEC.join(self.file.raw(name).view(torch.int8).view(self.file.kind(name)[1]), scales)
+        check_finite(stored, name, str(self.path))
+        return stored
 
     def _check(self, name: str, present: Mapping[str, None]) -> None:
         shape = self.file.kind(name)[1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from stretto.core.card import CODECS
 from stretto.core.codec import Codec
 from stretto.core.errors import ModelFileError, RunError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 MAX_VALUES = 1 << 48  # of one tensor, zero-sized dimensions counted as 1: strides stay far from 2^63
 
@@ -73,9 +73,9 @@ def product(shape: Iterable[int], floor: int = 0) -> int:
     return n
 
 
-def write_bytes(file: BinaryIO, packed: Packed) -> None:
+def write_bytes(file: BinaryIO, stored: Stored) -> None:
     """Append the payload of a tensor."""
-    write_tensor(file, packed.data)
+    write_tensor(file, stored.data)
 
 
 def write_tensor(file: BinaryIO, data: Tensor) -> None:

@@ -26,9 +26,9 @@ from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
 from stretto.core.codec import Codec
 from stretto.core.errors import RunError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
-from stretto.models.family import Stored
+from stretto.models.family import Source
 from stretto.models.lm import LM
 
 Format = Literal["hf", "gguf"]
@@ -56,15 +56,15 @@ class _Out:
 
     codec: str
     shape: tuple[int, ...]
-    load: Callable[[], Packed]
+    load: Callable[[], Stored]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
     """One of our tensors on its way: where it comes from and where it goes."""
 
-    source: Stored
-    target: Stored
+    source: Source
+    target: Source
     shape: tuple[int, ...]
     is_matrix: bool
 
@@ -199,8 +199,8 @@ def _translations(
             outs[name] = _Out(codec=codec, shape=shape, load=partial(_small, model, parts, shape, codec))
     ordered = {name: outs[name] for name in groups}
     for name, tensor in family.gguf_extra(config).items() if to == "gguf" else ():
-        packed = _codec("f32").encode(tensor)
-        ordered[name] = _Out(codec="f32", shape=packed.shape, load=partial(_given, packed))
+        stored = _codec("f32").encode(tensor)
+        ordered[name] = _Out(codec="f32", shape=stored.shape, load=partial(_given, stored))
     return ordered
 
 
@@ -213,15 +213,15 @@ def _main_codec(outs: Mapping[str, _Out]) -> str:
 def _fits(model: ModelFile, parts: list[_Part], codec: str) -> bool:
     """Whether small tensors that a GGUF file widened to f32 are the same numbers in the codec of the matrices."""
     for part in parts:
-        packed = model.tensors.packed(part.source.name)
-        if packed.codec.name == codec:
+        stored = model.tensors.stored(part.source.name)
+        if stored.codec.name == codec:
             continue
-        stored = packed.decode(torch.float32).flatten()
-        ours = stored if part.source.load is None else part.source.load(stored.double()).float()
+        values = stored.decode(torch.float32).flatten()
+        ours = values if part.source.load is None else part.source.load(values.double()).float()
         back = _codec(codec).encode(ours).decode(torch.float32)
         if part.source.save is not None:
             back = part.source.save(back.double()).float()
-        if not torch.equal(back, stored):
+        if not torch.equal(back, values):
             return False
     return True
 
@@ -247,34 +247,34 @@ def _copies(model: ModelFile, lm: LM, choose: Callable[[str, set[str], tuple[int
 # Reading and re-encoding ----------------------------------------------------------------------------------------------
 
 
-def _matrix(model: ModelFile, parts: list[_Part], codec: str) -> Packed:
+def _matrix(model: ModelFile, parts: list[_Part], codec: str) -> Stored:
     pieces = []
     for part in parts:
-        piece = stored_rows(model.tensors.packed(part.source.name), part.source)
+        piece = stored_rows(model.tensors.stored(part.source.name), part.source)
         order = part.target.order
         pieces.append(piece if order is None else piece.permute_rows(torch.argsort(order)))
     return _encoded(pieces, codec)
 
 
-def _small(model: ModelFile, parts: list[_Part], shape: tuple[int, ...], codec: str) -> Packed:
+def _small(model: ModelFile, parts: list[_Part], shape: tuple[int, ...], codec: str) -> Stored:
     values = []
     for part in parts:
-        ours = stored_values(model.tensors.packed(part.source.name), part.source, part.shape)
+        ours = stored_values(model.tensors.stored(part.source.name), part.source, part.shape)
         if part.target.order is not None:
             ours = ours[torch.argsort(part.target.order)]
         values.append(ours if part.target.save is None else part.target.save(ours.double()).float())
     return _codec(codec).encode(torch.cat(values).reshape(shape))
 
 
-def _copy(model: ModelFile, name: str, codec: str) -> Packed:
-    return _encoded([model.tensors.packed(name)], codec)
+def _copy(model: ModelFile, name: str, codec: str) -> Stored:
+    return _encoded([model.tensors.stored(name)], codec)
 
 
-def _given(packed: Packed) -> Packed:
-    return packed
+def _given(stored: Stored) -> Stored:
+    return stored
 
 
-def _encoded(pieces: list[Packed], codec: str) -> Packed:
+def _encoded(pieces: list[Stored], codec: str) -> Stored:
     """The pieces one under the other in one codec, a few rows at a time; unchanged bytes where nothing changes."""
     if len(pieces) == 1 and pieces[0].codec.name == codec:
         return pieces[0]
@@ -287,10 +287,10 @@ def _encoded(pieces: list[Packed], codec: str) -> Packed:
             part = piece.rows(first, min(first + step, piece.shape[0]))
             data[at : at + part.shape[0]] = part.data if part.codec.name == codec else _recode(part, target)
             at += part.shape[0]
-    return Packed(target, (rows, width), data)
+    return Stored(target, (rows, width), data)
 
 
-def _recode(part: Packed, target: Codec) -> Tensor:
+def _recode(part: Stored, target: Codec) -> Tensor:
     return target.encode(part.decode(torch.float32)).data
 
 
@@ -306,20 +306,20 @@ def _nbytes(out: _Out) -> int:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def _counted(outs: Mapping[str, _Out], progress: Progress | None) -> Callable[[str], Packed]:
+def _counted(outs: Mapping[str, _Out], progress: Progress | None) -> Callable[[str], Stored]:
     """Load by name, with progress; errors name the tensor."""
     total, done = sum(map(_nbytes, outs.values())), 0
 
-    def load(name: str) -> Packed:
+    def load(name: str) -> Stored:
         nonlocal done
         try:
-            packed = outs[name].load()
+            stored = outs[name].load()
         except UserError as e:
             raise type(e)(f"tensor {name}: {e.error}", e.why, e.try_) from e
-        done += packed.nbytes
+        done += stored.nbytes
         if progress is not None:
             progress(done, total)
-        return packed
+        return stored
 
     return load
 
@@ -328,13 +328,13 @@ def _table(outs: Mapping[str, _Out]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (out.codec, out.shape) for name, out in outs.items()}
 
 
-def _write_gguf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Callable[[str], Packed]) -> list[str]:
+def _write_gguf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Callable[[str], Stored]) -> list[str]:
     metadata, notes = gguf_metadata(model, _main_codec(outs))
     write_gguf(dst, metadata, _table(outs), load)
     return notes
 
 
-def _write_hf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Callable[[str], Packed]) -> list[str]:
+def _write_hf(model: ModelFile, dst: Path, outs: Mapping[str, _Out], load: Callable[[str], Stored]) -> list[str]:
     rows = description(_table(outs), _ends(model)[0]) if any(out.codec == INT8 for out in outs.values()) else None
     files, notes = hf_files(model, _main_codec(outs), rows)
     token = secrets.token_hex(4)

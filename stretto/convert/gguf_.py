@@ -28,7 +28,7 @@ from stretto.convert._shared import (
     write_bytes,
 )
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 MAGIC = b"GGUF"
 CODEC_OF_TYPE = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0"}
@@ -113,7 +113,7 @@ class GGUFFile:
         """The tensors, in the order of the table."""
         return list(self.tensors)
 
-    def packed(self, name: str, check: bool = True) -> Packed:
+    def stored(self, name: str, check: bool = True) -> Stored:
         """A tensor as a view of the file, in torch's order of dimensions. ModelFileError for unknown names.
 
         check: read the scales (or plain values) once and refuse NaN and infinity.
@@ -124,10 +124,10 @@ class GGUFFile:
         codec = codec_named(info.codec)
         width = info.shape[-1] if info.shape else 1
         data = self._bytes[info.start : info.start + info.nbytes]
-        packed = Packed(codec, info.shape, data.view(*info.shape[:-1], codec.row_bytes(width)))
+        stored = Stored(codec, info.shape, data.view(*info.shape[:-1], codec.row_bytes(width)))
         if check:
-            check_finite(packed, name, str(self.path))
-        return packed
+            check_finite(stored, name, str(self.path))
+        return stored
 
     def _read_line(self, cursor: "_Cursor", alignment: int) -> tuple[str, str, tuple[int, ...], int, int]:
         """(name, codec, shape, offset, bytes) of the next tensor."""
@@ -274,7 +274,7 @@ def write_gguf(
     path: Path | str,
     metadata: Mapping[str, Value],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    load: Callable[[str], Packed],
+    load: Callable[[str], Stored],
 ) -> None:
     """Write a version 3 file, holding one tensor at a time.
 
@@ -305,10 +305,10 @@ def write_gguf(
     def write(file: BinaryIO) -> None:
         file.write(head + bytes(-len(head) % alignment))
         for name, (codec_name, shape) in tensors.items():
-            packed = load(name)
-            assert packed.codec.name == codec_name and packed.shape == shape, f"{name}: not {codec_name} {shape}"
-            write_bytes(file, packed)
-            file.write(bytes(-packed.nbytes % alignment))
+            stored = load(name)
+            assert stored.codec.name == codec_name and stored.shape == shape, f"{name}: not {codec_name} {shape}"
+            write_bytes(file, stored)
+            file.write(bytes(-stored.nbytes % alignment))
 
     replace_file(Path(path), write)
 

@@ -13,7 +13,7 @@ from typing import Any
 from stretto.convert._shared import absent, damaged, quoted
 from stretto.convert.gguf_ import GGUFFile, TensorInfo
 from stretto.core.errors import ModelFileError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 MAX_PARTS = 99_999  # five digits
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
@@ -66,11 +66,11 @@ class SplitGGUF:
         """The tensors, part by part."""
         return list(self.tensors)
 
-    def packed(self, name: str, check: bool = True) -> Packed:
-        """As `GGUFFile.packed`."""
+    def stored(self, name: str, check: bool = True) -> Stored:
+        """As `GGUFFile.stored`."""
         if name not in self._files:
             raise absent(self.path, name, self._files)
-        return self._files[name].packed(name, check)
+        return self._files[name].stored(name, check)
 
     def _paths(self, count: int) -> list[Path]:
         """The parts after the first."""

@@ -12,11 +12,11 @@ import torch
 
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import ModelFileError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import storage
-from stretto.kernels.native.library import Pool
-from stretto.models.family import Stored
+from stretto.kernels.native.library import Team
+from stretto.models.family import Source
 from stretto.models.lm import LM
 
 Progress = Callable[[int, int], None]
@@ -28,9 +28,9 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     *,
-    pool: Pool | None = None,
+    team: Team | None = None,
 ) -> LM:
-    """Build the model in `dtype` and fill it; with a `pool`, matrices are repacked for the native kernels as they are
+    """Build the model in `dtype` and fill it; with a `team`, matrices are repacked for the native kernels as they are
     stored, and never decoded. Raises ModelFileError for missing, extra or misshapen tensors, before any memory is
     taken."""
     with torch.device("meta"):
@@ -39,9 +39,9 @@ def load_model(
     targets = list(lm.targets())
     lm.cast(dtype)
     total, done = sum(p.numel() for p in lm.parameters()), 0
-    _materialize(lm, with_matrices=pool is None)
+    _materialize(lm, with_matrices=team is None)
     for name, module, leaf in targets:
-        done += _fill(model, name, module, leaf, pool)
+        done += _fill(model, name, module, leaf, team)
         if progress is not None:
             progress(done, total)
     return lm.eval().requires_grad_(False)
@@ -77,18 +77,18 @@ def check_tensors(model: ModelFile, lm: LM) -> None:
         )
     ends: dict[str, int] = {}
     for name, shape in shapes.items():
-        stored = model.names[name]
-        found = model.held(stored.name).shape
-        if stored.rows is None:
-            expected = stored.shape or shape
+        source = model.names[name]
+        found = model.held(source.name).shape
+        if source.rows is None:
+            expected = source.shape or shape
         else:
-            ends[stored.name] = max(ends.get(stored.name, 0), sum(stored.rows))
+            ends[source.name] = max(ends.get(source.name, 0), sum(source.rows))
             expected = (found[0] if found else 0, *shape[1:])
         if _without_ones(found) != _without_ones(expected):
-            _wrong_shape(model, stored, found, str(expected))
+            _wrong_shape(model, source, found, str(expected))
     for theirs, rows in ends.items():
         if model.held(theirs).shape[0] != rows:
-            _wrong_shape(model, Stored(name=theirs), model.held(theirs).shape, f"{rows} rows")
+            _wrong_shape(model, Source(name=theirs), model.held(theirs).shape, f"{rows} rows")
     used = {model.names[name].name for name in shapes}
     extra = sorted(n for n in present - used - model.surplus if not n.endswith(model.family.ignore))
     extra = [name for name in extra if not (name.endswith(".bias") and _is_zero(model, name))]
@@ -101,16 +101,16 @@ def check_tensors(model: ModelFile, lm: LM) -> None:
 
 def _is_zero(model: ModelFile, name: str) -> bool:
     """Whether adding the tensor would change nothing: a bias that the configuration denies."""
-    return not model.tensors.packed(name).decode(torch.float32).any()
+    return not model.tensors.stored(name).decode(torch.float32).any()
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def _wrong_shape(model: ModelFile, stored: Stored, found: tuple[int, ...], want: str) -> None:
+def _wrong_shape(model: ModelFile, source: Source, found: tuple[int, ...], want: str) -> None:
     raise ModelFileError(
-        f"{model.path}: tensor {stored.name} has shape {found}", why=f"the configuration asks for {want}"
+        f"{model.path}: tensor {source.name} has shape {found}", why=f"the configuration asks for {want}"
     )
 
 
@@ -124,35 +124,35 @@ def _materialize(lm: LM, *, with_matrices: bool) -> None:
             setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
 
 
-def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str, pool: Pool | None) -> int:
+def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str, team: Team | None) -> int:
     """Fill one tensor; returns its number of values."""
-    stored, shape = model.names[name], value_shape(name, module, leaf)
-    packed = model.tensors.packed(stored.name)
+    source, shape = model.names[name], value_shape(name, module, leaf)
+    stored = model.tensors.stored(source.name)
     if isinstance(module, Linear) and not name.endswith(".bias"):
-        if pool is None:
-            module.load(leaf, stored_rows(packed, stored))
+        if team is None:
+            module.load(leaf, stored_rows(stored, source))
         else:
-            module.hold(leaf, stored_rows(packed, stored))
-            if len(module.packed) == len(module.segments):
-                module.pack(pool)
+            module.hold(leaf, stored_rows(stored, source))
+            if len(module.stored) == len(module.segments):
+                module.tile(team)
     else:
         target = module.bias[module.rows(leaf)] if isinstance(module, Linear) else module.get_parameter(leaf)  # type: ignore[index]
-        target.data.copy_(stored_values(packed, stored, shape))
+        target.data.copy_(stored_values(stored, source, shape))
     return int(torch.Size(shape).numel())
 
 
-def stored_rows(packed: Packed, stored: Stored) -> Packed:
+def stored_rows(stored: Stored, source: Source) -> Stored:
     """Our rows of a stored matrix: bytes only, exact in every codec."""
-    if stored.rows is not None:
-        packed = packed.rows(stored.rows[0], sum(stored.rows))
-    return packed if stored.order is None else packed.permute_rows(stored.order)
+    if source.rows is not None:
+        stored = stored.rows(source.rows[0], sum(source.rows))
+    return stored if source.order is None else stored.permute_rows(source.order)
 
 
-def stored_values(packed: Packed, stored: Stored, shape: tuple[int, ...]) -> torch.Tensor:
+def stored_values(stored: Stored, source: Source, shape: tuple[int, ...]) -> torch.Tensor:
     """Our numbers of a stored vector or small tensor, fp32 in `shape`."""
-    values = packed.decode(torch.float32)
-    if stored.rows is not None:
-        values = values[stored.rows[0] : sum(stored.rows)]
+    values = stored.decode(torch.float32)
+    if source.rows is not None:
+        values = values[source.rows[0] : sum(source.rows)]
     values = values.reshape(shape)
-    values = values if stored.load is None else stored.load(values.double()).float()
-    return values if stored.order is None else values[stored.order]
+    values = values if source.load is None else source.load(values.double()).float()
+    return values if source.order is None else values[source.order]

@@ -23,7 +23,7 @@ from stretto.convert.gguf_split import open_gguf, parts_of
 from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.models.family import Family, Names
 from stretto.models.lm import LMConfig
 
@@ -51,7 +51,7 @@ class TensorFile(Protocol):
     """A container of named stored tensors."""
 
     def names(self) -> list[str]: ...
-    def packed(self, name: str) -> Packed: ...
+    def stored(self, name: str) -> Stored: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +182,7 @@ def _are_equal(model: ModelFile, one: str, other: str) -> bool:
     """Whether two tensors hold the same values, in whatever codec."""
     if model.held(one).shape != model.held(other).shape:
         return False
-    a, b = model.tensors.packed(one), model.tensors.packed(other)
+    a, b = model.tensors.stored(one), model.tensors.stored(other)
     if a.codec.name == b.codec.name:
         return a.data.data_ptr() == b.data.data_ptr() or torch.equal(a.data, b.data)
     step = 4096  # rows: two matrices of a vocabulary are never decoded whole
@@ -214,7 +214,7 @@ def _open_gguf(path: Path) -> ModelFile:
     family = _family(lambda f: f.gguf, file.metadata.get("general.architecture"), str(path))
     known: dict[str, Any] = {**file.metadata, "stretto.tensors": shapes}
     if GGUF_FREQUENCIES in shapes:
-        known["stretto.rope_divisors"] = file.packed(GGUF_FREQUENCIES).decode(torch.float32).flatten().tolist()
+        known["stretto.rope_divisors"] = file.stored(GGUF_FREQUENCIES).decode(torch.float32).flatten().tolist()
     ours = family.read_gguf(known)
     names = family.gguf_names(ours)
     return ModelFile(path, family, ours, names, file, table.__getitem__, file.metadata, is_gguf=True)

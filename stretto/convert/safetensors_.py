@@ -29,7 +29,7 @@ from stretto.convert._shared import (
     write_tensor,
 )
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_MARKS = 1 << 22  # commas and brackets of the header: bounds what parsing it can allocate
@@ -105,13 +105,13 @@ class SafetensorsFile:
             )
         return codec, entry.shape
 
-    def packed(self, name: str) -> Packed:
+    def stored(self, name: str) -> Stored:
         """A tensor as a view of the file. Errors as those of `held`."""
         codec_name, shape = self.held(name)
         codec = codec_named(codec_name)
         # Not `row_bytes` of the last dimension: a scalar has none.
         width = shape[-1] if shape else 1
-        return Packed(codec, shape, self.raw(name).view(*shape[:-1], codec.row_bytes(width)))
+        return Stored(codec, shape, self.raw(name).view(*shape[:-1], codec.row_bytes(width)))
 
     def _entry_of(self, name: str) -> _Entry:
         entry = self._entries.get(name)
@@ -192,9 +192,9 @@ class ShardedSafetensors:
         """As `SafetensorsFile.held`."""
         return self._shard(name).held(name)
 
-    def packed(self, name: str) -> Packed:
-        """As `SafetensorsFile.packed`."""
-        return self._shard(name).packed(name)
+    def stored(self, name: str) -> Stored:
+        """As `SafetensorsFile.stored`."""
+        return self._shard(name).stored(name)
 
     def _shard(self, name: str) -> SafetensorsFile:
         if name not in self._shards:
@@ -235,7 +235,7 @@ def open_checkpoint(directory: Path | str) -> SafetensorsFile | ShardedSafetenso
 def write_safetensors(
     path: Path | str,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    load: Callable[[str], Packed],
+    load: Callable[[str], Stored],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one file, holding one tensor at a time.
@@ -258,9 +258,9 @@ def write_safetensors(
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(parts, key=lambda name: begins[parts[name][0].name]):
-            packed, (codec, shape) = load(name), tensors[name]
-            assert packed.codec.name == codec and packed.shape == shape, f"{name}: not {codec} {shape}"
-            values = split(packed) if codec == INT8 else (packed.data,)
+            stored, (codec, shape) = load(name), tensors[name]
+            assert stored.codec.name == codec and stored.shape == shape, f"{name}: not {codec} {shape}"
+            values = split(stored) if codec == INT8 else (stored.data,)
             for part, value in zip(parts[name], values, strict=True):
                 file.seek(8 + len(text) + begins[part.name])
                 write_tensor(file, value)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 
 class Codec(ABC):
@@ -36,9 +36,9 @@ class Codec(ABC):
         return self.head_bytes + width // self.block * self.block_bytes
 
     @abstractmethod
-    def decode(self, packed: Packed, dtype: torch.dtype) -> Tensor:
-        """Values `[*packed.shape]`, computed in fp32, rounded once to `dtype`."""
+    def decode(self, stored: Stored, dtype: torch.dtype) -> Tensor:
+        """Values `[*stored.shape]`, computed in fp32, rounded once to `dtype`."""
 
     @abstractmethod
-    def encode(self, x: Tensor) -> Packed:
+    def encode(self, x: Tensor) -> Stored:
         """Store `x` [..., width] (any float dtype; the arithmetic is fp32). Raises UserError without Can.ENCODE."""

@@ -45,7 +45,7 @@ class Seqs:
         num_step: int = 0,
         device: torch.device | str = "cpu",
     ) -> "Seqs":
-        """Packed sequences of `lens` rows after `contexts` tokens (default: none)."""
+        """Stored sequences of `lens` rows after `contexts` tokens (default: none)."""
         n = len(lens)
         rows = tuple(None if p is None else tuple(p) for p in parents) if parents is not None else (None,) * n
         return Seqs(

@@ -17,7 +17,7 @@ from stretto.core.plan import StepPlan
 from stretto.core.seqs import MAX_TREE_ROWS, Seqs
 from stretto.engine.verify import Scores
 from stretto.kernels.native.guard import StepSeqs
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.kernels.native.tape import Tape
 from stretto.kernels.rowwise.native import best
 from stretto.kernels.sampling import Refusals, refusals
@@ -38,7 +38,7 @@ class Captured:
         self,
         lm: LM,
         pools: Pools,
-        threads: Pool,
+        threads: Team,
         *,
         max_rows: int,
         context: int,
@@ -70,7 +70,7 @@ class Captured:
         self.tape.run()
         rows = len(plan.wanted)
         logits = lambda: self._logits[:rows, : self._vocab_size]  # noqa: E731
-        return Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.pool)
+        return Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.team)
 
     def ahead(
         self, plan: StepPlan, how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int

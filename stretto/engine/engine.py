@@ -34,7 +34,7 @@ from stretto.engine.policies.fcfs import FCFS
 from stretto.engine.request import Event, Phase, Request, TextStream, Timeline, TokenLogprobs, check_prompt
 from stretto.engine.scheduler import Placed, Scheduler
 from stretto.engine.verify import Asked, Failures, Scores, decide, emitted_logprobs, row_samplings
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.models.lm import LM
 
 MAX_AHEAD = 16  # plain steps in a row
@@ -72,7 +72,7 @@ class Engine:
         order: OrderPolicy | None = None,
         eos_ids: frozenset[int] = frozenset(),
         vocab_size: int | None = None,
-        threads: Pool | None = None,
+        threads: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert (drafter is None) == (draft_policy is None), "a drafter comes with the policy that limits it"

@@ -12,7 +12,7 @@ from stretto.core.drafter import Draft, Verdict
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.engine.request import Request, TokenLogprobs
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.kernels.sampling import Refusals, RowSampling, logprobs, refusals, try_picks, try_probs
 
 
@@ -29,7 +29,7 @@ class Scores:
         logits: Callable[[], Tensor],
         top: Sequence[float] | None = None,
         argmax: Sequence[int] | None = None,
-        threads: Pool | None = None,
+        threads: Team | None = None,
     ) -> None:
         self._logits, self.top, self.argmax, self.threads = logits, top, argmax, threads
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stretto.core.env import Env
 from stretto.core.errors import RunError, UserError
 from stretto.kernels.native.build import LEVELS, build, supported_levels
-from stretto.kernels.native.library import Pool, load
+from stretto.kernels.native.library import Team, load
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -17,7 +17,7 @@ BACKENDS = ("auto", "native", "torch")
 class Choice:
     """threads: run natively on these; None = torch. why: why not natively, None if it is."""
 
-    threads: Pool | None
+    threads: Team | None
     why: str | None
 
     @property
@@ -42,7 +42,7 @@ def choose(
         return Choice(None, "torch was asked for")
     why = None
     try:
-        threads = thread_pool(env, note)
+        threads = thread_team(env, note)
         why = _no_layout(codecs, threads)
     except RunError as problem:
         why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
@@ -55,20 +55,20 @@ def choose(
     return Choice(None, why)
 
 
-def thread_pool(env: Env, note: Callable[[str], None] | None = None) -> Pool:
-    """The pool of this process, with the kernels compiled for this CPU. Raises RunError if they cannot be."""
+def thread_team(env: Env, note: Callable[[str], None] | None = None) -> Team:
+    """The team of this process, with the kernels compiled for this CPU. Raises RunError if they cannot be."""
     level = env.level or supported_levels()[0]
     if level not in supported_levels():
         known = ", ".join(LEVELS)
         raise UserError(f"STRETTO_LEVEL={level}", why=f"this CPU runs {', '.join(supported_levels())} (of {known})")
-    return _pool(build(level, env.cache_dir, compiler=env.cxx, note=note), env.threads)
+    return _team(build(level, env.cache_dir, compiler=env.cxx, note=note), env.threads)
 
 
 @cache
-def _pool(library: Path, num_threads: int) -> Pool:
-    return Pool(load(library), num_threads or None)
+def _team(library: Path, num_threads: int) -> Team:
+    return Team(load(library), num_threads or None)
 
 
-def _no_layout(codecs: Iterable[str], threads: Pool) -> str | None:
+def _no_layout(codecs: Iterable[str], threads: Team) -> str | None:
     missing = sorted(set(codecs) - set(threads.library.enum("Format")))
     return f"no native layout for {', '.join(missing)}" if missing else None

@@ -115,7 +115,7 @@ class LLM:
         if threads is None:
             lm = load_model(file, DTYPES[dtype], progress).prepack()
         else:
-            lm = load_model(file, torch.float32, progress, pool=threads)
+            lm = load_model(file, torch.float32, progress, team=threads)
         self.engine = Engine(
             lm,
             EngineConfig(

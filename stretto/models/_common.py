@@ -10,10 +10,10 @@ from stretto.core.errors import ModelFileError
 from stretto.kernels.rope import Rope
 from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
-from stretto.models.family import Stored
+from stretto.models.family import Source
 from stretto.models.lm import Layer, LMConfig
 
-Found = dict[str, Stored]
+Found = dict[str, Source]
 
 
 def only_layer(config: LMConfig) -> tuple[Attention.Config, Dense.Config]:
@@ -37,22 +37,22 @@ def refuse_to_write(what: str, where: str) -> NoReturn:
 def linear(ours: str, theirs: str, rows: tuple[int, int] | None = None, order: Tensor | None = None) -> Found:
     """Weight and, where there is one, bias of one segment."""
     return {
-        ours: Stored(name=f"{theirs}.weight", rows=rows, order=order),
-        f"{ours}.bias": Stored(name=f"{theirs}.bias", rows=rows, order=order),
+        ours: Source(name=f"{theirs}.weight", rows=rows, order=order),
+        f"{ours}.bias": Source(name=f"{theirs}.bias", rows=rows, order=order),
     }
 
 
 def outer_names(config: LMConfig, embed: str, norm: str, head: str) -> Found:
     """Embeddings, last norm and head."""
-    names = {"embed.embed": Stored(name=f"{embed}.weight"), "norm.weight": Stored(name=f"{norm}.weight")}
-    return names if config.tie_embeddings else names | {"head.head": Stored(name=f"{head}.weight")}
+    names = {"embed.embed": Source(name=f"{embed}.weight"), "norm.weight": Source(name=f"{norm}.weight")}
+    return names if config.tie_embeddings else names | {"head.head": Source(name=f"{head}.weight")}
 
 
 def norm_names(block: str, theirs: str, mixer: str, channel: str | None = None) -> Found:
     """The norms of a layer."""
-    names = {f"{block}.mixer_norm.weight": Stored(name=f"{theirs}.{mixer}.weight")}
+    names = {f"{block}.mixer_norm.weight": Source(name=f"{theirs}.{mixer}.weight")}
     if channel is not None:
-        names[f"{block}.channel_norm.weight"] = Stored(name=f"{theirs}.{channel}.weight")
+        names[f"{block}.channel_norm.weight"] = Source(name=f"{theirs}.{channel}.weight")
     return names
 
 

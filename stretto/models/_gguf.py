@@ -23,7 +23,7 @@ from stretto.models._common import (
     rope_of,
 )
 from stretto.models._rope import gguf_rope, rope_extra, rope_to_gguf, stretched, trained
-from stretto.models.family import MAX_LAYERS, Config, Reader, Stored
+from stretto.models.family import MAX_LAYERS, Config, Reader, Source
 from stretto.models.lm import Layer, LMConfig
 
 
@@ -201,7 +201,7 @@ def mamba_to_gguf(mixer: Mamba2.Config) -> dict[str, Any]:
 
 
 def interleaved(num_heads: int, head_dim: int) -> Tensor:
-    """`Stored.order` that undoes GGUF's rotary row order: there row 2i + j of a head is our row j * dim/2 + i."""
+    """`Source.order` that undoes GGUF's rotary row order: there row 2i + j of a head is our row j * dim/2 + i."""
     per_head = torch.arange(head_dim).view(head_dim // 2, 2).T.reshape(-1)
     return (torch.arange(num_heads)[:, None] * head_dim + per_head[None, :]).reshape(-1)
 
@@ -231,7 +231,7 @@ def attention_names(mixer: Attention.Config, ours: str, theirs: str, permuted: b
     for s, heads in (("q", mixer.num_heads), ("k", mixer.num_kv_heads), ("v", 0)):
         order = interleaved(heads, mixer.head_dim) if permuted and heads else None
         found |= linear(f"{ours}.qkv.{s}", f"{theirs}.attn_{s}", order=order)
-        found[f"{ours}.{s}_norm"] = Stored(name=f"{theirs}.attn_{s}_norm.weight")
+        found[f"{ours}.{s}_norm"] = Source(name=f"{theirs}.attn_{s}_norm.weight")
     return found
 
 
@@ -240,12 +240,12 @@ def mamba_names(mixer: Mamba2.Config, ours: str, theirs: str) -> Found:
     column, groups = (mixer.num_heads, 1), (mixer.num_groups, mixer.d_inner // mixer.num_groups)
     return {
         **mamba_projections(mixer, ours, f"{theirs}.ssm_in", f"{theirs}.ssm_out"),
-        f"{ours}.conv_weight": Stored(name=f"{theirs}.ssm_conv1d.weight"),
-        f"{ours}.conv_bias": Stored(name=f"{theirs}.ssm_conv1d.bias"),
-        f"{ours}.A_log": Stored(name=f"{theirs}.ssm_a", shape=column, load=_log_of_minus, save=_minus_exp),
-        f"{ours}.D": Stored(name=f"{theirs}.ssm_d", shape=column),
-        f"{ours}.dt_bias": Stored(name=f"{theirs}.ssm_dt.bias"),
-        f"{ours}.norm_weight": Stored(name=f"{theirs}.ssm_norm.weight", shape=groups),
+        f"{ours}.conv_weight": Source(name=f"{theirs}.ssm_conv1d.weight"),
+        f"{ours}.conv_bias": Source(name=f"{theirs}.ssm_conv1d.bias"),
+        f"{ours}.A_log": Source(name=f"{theirs}.ssm_a", shape=column, load=_log_of_minus, save=_minus_exp),
+        f"{ours}.D": Source(name=f"{theirs}.ssm_d", shape=column),
+        f"{ours}.dt_bias": Source(name=f"{theirs}.ssm_dt.bias"),
+        f"{ours}.norm_weight": Source(name=f"{theirs}.ssm_norm.weight", shape=groups),
     }
 
 

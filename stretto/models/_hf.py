@@ -10,7 +10,7 @@ from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models._common import Found, linear, mamba_projections, norm_names, outer_names, rope_of
 from stretto.models._rope import hf_rope, rope_to_hf, stretched, trained
-from stretto.models.family import MAX_LAYERS, Reader, Stored
+from stretto.models.family import MAX_LAYERS, Reader, Source
 from stretto.models.lm import Layer, LMConfig
 
 
@@ -153,7 +153,7 @@ def attention_names(block: str, theirs: str) -> Found:
     for s in "qkv":
         found |= linear(f"{block}.mixer.qkv.{s}", f"{theirs}.self_attn.{s}_proj")
     for s in "qk":
-        found[f"{block}.mixer.{s}_norm"] = Stored(name=f"{theirs}.self_attn.{s}_norm.weight")
+        found[f"{block}.mixer.{s}_norm"] = Source(name=f"{theirs}.self_attn.{s}_norm.weight")
     return found
 
 
@@ -161,10 +161,10 @@ def mamba_names(mixer: Mamba2.Config, ours: str, theirs: str) -> Found:
     """Tensors of a Mamba-2 mixer of a checkpoint."""
     return {
         **mamba_projections(mixer, ours, f"{theirs}.in_proj", f"{theirs}.out_proj"),
-        f"{ours}.conv_weight": Stored(name=f"{theirs}.conv1d.weight", shape=(mixer.d_conv, 1, mixer.conv_width)),
-        f"{ours}.conv_bias": Stored(name=f"{theirs}.conv1d.bias"),
-        f"{ours}.A_log": Stored(name=f"{theirs}.A_log"),
-        f"{ours}.D": Stored(name=f"{theirs}.D"),
-        f"{ours}.dt_bias": Stored(name=f"{theirs}.dt_bias"),
-        f"{ours}.norm_weight": Stored(name=f"{theirs}.norm.weight"),
+        f"{ours}.conv_weight": Source(name=f"{theirs}.conv1d.weight", shape=(mixer.d_conv, 1, mixer.conv_width)),
+        f"{ours}.conv_bias": Source(name=f"{theirs}.conv1d.bias"),
+        f"{ours}.A_log": Source(name=f"{theirs}.A_log"),
+        f"{ours}.D": Source(name=f"{theirs}.D"),
+        f"{ours}.dt_bias": Source(name=f"{theirs}.dt_bias"),
+        f"{ours}.norm_weight": Source(name=f"{theirs}.norm.weight"),
     }

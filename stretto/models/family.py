@@ -1,7 +1,7 @@
 """`Family`: how one foreign architecture is read and written. One small file per family defines one.
 
 A family translates a config key by key and says where each of our tensors lies in a file. A key that changes the result
-and that the family did not read is refused by name (`_keys.py` lists them). `Stored` covers every difference seen in
+and that the family did not read is refused by name (`_keys.py` lists them). `Source` covers every difference seen in
 practice: another name, part of a fused tensor, another row order, another shape, another parametrisation of the same
 number.
 """
@@ -23,7 +23,7 @@ MAX_LAYERS = 100_000  # a damaged number must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
+class Source:
     """Where one of our tensors lies in a file.
 
     rows: (first, count) if it is a row range of a larger tensor there.
@@ -40,7 +40,7 @@ class Stored:
     save: Callable[[Tensor], Tensor] | None = None
 
 
-Names = Mapping[str, Stored]
+Names = Mapping[str, Source]
 """Our tensor name (see `LM.targets`) -> where it is stored. May name more than the model has (optional biases)."""
 
 

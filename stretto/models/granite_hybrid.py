@@ -18,7 +18,7 @@ from stretto.mixers.attention import Attention
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models import _gguf, _hf, granite
 from stretto.models._common import linear, norm_names, outer_names, refuse_to_write
-from stretto.models.family import Family, Names, Reader, Stored
+from stretto.models.family import Family, Names, Reader, Source
 from stretto.models.lm import Layer, LMConfig
 
 _MAMBA, _ATTENTION = ("mamba", "linear_attention"), ("attention", "full_attention")
@@ -134,7 +134,7 @@ def hf_names(config: LMConfig) -> Names:
             found |= _hf.attention_names(block, theirs)
         found |= linear(f"{block}.channel.gate_up.gate", f"{theirs}.shared_mlp.input_linear", (0, width))
         found |= linear(f"{block}.channel.gate_up.up", f"{theirs}.shared_mlp.input_linear", (width, width))
-        found[f"{block}.channel.down.down"] = Stored(name=f"{theirs}.shared_mlp.output_linear.weight")
+        found[f"{block}.channel.down.down"] = Source(name=f"{theirs}.shared_mlp.output_linear.weight")
     return found
 
 

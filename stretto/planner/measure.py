@@ -18,7 +18,7 @@ import torch
 
 from stretto.core.costs import Machine, ModelCost
 from stretto.kernels.linear import Linear, native
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.models.lm import LM
 
 BUFFER_BYTES = 96 << 20
@@ -69,13 +69,13 @@ def gemm_rate(dtype: torch.dtype, repeat: int = 5) -> Measured:
     return Measured(tuple(2 * rows * d_in * d_out / s for s in seconds))
 
 
-def measure_machine(dtype: torch.dtype, threads: Pool | None = None) -> Machine:
+def measure_machine(dtype: torch.dtype, threads: Team | None = None) -> Machine:
     """Bandwidth and GEMM rate as the cost model wants them (a second or two): of torch, or of native threads."""
     bandwidth = read_bandwidth() if threads is None else native_bandwidth(threads)
     return Machine(bandwidth=bandwidth.median, flops=gemm_rate(dtype).median)
 
 
-def native_bandwidth(threads: Pool, num_bytes: int = BUFFER_BYTES, repeat: int = 5) -> Measured:
+def native_bandwidth(threads: Team, num_bytes: int = BUFFER_BYTES, repeat: int = 5) -> Measured:
     """Bytes/s at which native threads read `num_bytes` of random memory once: what bounds a decode step of theirs."""
     buffer = torch.randint(0, 256, (num_bytes // 1024 * 1024,), dtype=torch.uint8)
     seconds = _seconds(lambda: native.read_bytes(buffer, threads), repeat)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stretto.codecs._shared import STEP, check_finite
 from stretto.core.card import CODECS, Can, Card
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 CARDS = CODECS.cards()
 WRITERS = CODECS.cards(Can.ENCODE)
@@ -32,13 +32,13 @@ def ggml_type(card: Card) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType[card.name.upper()]
 
 
-def sane(card: Card, rows: int, blocks: int, seed: int = 0) -> Packed:
+def sane(card: Card, rows: int, blocks: int, seed: int = 0) -> Stored:
     """Random bytes with finite scales: [rows, blocks * block]."""
     codec, rng = card.make(), np.random.default_rng(seed)
     raw = rng.integers(0, 256, (rows, blocks, codec.block_bytes), dtype=np.uint8)
     if card.name == "int8":
         scales = rng.standard_normal((rows, 1)).astype(np.float32).view(np.uint8)
-        return Packed(codec, (rows, blocks), torch.from_numpy(np.concatenate([scales, raw[:, :, 0]], axis=1)))
+        return Stored(codec, (rows, blocks), torch.from_numpy(np.concatenate([scales, raw[:, :, 0]], axis=1)))
     if card.name in ("f32", "bf16"):
         values = rng.standard_normal((rows, blocks)).astype(np.float32)
         raw = np.ascontiguousarray(values.view(np.uint8).reshape(rows, blocks, 4)[:, :, 4 - codec.block_bytes :])
@@ -47,7 +47,7 @@ def sane(card: Card, rows: int, blocks: int, seed: int = 0) -> Packed:
             d = rng.standard_normal((rows, blocks, 1)).astype(np.float16)
             raw[:, :, at : at + 2] = d.view(np.uint8)
     data = torch.from_numpy(raw.reshape(rows, blocks * codec.block_bytes))
-    return Packed(codec, (rows, blocks * codec.block), data)
+    return Stored(codec, (rows, blocks * codec.block), data)
 
 
 def reference(card: Card, data: torch.Tensor) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_decode_of_any_bytes_has_the_bits_of_the_reference(card):
     codec, rng = card.make(), np.random.default_rng(1)
     rows = STEP // 1024 + 3
     data = torch.from_numpy(rng.integers(0, 256, (rows, codec.row_bytes(1024)), dtype=np.uint8))
-    assert bits_equal(Packed(codec, (rows, 1024), data).decode(torch.float32).numpy(), reference(card, data))
+    assert bits_equal(Stored(codec, (rows, 1024), data).decode(torch.float32).numpy(), reference(card, data))
 
 
 @each(CARDS)
@@ -115,7 +115,7 @@ def test_nibbles_lie_as_the_format_says():
     qs = bytes((j & 15) | ((15 - j) & 15) << 4 for j in range(16))
     raw = np.array([2, -1], dtype=np.float16).tobytes() + qs
     data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-    values = Packed(CODECS.card("q4_1").make(), (32,), data).decode(torch.float32)
+    values = Stored(CODECS.card("q4_1").make(), (32,), data).decode(torch.float32)
     assert values.tolist() == [2 * j - 1 for j in range(16)] + [2 * (15 - j) - 1 for j in range(16)]
 
 
@@ -127,7 +127,7 @@ def test_shapes_bytes_and_rows(card, leading, blocks, seed):
     codec, rows = card.make(), int(np.prod(leading, dtype=int))
     flat = sane(card, rows, blocks, seed)
     shape = (*leading, blocks * codec.block)
-    packed = Packed(codec, shape, flat.data.view(*leading, flat.data.shape[-1]))
+    packed = Stored(codec, shape, flat.data.view(*leading, flat.data.shape[-1]))
     values = packed.decode(torch.float32)
     assert values.shape == shape and packed.nbytes == codec.nbytes(shape)
     for i in range(rows):
@@ -139,9 +139,9 @@ def test_shapes_bytes_and_rows(card, leading, blocks, seed):
 def test_views_that_are_not_contiguous_decode_alike(card):
     packed = sane(card, 12, 2)
     values = packed.decode(torch.float32)
-    strided = Packed(packed.codec, (6, packed.shape[1]), packed.data[::2])
+    strided = Stored(packed.codec, (6, packed.shape[1]), packed.data[::2])
     assert torch.equal(strided.decode(torch.float32), values[::2])
-    crossed = Packed(packed.codec, (4, 3, packed.shape[1]), packed.data.view(3, 4, -1).transpose(0, 1))
+    crossed = Stored(packed.codec, (4, 3, packed.shape[1]), packed.data.view(3, 4, -1).transpose(0, 1))
     assert torch.equal(crossed.decode(torch.float32), values.view(3, 4, -1).transpose(0, 1))
     assert torch.equal(packed.permute_rows(torch.arange(11, -1, -1)).decode(torch.float32), values.flip(0))
 
@@ -150,7 +150,7 @@ def test_views_that_are_not_contiguous_decode_alike(card):
 def test_bytes_at_an_odd_address_decode_alike(card):
     packed = sane(card, 5, 2)
     odd = torch.cat([torch.zeros(1, dtype=torch.uint8), packed.data.flatten()])[1:].view(packed.data.shape)
-    assert torch.equal(Packed(packed.codec, packed.shape, odd).decode(torch.float32), packed.decode(torch.float32))
+    assert torch.equal(Stored(packed.codec, packed.shape, odd).decode(torch.float32), packed.decode(torch.float32))
 
 
 @each(CARDS)
@@ -167,7 +167,7 @@ def test_decode_holds_a_few_megabytes(card):
     for shape in [(2 * STEP // 256 + 1, 256), (2 * STEP,)]:  # many rows, and one very long row
         seen.clear()
         data = torch.zeros(*shape[:-1], codec.row_bytes(shape[-1]), dtype=torch.uint8)
-        Packed(codec, shape, data).decode(torch.bfloat16)
+        Stored(codec, shape, data).decode(torch.bfloat16)
         assert max(seen) <= STEP and sum(seen) == int(np.prod(shape))
 
 
@@ -182,7 +182,7 @@ def test_a_strided_view_is_not_copied_whole(card):
 
     codec = Spy()
     data = torch.zeros(8 * STEP // 512, codec.row_bytes(512) + 2, dtype=torch.uint8)[:, :-2]
-    Packed(codec, (len(data), 512), data).decode(torch.bfloat16)
+    Stored(codec, (len(data), 512), data).decode(torch.bfloat16)
     part = STEP // codec.block * codec.block_bytes
     assert all(n <= part or n == data.untyped_storage().nbytes() for n in held)  # a copy of the part, or no copy
     assert len(held) == 8
@@ -324,7 +324,7 @@ def all_finite(card: Card) -> torch.Tensor:
 @each(CODECS.cards(Can.EXACT_REENCODE))
 def test_exact_reencode(card):
     codec, data = card.make(), all_finite(card)
-    packed = Packed(codec, (1, data.shape[1] // codec.block_bytes), data)
+    packed = Stored(codec, (1, data.shape[1] // codec.block_bytes), data)
     assert torch.equal(codec.encode(packed.decode(torch.float32)).data, data)
 
 
@@ -364,5 +364,5 @@ def test_scales_that_are_not_finite_are_refused(card):
                 low, high = INFINITY.get(card.name, b"\x00\x7c")
                 data[row, start : start + 2] = torch.tensor([low, high | negative], dtype=torch.uint8)
                 with pytest.raises(ModelFileError, match=f"m.gguf: tensor 'w' .* row {row}"):
-                    check_finite(Packed(packed.codec, packed.shape, data), "w", "m.gguf")
+                    check_finite(Stored(packed.codec, packed.shape, data), "w", "m.gguf")
                     pytest.fail(f"byte {at} of row {row} was not looked at")

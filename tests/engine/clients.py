@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_native import engine, packed
+from test_native import engine, tiled
 from toy import toy_lm
 
 from stretto import LLM, AsyncLLM, Sampling
@@ -29,7 +29,7 @@ def natively(folder: Path) -> LLM:
 def hybrid(folder: Path) -> LLM:
     """States beside pages, and so little memory that requests push each other out. Its tokens are the bytes 0 to 22."""
     llm = LLM(folder, backend="native", draft="none")
-    lm = packed(toy_lm(["gated_delta", "attention", "mamba2"]))
+    lm = tiled(toy_lm(["gated_delta", "attention", "mamba2"]))
     states = [(s.kind, s.nbytes(torch.float32)) for specs in lm.state_specs for s in specs]
     per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
     llm.engine = engine(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from drafters import Oracle, Saboteur, TreeOracle
 from test_engine import DRAFTERS, options
-from test_native import MODELS, PATIENT, engine, packed
+from test_native import MODELS, PATIENT, engine, tiled
 from toy import HYBRID, Nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.core.card import JUDGES
@@ -40,7 +40,7 @@ def by_torch(lm: LM) -> Make:
 
 
 def by_native(lm: LM) -> Make:
-    tiles = packed(lm)
+    tiles = tiled(lm)
     return lambda **sizes: engine(tiles, **sizes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from native import LEVELS, pool
+from native import LEVELS, team
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from torch import Tensor
 from toy import Nodes, finish, plain_decode, toy_lm
@@ -26,7 +26,7 @@ from stretto.models.lm import LM, MixerConfig
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
 
 
-def packed(lm: LM) -> LM:
+def tiled(lm: LM) -> LM:
     """A copy of a toy in fp32 whose matrices lie in native tiles."""
     copy = lm.config.build()
     copy.load_state_dict(lm.state_dict())
@@ -36,7 +36,7 @@ def packed(lm: LM) -> LM:
             for segment in module.segments:
                 values = module.weight[module.rows(segment)]
                 module.hold(segment, CODECS.card("f32").make().encode(values))
-            module.pack(pool())
+            module.tile(team())
     return copy
 
 
@@ -62,7 +62,7 @@ def oracle(request: pytest.FixtureRequest) -> LM:
 
 @pytest.fixture(scope="module")
 def lm(oracle: LM) -> LM:
-    return packed(oracle)
+    return tiled(oracle)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def greedy(oracle: LM) -> list[list[int]]:
 def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object) -> Engine:
     names = ("max_seqs", "max_rows", "memory_bytes")
     config = EngineConfig(context=128, kv_dtype=torch.float32, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
-    return Engine(lm, config, threads=pool(level, threads), **sizes)  # type: ignore[arg-type]
+    return Engine(lm, config, threads=team(level, threads), **sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -176,7 +176,7 @@ def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict
     oracle.cast(torch.float64).eval().requires_grad_(False)
     want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
     known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
-    hosted = engine(packed(oracle), **sizes, **options(drafter, known, 5, 0, 9, 1))
+    hosted = engine(tiled(oracle), **sizes, **options(drafter, known, 5, 0, 9, 1))
     assert hosted.captured is not None
     assert list(hosted.captured.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
     assert all("sum" in why for why in hosted.captured.host_operations.values())
@@ -199,7 +199,7 @@ def test_the_mixer_of_the_example_runs_natively(drafter: str) -> None:
     oracle.cast(torch.float64).eval().requires_grad_(False)
     want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
     known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
-    one = engine(packed(oracle), **options(drafter, known, 5, 0, 9, 1))
+    one = engine(tiled(oracle), **options(drafter, known, 5, 0, 9, 1))
     assert one.captured is not None and one.captured.host_operations == {}
     assert run_all(one, GREEDY) == want
 
@@ -214,7 +214,7 @@ def test_recurrent_layers_alone(options: dict[str, object]) -> None:
     oracle = toy_lm(["mamba2"] * 2, seed=2, changes={"mamba2": options})  # no layer has pages
     want = [plain_decode(oracle, prompt, 12) for prompt in PROMPTS]
     short = Sampling(temperature=0, max_tokens=12)
-    assert run_all(engine(packed(oracle)), short) == want
+    assert run_all(engine(tiled(oracle)), short) == want
 
 
 # -- several steps without Python between them -------------------------------------------------------------------------

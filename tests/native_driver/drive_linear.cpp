@@ -58,7 +58,7 @@ void drive(const Runner& runner, Random& random, int format, int rows, int d_in,
     Source source(random, format, d_out, d_in);
     Buffer<uint8_t> tiles(ceil_div(d_out, TILE) * weight_tile_bytes(format, d_in));
     PackArgs pack = {d_in, d_out, format, 0, source.get(), source.row_bytes, tiles.get()};
-    runner.run("pack_weight", {OP(pack_weight, pack)}, Step{}, [&] { tiles.poison(); }, [&](Outputs& out) {
+    runner.run("tile_weight", {OP(tile_weight, pack)}, Step{}, [&] { tiles.poison(); }, [&](Outputs& out) {
         for (int64_t i = 0; i < tiles.count(); i++) out.push_back(float(tiles[i]));
     });
 
@@ -113,7 +113,7 @@ void drive_gated(const Runner& runner, Random& random, int format, int rows, int
                        format,        coarse,      random.below(2),
                        0,             tiles.get(), random.below(2) ? bias.get() : nullptr,
                        fixed.get(),   hidden.get()};
-    Ops ops = {OP(pack_weight, pack), OP(quantize, quantize), OP(gated, gated)};
+    Ops ops = {OP(tile_weight, pack), OP(quantize, quantize), OP(gated, gated)};
     runner.run("quantize gated", ops, step, [&] { fixed.poison(), hidden.poison(); }, [&](Outputs& out) {
         for (int r = 0; r < rows; r++)
             for (int g = 0; g < groups; g++) {

@@ -21,11 +21,11 @@
 #include "op.h"
 
 extern "C" {
-void* pool_new(int32_t num_threads, int64_t spin_ns);
-void pool_free(void* pool);
-void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step);
-void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left);
-int32_t pool_turnout(void* pool);
+void* team_new(int32_t num_threads, int64_t spin_ns);
+void team_free(void* team);
+void team_run(void* team, const Op* ops, int64_t num_ops, const Step* step);
+void team_run_while(void* team, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left);
+int32_t team_turnout(void* team);
 }
 using Ops = std::vector<Op>;
 using Outputs = std::vector<float>;
@@ -209,11 +209,11 @@ class StepRows {
 class Runner {
   public:
     explicit Runner(const char* library)
-        : library_(library ? dlopen(library, RTLD_NOW) : nullptr), pools_{pool_new(1, 200000), pool_new(3, 20000)} {
+        : library_(library ? dlopen(library, RTLD_NOW) : nullptr), teams_{team_new(1, 200000), team_new(3, 20000)} {
         if (library && !library_) fail(dlerror());
     }
     ~Runner() {
-        for (void* pool : pools_) pool_free(pool);
+        for (void* team : teams_) team_free(team);
     }
     Runner(const Runner&) = delete;
     Runner& operator=(const Runner&) = delete;
@@ -234,8 +234,8 @@ class Runner {
         Outputs outputs[2];
         for (int i = 0; i < 2; i++) {
             reset();
-            if (left) pool_run_while(pools_[i], ops.data(), int64_t(ops.size()), &step, left);
-            else pool_run(pools_[i], ops.data(), int64_t(ops.size()), &step);
+            if (left) team_run_while(teams_[i], ops.data(), int64_t(ops.size()), &step, left);
+            else team_run(teams_[i], ops.data(), int64_t(ops.size()), &step);
             read(outputs[i]);
         }
         size_t size = outputs[0].size();
@@ -252,7 +252,7 @@ class Runner {
 
   private:
     void* library_;
-    void* pools_[2];
+    void* teams_[2];
 };
 
 // The entry of operation `name` for a list that `runner` runs.

@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """`cli(*words, stdin=...)` -> exit code, stdout, stderr; a cache of kernels alone, no network, no terminal."""
-    native.pool()  # compiled, if they were not
+    native.team()  # compiled, if they were not
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "native").symlink_to(read_env().cache_dir / "native")
     monkeypatch.setenv("STRETTO_CACHE", str(tmp_path / "cache"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import BASE, IDS, Checkpoints, close, whole
-from native import pool
+from native import team
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -170,7 +170,7 @@ def test_rows_run_natively_in_their_own_integers(tmp_path: Path) -> None:
     assert matrix_codecs(model) == {"int8", "f32"}
     plain = dict(load_model(open_model(dense)).named_modules())
     found = 0
-    for name, module in load_model(model, pool=pool()).named_modules():
+    for name, module in load_model(model, team=team()).named_modules():
         if isinstance(module, Linear):
             assert isinstance(module.layout, NativeWeight)
             codecs, want = {part.codec for part in module.layout.parts}, plain[name]

@@ -21,8 +21,8 @@ from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import describe, generation_hints
 from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError, RunError, UserError
-from stretto.core.packed import Packed
 from stretto.core.plan import StepPlan
+from stretto.core.stored import Stored
 from stretto.models.family import Reader
 from stretto.text.tokenizer import Tokenizer
 
@@ -211,7 +211,7 @@ def test_same_format_copies_bytes(to: str, saved: Checkpoints, tmp_path: Path) -
         first, second = open_model(source), open_model(tmp_path / "b")
     assert first.config == second.config and first.tensors.names() == second.tensors.names()
     for name in first.tensors.names():
-        a, b = first.tensors.packed(name), second.tensors.packed(name)
+        a, b = first.tensors.stored(name), second.tensors.stored(name)
         assert a.codec.name == b.codec.name and a.shape == b.shape and torch.equal(a.data, b.data), name
 
 
@@ -234,8 +234,8 @@ def test_fused_tensors_of_different_codecs(saved: Checkpoints, tmp_path: Path) -
     model = open_model(tmp_path / "a.gguf")
     recoded = {"blk.1.ffn_gate.weight": "q8_0", "blk.1.ffn_up.weight": "f16"}
 
-    def load(name: str) -> Packed:
-        packed = model.tensors.packed(name)
+    def load(name: str) -> Stored:
+        packed = model.tensors.stored(name)
         return CODECS.card(recoded[name]).make().encode(packed.decode(torch.float32)) if name in recoded else packed
 
     table = {n: (recoded.get(n, model.held(n).codec), model.held(n).shape) for n in model.tensors.names()}
@@ -348,7 +348,7 @@ def rewritten(source: Path, to: Path, changes: dict[str, Any], drop: str = "") -
     model = open_model(source)
     names = [name for name in model.tensors.names() if name != drop]
     table = {name: (model.held(name).codec, model.held(name).shape) for name in names}
-    write_gguf(to, {**model.metadata, **changes}, table, model.tensors.packed)
+    write_gguf(to, {**model.metadata, **changes}, table, model.tensors.stored)
     return open_model(to)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stretto.convert.gguf_ import CODEC_OF_TYPE, GGUFFile, Typed, write_gguf
 from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError, RunError, UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 
 METADATA = {
     "general.architecture": "llama",
@@ -39,13 +39,13 @@ def plain(metadata):
     return {key: value.value if isinstance(value, Typed) else value for key, value in metadata.items()}
 
 
-def some_tensors() -> dict[str, Packed]:
+def some_tensors() -> dict[str, Stored]:
     """One tensor of every codec, random bytes with finite scales."""
     rng, found = np.random.default_rng(0), {}
     for name in CODEC_OF_TYPE.values():
         codec = CODECS.card(name).make()
         raw = rng.integers(0, 60, (3, codec.row_bytes(512)), dtype=np.uint8)  # every 16-bit pattern of these is finite
-        found[f"{name}.weight"] = Packed(codec, (3, 512), torch.from_numpy(raw))
+        found[f"{name}.weight"] = Stored(codec, (3, 512), torch.from_numpy(raw))
     found["cube"] = CODECS.card("f32").make().encode(torch.randn(2, 3, 5))
     found["line"] = CODECS.card("f16").make().encode(torch.randn(7))
     return found
@@ -88,7 +88,7 @@ def test_we_read_what_we_write(written):
     }
     assert file.names() == list(tensors) == list(file.tensors)
     for name, packed in tensors.items():
-        found = file.packed(name)
+        found = file.stored(name)
         assert (found.codec.name, found.shape) == (packed.codec.name, packed.shape)
         assert torch.equal(found.data, packed.data)
 
@@ -131,13 +131,13 @@ def test_we_read_what_the_package_writes(tmp_path, alignment):
     }
     assert file.names() == list(expected)
     for name, values in expected.items():
-        assert np.array_equal(file.packed(name).decode(torch.float32).numpy(), values)
+        assert np.array_equal(file.stored(name).decode(torch.float32).numpy(), values)
         assert file.tensors[name].start % alignment == 0
 
 
 def test_packed_is_a_view_of_the_file(written):
     file = GGUFFile(written[0])
-    first, second = file.packed("q4_1.weight"), file.packed("q4_1.weight")
+    first, second = file.stored("q4_1.weight"), file.stored("q4_1.weight")
     assert first.data.data_ptr() == second.data.data_ptr()
 
 
@@ -147,13 +147,13 @@ def test_bad_scales_are_refused_on_request(tmp_path):
     write_gguf(tmp_path / "m.gguf", {}, {"w": ("q8_0", (2, 64))}, lambda name: packed)
     file = GGUFFile(tmp_path / "m.gguf")
     with pytest.raises(ModelFileError, match=r"'w' has a scale .* row 1"):
-        file.packed("w")
-    assert file.packed("w", check=False).shape == (2, 64)
+        file.stored("w")
+    assert file.stored("w", check=False).shape == (2, 64)
 
 
 def test_unknown_tensors_are_named_with_near_ones(written):
     with pytest.raises(ModelFileError, match=r"'q4_1\.weigth'(.|\n)*'q4_1\.weight'"):
-        GGUFFile(written[0]).packed("q4_1.weigth")
+        GGUFFile(written[0]).stored("q4_1.weigth")
 
 
 def test_a_missing_path_is_the_users_error(tmp_path):
@@ -269,7 +269,7 @@ def test_what_is_odd_but_allowed(tmp_path):
     path.write_bytes(build(lines, [pair("k", 9, array(9, 2, array(8, 0) + array(4, 0)))], version=2))
     file = GGUFFile(path)
     assert file.metadata == {"k": [[], []]}
-    shapes = {name: tuple(file.packed(name).decode(torch.float32).shape) for name in file.names()}
+    shapes = {name: tuple(file.stored(name).decode(torch.float32).shape) for name in file.names()}
     assert shapes == {"a": (4, 1, 3, 2), "none": (0,), "scalar": ()}
     path.write_bytes(build(data=b"")[:-8])  # nothing but a header: no padding needed
     assert GGUFFile(path).names() == []
@@ -283,7 +283,7 @@ def load_or_refuse(path, raw: bytes) -> bool:
         file = GGUFFile(path)
         for name, info in file.tensors.items():
             assert info.start + info.nbytes <= len(raw)
-            assert file.packed(name).decode(torch.float32).shape == info.shape
+            assert file.stored(name).decode(torch.float32).shape == info.shape
     except ModelFileError as e:
         assert str(path) in str(e)
         return False

@@ -5,7 +5,7 @@ import torch
 
 from stretto.codecs.int8 import Int8, split
 from stretto.core.card import CODECS
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 
 CODEC = Int8()
@@ -73,5 +73,5 @@ def test_odd_rows_run_through_torch() -> None:
 
 def test_a_tensor_of_one_dimension_is_one_row() -> None:
     packed = CODECS.card("int8").make().encode(torch.tensor([1.0, -127.0, 3.4]))
-    assert isinstance(packed, Packed) and packed.nbytes == 7 and split(packed)[1].tolist() == [1.0]
+    assert isinstance(packed, Stored) and packed.nbytes == 7 and split(packed)[1].tolist() == [1.0]
     assert packed.decode(torch.float32).tolist() == [1.0, -127.0, 3.0]

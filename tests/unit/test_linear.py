@@ -60,7 +60,7 @@ def test_loading_decodes_every_row_of_a_stored_tensor(dtype: torch.dtype) -> Non
     before = linear.weight[:3].clone()
     linear.load("b", stored)
     assert torch.equal(linear.weight[3:], stored.decode(dtype)) and torch.equal(linear.weight[:3], before)
-    assert linear.packed["b"] is stored
+    assert linear.stored["b"] is stored
 
 
 def test_a_prepacked_matrix_gives_up_its_plain_copy_and_its_gradients() -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from native import LAYOUTS, LEVELS, pool, run_rows, stored
+from native import LAYOUTS, LEVELS, run_rows, stored, team
 from torch import Tensor
 
 from stretto.core.errors import UserError
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.linear import matmul
-from stretto.kernels.linear.native import PLAIN, NativeWeight, pack
+from stretto.kernels.linear.native import PLAIN, NativeWeight, tile
 from stretto.kernels.mlp import gated_mlp
 from stretto.kernels.rowwise import Activation, glu
 
@@ -35,7 +35,7 @@ def one_by_one(weights: Sequence[NativeWeight], biases: Biases, activation: Acti
     return lambda x: run_rows(run, x, **where)  # type: ignore[arg-type]
 
 
-def matrices(codec: str, d: int, hidden: int) -> tuple[Packed, Packed, Packed]:
+def matrices(codec: str, d: int, hidden: int) -> tuple[Stored, Stored, Stored]:
     return stored(codec, hidden, d), stored(codec, hidden, d), stored(codec, d, hidden)
 
 
@@ -56,7 +56,7 @@ def test_equals_fp64(impl: str, activation: Activation) -> None:
 @pytest.mark.parametrize("codec", QUANTIZED)
 def test_a_fused_one_has_the_bits_of_its_operations(codec: str, activation: Activation) -> None:
     gate, up, down = matrices(codec, 256, 512)
-    weights = pack([gate, up], pool()), pack([down], pool())
+    weights = tile([gate, up], team()), tile([down], team())
     for rows, biases in ((1, (None, None)), (3, (torch.randn(1024), torch.randn(256))), (83, (None, torch.randn(256)))):
         x = torch.randn(rows, 256)
         for coarse_from in (None, 0, rows // 2):
@@ -72,7 +72,7 @@ def test_a_fused_one_is_near_fp64(codec: str) -> None:
     gate, up, down = matrices(codec, 512, 1536)
     dense = [packed.decode(torch.float32) for packed in (gate, up, down)]
     x = torch.randn(33, 512) / 8
-    weights = pack([gate, up], pool()), pack([down], pool())
+    weights = tile([gate, up], team()), tile([down], team())
     got = mlp(weights, (None, None), "silu")(x)
     want = gated_mlp(x, torch.cat(dense[:2]), dense[2], activation="silu", impl="reference").double()
     assert (got - want).norm() / want.norm() < 1e-4
@@ -82,7 +82,7 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
     gate, up, down = matrices("q4_1", 64, 96)
     x = torch.randn(20, 64)
     x[3, 5], x[17, 60] = torch.nan, torch.inf
-    y = mlp((pack([gate, up], pool()), pack([down], pool())), (None, None), "silu")(x)
+    y = mlp((tile([gate, up], team()), tile([down], team())), (None, None), "silu")(x)
     assert torch.equal(y.isfinite().all(1), x.isfinite().all(1)) and not y[3].isfinite().any()
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_fused_runs_one_by_one(codecs: Sequence[str], hidden: int
     gate, up, down = (
         stored(c, n, m) for c, (n, m) in zip(codecs, [(hidden, 64), (hidden, 64), (64, hidden)], strict=True)
     )
-    weights, x = (pack([gate, up], pool()), pack([down], pool())), torch.randn(5, 64)
+    weights, x = (tile([gate, up], team()), tile([down], team())), torch.randn(5, 64)
     with pytest.raises(UserError, match=why):
         mlp(weights, (None, None), "silu")(x)
     got = run_rows(lambda x: gated_mlp(x, *weights, activation="silu"), x)

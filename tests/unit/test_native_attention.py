@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from attention_cases import CONTEXT, LAYERS, PAGE, Cache, Layer, attend, decode, equal
-from native import LEVELS, pool
+from native import LEVELS, team
 
 from stretto.cache.pools import Placement, Pools
 from stretto.core.errors import UserError
@@ -219,7 +219,7 @@ def test_keys_and_values_are_rounded_to_nearest_even(level: str) -> None:
 
 
 def test_keys_that_lie_token_by_token_are_refused() -> None:
-    tape, pages = Tape(pool(), max_rows=8, max_out=8, context=CONTEXT), torch.zeros(2, PAGE, 3, 64)
+    tape, pages = Tape(team(), max_rows=8, max_out=8, context=CONTEXT), torch.zeros(2, PAGE, 3, 64)
     for keys in (pages, torch.zeros(2, 3, 64, 2 * PAGE).movedim(-1, 1)):
         buffers = [tape.empty(ALL_ROWS, n, 64) for n in (9, 3, 3)]
         refs = PageRef(keys, *buffers[:2]), PageRef(pages, *buffers[:2])
@@ -237,7 +237,7 @@ def test_what_has_no_native_kernel_is_refused() -> None:
         (tuple(torch.zeros(2, n, 8) for n in (258, 2, 2)), "129 query heads that share a key head; at most 128"),
     ]
     for rows, reason in wrong:
-        with Tape(pool(), max_rows=8, max_out=8, context=8).recording(), pytest.raises(UserError, match=reason):
+        with Tape(team(), max_rows=8, max_out=8, context=8).recording(), pytest.raises(UserError, match=reason):
             attention(*rows, seqs=Seqs.of([2]), impl="native")
     specs = [StateSpec(name=n, shape=(3, 64), kind="paged") for n in "kv"]
     tensors = TensorCache(specs, 1, torch.float32)
@@ -248,7 +248,7 @@ def test_what_has_no_native_kernel_is_refused() -> None:
         (halves, "float16"),  # type: ignore[list-item]
     ]
     for kv, reason in cases:
-        tape = Tape(pool(), max_rows=8, max_out=8, context=CONTEXT)
+        tape = Tape(team(), max_rows=8, max_out=8, context=CONTEXT)
         buffers = [tape.empty(ALL_ROWS, *x.shape[1:]) for x in (q, k, v)]
         with tape.recording(), pytest.raises(NotRecordable, match=reason):
             attention(*buffers, seqs=Seqs.of([]), kv=kv)

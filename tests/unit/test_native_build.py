@@ -18,7 +18,7 @@ from stretto.core.errors import RunError, UserError
 from stretto.kernels.native import build as builder
 from stretto.kernels.native.build import build, find_compiler, supported_levels
 from stretto.kernels.native.library import load
-from stretto.llm.backend import thread_pool
+from stretto.llm.backend import thread_team
 
 LEVEL = supported_levels()[0]
 
@@ -160,14 +160,14 @@ def test_the_library_says_what_it_was_compiled_for() -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match="STRETTO_LEVEL=avx9"):
-        thread_pool(read_env({"STRETTO_LEVEL": "avx9"}))
+        thread_team(read_env({"STRETTO_LEVEL": "avx9"}))
     with pytest.raises(UserError, match="STRETTO_THREADS=-1"):
         read_env({"STRETTO_THREADS": "-1"})
 
 
 def test_a_forked_process_ends_without_the_threads() -> None:
     code = (
-        "import os, sys, native; pool = native.pool(); child = os.fork();"
+        "import os, sys, native; team = native.team(); child = os.fork();"
         "sys.exit(0) if child == 0 else sys.exit(os.waitpid(child, 0)[1])"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -6,21 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import LAYOUTS, LEVELS, pool, run_rows, stored
+from native import LAYOUTS, LEVELS, run_rows, stored, team
 from torch import Tensor
 
 from stretto.core.card import CODECS
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.linear import lookup, matmul
-from stretto.kernels.linear.native import PLAIN, NativeWeight, pack, storage
+from stretto.kernels.linear.native import PLAIN, NativeWeight, storage, tile
 
 
-def product(x: Tensor, segments: Sequence[Packed], bias: Tensor | None = None, **where: object) -> Tensor:
-    weight = pack(segments, pool())
+def product(x: Tensor, segments: Sequence[Stored], bias: Tensor | None = None, **where: object) -> Tensor:
+    weight = tile(segments, team())
     return run_rows(lambda x: matmul(x, weight, bias), x, **where)  # type: ignore[arg-type]
 
 
-def relative_error(x: Tensor, y: Tensor, segments: Sequence[Packed], bias: Tensor | None = None) -> float:
+def relative_error(x: Tensor, y: Tensor, segments: Sequence[Stored], bias: Tensor | None = None) -> float:
     dense = torch.cat([s.decode(torch.float32) for s in segments]).double()
     want = x.double() @ dense.T + (0.0 if bias is None else bias.double())
     return float((y - want).norm() / want.norm())
@@ -61,7 +61,7 @@ def test_bits_depend_on_the_row_alone(codec: str) -> None:
 @pytest.mark.parametrize("codec", LAYOUTS)
 def test_lookup_is_the_decoded_row(codec: str) -> None:
     weight, ids = stored(codec, 71, 256), torch.tensor([0, 70, 31, 32, 16, 47, 31])
-    packed = pack([weight], pool())
+    packed = tile([weight], team())
 
     def rows(x: Tensor) -> Tensor:
         return lookup(ids, packed, scale=3.0)
@@ -70,7 +70,7 @@ def test_lookup_is_the_decoded_row(codec: str) -> None:
 
     from stretto.kernels.native.tape import Tape
 
-    tape = Tape(pool(), max_rows=8, max_out=1, context=1)
+    tape = Tape(team(), max_rows=8, max_out=1, context=1)
     with tape.recording():
         y = rows(ids)
     tape.step.num_rows, tape.step.tokens = len(ids), ids.data_ptr()
@@ -139,9 +139,9 @@ def test_prompts_may_be_coarse_and_decoding_never_is(codec: str) -> None:
 
 
 def test_a_weight_counts_what_it_streams() -> None:
-    weight = pack([stored("q4_1", 64, 256)], pool())
+    weight = tile([stored("q4_1", 64, 256)], team())
     assert isinstance(weight, NativeWeight) and weight.nbytes == 64 * 256 // 32 * 20
-    assert pack([stored("int8", 64, 256)], pool()).nbytes == 64 * (256 + 4)
+    assert tile([stored("int8", 64, 256)], team()).nbytes == 64 * (256 + 4)
 
 
 def test_rows_that_are_no_whole_groups_are_named() -> None:

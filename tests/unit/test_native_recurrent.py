@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from native import LEVELS, int32, pool
+from native import LEVELS, int32, team
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
@@ -90,10 +90,10 @@ def layer(request: pytest.FixtureRequest) -> Layer:
 
 
 class Recorded:
-    """A recorded layer over a pool of states; inputs and outputs are NaN wherever a step does not write them."""
+    """A recorded layer over a team of states; inputs and outputs are NaN wherever a step does not write them."""
 
     def __init__(self, layer: Layer, states: Tensor, *, level: str = LEVELS[0], num_threads: int = 2) -> None:
-        self.tape = Tape(pool(level, num_threads), max_rows=ROOM, max_out=MAX_OUT, context=1)
+        self.tape = Tape(team(level, num_threads), max_rows=ROOM, max_out=MAX_OUT, context=1)
         self.states = states.clone()
         self.buffers = [self.tape.empty(ALL_ROWS, *x.shape[1:]) for x in layer.make(1)]
         placeholder, none = Seqs.of([ROOM]), torch.empty(0, dtype=torch.int64)
@@ -304,7 +304,7 @@ def test_operands_may_be_columns_of_wider_rows() -> None:
     recorded = Recorded(layer, torch.zeros(2, *layer.state))
     seqs = Seqs.of([7])
     wanted = recorded.step(rows, seqs, [1], [1])
-    tape = Tape(pool(), max_rows=ROOM, max_out=8, context=1)
+    tape = Tape(team(), max_rows=ROOM, max_out=8, context=1)
     whole = tape.empty(ALL_ROWS, 10 + 10 + 12 + 4 + 4)
     with tape.recording():
         q, k, v, g, beta = whole.split_with_sizes([10, 10, 12, 4, 4], -1)

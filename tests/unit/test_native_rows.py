@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from native import LEVELS, pool, run_rows
+from native import LEVELS, run_rows, team
 from torch import Tensor
 
 from stretto.core.errors import UserError
@@ -98,7 +98,7 @@ def test_the_best_entry_of_a_row() -> None:
 
 
 def tape(**sizes: int) -> Tape:
-    return Tape(pool(), **{"max_rows": 16, "max_out": 4, "context": 32, **sizes})
+    return Tape(team(), **{"max_rows": 16, "max_out": 4, "context": 32, **sizes})
 
 
 def test_memory_that_nobody_holds_is_used_again() -> None:
@@ -143,7 +143,7 @@ def test_a_tape_that_has_run_does_not_grow() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_chunk_runs_exactly_once(threads: int) -> None:
     """Long lists of operations with many chunks and few, on more threads than cores: what one writes the next reads."""
-    one = Tape(pool(LEVELS[0], threads), max_rows=256, max_out=1, context=1)
+    one = Tape(team(LEVELS[0], threads), max_rows=256, max_out=1, context=1)
     first = one.empty(ALL_ROWS, 4)
     x = first
     with one.recording():

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from native import LEVELS, pool
+from native import LEVELS, team
 from torch import Tensor
 
 from stretto.core.errors import RunError, UserError
@@ -70,10 +70,10 @@ def test_tokens_are_those_of_the_torch_path(fields: dict[str, float], kind: str)
         rows = rows_of(fields, count, width)
         want = picks(x, rows)
         for level in LEVELS:
-            assert picks(x, rows, threads=pool(level)) == want, (width, level)
-        assert picks(x, rows, threads=pool(num_threads=1)) == want, width
+            assert picks(x, rows, threads=team(level)) == want, (width, level)
+        assert picks(x, rows, threads=team(num_threads=1)) == want, width
         for r in range(count):
-            assert picks(x[r : r + 1], rows[r : r + 1], threads=pool()) == [want[r]], "whoever is drawn with it"
+            assert picks(x[r : r + 1], rows[r : r + 1], threads=team()) == [want[r]], "whoever is drawn with it"
 
 
 def test_a_long_draw_is_the_argmax_of_logits_and_noise_in_plain_python() -> None:
@@ -85,7 +85,7 @@ def test_a_long_draw_is_the_argmax_of_logits_and_noise_in_plain_python() -> None
         (row,) = rows_of({"temperature": 0.7}, 1, width)
         law = spec.law(x.tolist(), row.sampling)
         best = max(law, key=lambda t: law[t] + spec.gumbel(row.noise, row.position, Purpose.TOKEN, t))
-        assert picks(x[None], [row], threads=pool()) == [best]
+        assert picks(x[None], [row], threads=team()) == [best]
         found.add(best)
     assert len(found) > 5
 
@@ -98,7 +98,7 @@ def test_the_frequencies_are_those_of_the_law() -> None:
     law = spec.law(x.tolist(), Sampling(**fields).resolve())
     assert sorted(law) == [0, 1, 2, 4]
     rows = [RowSampling(Sampling(**fields).resolve(), Noise(5), position) for position in range(n)]
-    counts = torch.bincount(torch.tensor(picks(x.expand(n, -1).contiguous(), rows, threads=pool())), minlength=6)
+    counts = torch.bincount(torch.tensor(picks(x.expand(n, -1).contiguous(), rows, threads=team())), minlength=6)
     total = sum(map(math.exp, law.values()))
     assert counts[[3, 5]].tolist() == [0, 0]
     want = [n * math.exp(law[t]) / total for t in sorted(law)]
@@ -112,9 +112,9 @@ def test_rows_without_a_choice_are_refused(fields: dict[str, float]) -> None:
         x = torch.randn(1, 40)
         x[0, 33] = bad
         with pytest.raises(error):
-            picks(x, [row], threads=pool())
+            picks(x, [row], threads=team())
     with pytest.raises(UserError, match="no token is allowed"):
-        picks(torch.full((1, 40), -math.inf), [row], threads=pool())
+        picks(torch.full((1, 40), -math.inf), [row], threads=team())
     banned = RowSampling(row.sampling, row.noise, row.position, banned=range(40))
     with pytest.raises(UserError, match="no token is allowed"):
-        picks(torch.randn(1, 40), [banned], threads=pool())
+        picks(torch.randn(1, 40), [banned], threads=team())

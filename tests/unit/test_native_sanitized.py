@@ -79,7 +79,7 @@ def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The driver for every level of this CPU, with the kernels compiled into it."""
     root = tmp_path_factory.mktemp("drivers")
-    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "native" / "pool.cpp"]
+    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "native" / "team.cpp"]
     objects = {level: {source: root / level / f"{source.stem}.o" for source in sources} for level in supported_levels()}
     compiled(
         [
@@ -128,10 +128,10 @@ def test_threads_race_for_nothing(tmp_path: Path) -> None:
     flags = ["-fsanitize=thread", "-O1", "-g1"]
     objects = {
         source: tmp_path / f"{source.stem}.o"
-        for source in (DRIVER / "pool_stress.cpp", SOURCES / "native" / "pool.cpp")
+        for source in (DRIVER / "team_stress.cpp", SOURCES / "native" / "team.cpp")
     }
     compiled([(source, made, flags) for source, made in objects.items()])
-    program = linked(list(objects.values()), "thread", tmp_path / "pool_stress")
+    program = linked(list(objects.values()), "thread", tmp_path / "team_stress")
     # older sanitizers cannot place their memory where addresses are random in more than 28 bits
     fixed = ["setarch", os.uname().machine, "-R"]
     works = (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from native import LEVELS, pool, run_rows
+from native import LEVELS, run_rows, team
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
@@ -80,7 +80,7 @@ def test_edges_of_functions_of_positive_numbers(name: str) -> None:
 
 
 def tape(**options: object) -> Tape:
-    return Tape(pool(), max_rows=8, max_out=8, context=8, **options)  # type: ignore[arg-type]
+    return Tape(team(), max_rows=8, max_out=8, context=8, **options)  # type: ignore[arg-type]
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {

@@ -35,18 +35,18 @@ def test_we_read_what_the_package_writes(tmp_path):
     assert file.metadata == {"format": "pt", "ü": "x"}
     assert sorted(file.names()) == sorted(tensors)
     for name, tensor in tensors.items():
-        packed = file.packed(name)
-        assert DTYPES[packed.codec.name] == tensor.dtype and packed.shape == tuple(tensor.shape)
-        assert packed.data.shape[:-1] == tensor.shape[:-1] and packed.nbytes == tensor.nbytes
-        assert torch.equal(packed.decode(tensor.dtype), tensor)
+        stored = file.stored(name)
+        assert DTYPES[stored.codec.name] == tensor.dtype and stored.shape == tuple(tensor.shape)
+        assert stored.data.shape[:-1] == tensor.shape[:-1] and stored.nbytes == tensor.nbytes
+        assert torch.equal(stored.decode(tensor.dtype), tensor)
 
 
 def test_the_package_reads_what_we_write(tmp_path):
     tensors, path = some_tensors(), tmp_path / "m.safetensors"
     codecs = {dtype: CODECS.card(name).make() for name, dtype in DTYPES.items()}
-    packed = {name: codecs[tensor.dtype].encode(tensor) for name, tensor in tensors.items()}
-    spec = {name: (p.codec.name, p.shape) for name, p in packed.items()}
-    write_safetensors(path, spec, packed.__getitem__, {"stretto": "{}"})
+    stored = {name: codecs[tensor.dtype].encode(tensor) for name, tensor in tensors.items()}
+    spec = {name: (p.codec.name, p.shape) for name, p in stored.items()}
+    write_safetensors(path, spec, stored.__getitem__, {"stretto": "{}"})
     found = load_file(path)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -54,9 +54,9 @@ def test_the_package_reads_what_we_write(tmp_path):
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"stretto": "{}"}
     ours = SafetensorsFile(path)
-    assert all(torch.equal(ours.packed(name).data, packed[name].data) for name in tensors)
+    assert all(torch.equal(ours.stored(name).data, stored[name].data) for name in tensors)
     for name in tensors:
-        assert ours.packed(name).data.data_ptr() % tensors[name].element_size() == 0
+        assert ours.stored(name).data.data_ptr() % tensors[name].element_size() == 0
 
 
 def test_rows_of_int8_are_two_tensors(tmp_path):
@@ -64,7 +64,7 @@ def test_rows_of_int8_are_two_tensors(tmp_path):
     x = {"a": torch.randn(3, 5), "b": torch.randn(7, 33), "c": torch.randn(1, 1)}
     ours = {name: CODECS.card("int8").make().encode(value) for name, value in x.items()}
     ours |= {name: CODECS.card(name).make().encode(torch.randn(3)) for name in ("bf16", "f32")}
-    table = {name: (packed.codec.name, packed.shape) for name, packed in ours.items()}
+    table = {name: (stored.codec.name, stored.shape) for name, stored in ours.items()}
     write_safetensors(tmp_path / "m.safetensors", table, ours.__getitem__)
     theirs = load_file(tmp_path / "m.safetensors")
     for name, value in x.items():
@@ -81,7 +81,7 @@ def test_rows_of_int8_are_two_tensors(tmp_path):
 def test_packed_is_a_view_of_the_file(tmp_path):
     save_file({"w": torch.ones(9)}, tmp_path / "m.safetensors")
     file = SafetensorsFile(tmp_path / "m.safetensors")
-    assert file.packed("w").data.data_ptr() == file.packed("w").data.data_ptr()
+    assert file.stored("w").data.data_ptr() == file.stored("w").data.data_ptr()
 
 
 def test_other_dtypes_are_refused_when_asked_for(tmp_path):
@@ -93,12 +93,12 @@ def test_other_dtypes_are_refused_when_asked_for(tmp_path):
     }
     save_file(others | {"w": torch.ones(2)}, path)
     file = SafetensorsFile(path)
-    assert torch.equal(file.packed("w").decode(torch.float32), torch.ones(2))
+    assert torch.equal(file.stored("w").decode(torch.float32), torch.ones(2))
     for name, dtype in (("ids", "I64"), ("bytes", "U8"), ("f8", "F8_E4M3")):
         with pytest.raises(ModelFileError, match=f"'{name}' has dtype '{dtype}'"):
-            file.packed(name)
+            file.stored(name)
     with pytest.raises(ModelFileError, match=r"no tensor 'x'"):
-        file.packed("x")
+        file.stored("x")
 
 
 # ---- hand-made files ----
@@ -199,7 +199,7 @@ def load_or_refuse(path, raw: bytes) -> bool:
     try:
         file = SafetensorsFile(path)
         for name in file.names():
-            file.packed(name).decode(torch.float32)
+            file.stored(name).decode(torch.float32)
     except ModelFileError as e:
         assert str(path) in str(e)
         return False
@@ -243,10 +243,10 @@ def index(directory, weight_map, **rest):
 def test_shards_are_one_checkpoint(sharded):
     checkpoint = open_checkpoint(sharded)
     assert checkpoint.names() == ["b", "a"] and checkpoint.metadata == {"format": "pt"}
-    assert torch.equal(checkpoint.packed("a").decode(torch.float32), torch.ones(2))
-    assert torch.equal(checkpoint.packed("b").decode(torch.float32), torch.zeros(3))
+    assert torch.equal(checkpoint.stored("a").decode(torch.float32), torch.ones(2))
+    assert torch.equal(checkpoint.stored("b").decode(torch.float32), torch.zeros(3))
     with pytest.raises(ModelFileError, match="no tensor 'extra'"):
-        checkpoint.packed("extra")
+        checkpoint.stored("extra")
 
 
 def test_one_file_is_a_checkpoint(tmp_path):
@@ -259,7 +259,7 @@ def test_linked_shards_are_followed(sharded, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("blobs") / "blob"
     (sharded / "two.safetensors").rename(elsewhere)
     (sharded / "two.safetensors").symlink_to(elsewhere)
-    assert torch.equal(open_checkpoint(sharded).packed("b").decode(torch.float32), torch.zeros(3))
+    assert torch.equal(open_checkpoint(sharded).stored("b").decode(torch.float32), torch.zeros(3))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import pool
+from native import team
 from scipy import stats
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
@@ -241,7 +241,7 @@ def test_rows_without_a_choice_are_refused(fields):
 )
 def test_a_row_without_a_choice_costs_no_other_row_its_token(fields, natively):
     """Whole rows and single entries that are NaN or infinite, rows that allow nothing, and sound ones in between."""
-    threads = pool() if natively else None
+    threads = team() if natively else None
     logits, W = torch.randn(12, 40), 40
     rows = [row(r, seed=r, **fields) for r in range(12)]
     logits[1], logits[3, 7], logits[5, 0], logits[7, 39], logits[8] = math.nan, math.nan, math.inf, math.nan, -math.inf

@@ -37,7 +37,7 @@ def test_ties_go_to_the_lowest_ids() -> None:
 
 def test_ties_at_the_edge_of_top_k_keep_the_lowest_ids() -> None:
     sampling = Sampling(temperature=1.0, top_k=3).resolve()
-    for threads in (None, native.pool()):
+    for threads in (None, native.team()):
         rows = [RowSampling(sampling, Noise(seed), 5) for seed in range(300)]
         known = ([2.0] * len(rows), [7] * len(rows)) if threads else None
         found = picks(equal_but_one().expand(len(rows), -1).contiguous(), rows, known, threads)

@@ -81,10 +81,10 @@ class Coarse final : public Item {
 
   private:
     void compute(int split, Range keys) override {
-        int64_t slots[SPLIT];
-        find(keys, 0, slots);
+        int64_t locations[SPLIT];
+        find(keys, 0, locations);
         round_keys(keys);
-        round_values(keys, stored<P>(slots));
+        round_values(keys, stored<P>(locations));
         for (int first = 0; first < lines_; first += LANES) {
             int last = least(lines_, first + LANES);
             for (int i = first; i < last; i += DOT_LINES) score(split, keys, i, least(DOT_LINES, last - i));

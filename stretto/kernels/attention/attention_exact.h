@@ -17,13 +17,13 @@ class Exact final : public Item {
 
     void compute(int split, Range keys) override {
         Range shared = {keys.lo, is_tree_ ? least(keys.hi, step_.contexts[b_]) : keys.hi};
-        int64_t slots[SPLIT];
-        find(shared, 0, slots);
-        if (!shared.is_empty()) score(split, shared, slots);
+        int64_t locations[SPLIT];
+        find(shared, 0, locations);
+        if (!shared.is_empty()) score(split, shared, locations);
         if (shared.hi < keys.hi) score_tree(split, most(keys.lo, shared.hi), keys.hi);
         softmax(split);
         std::memset(w_.o, 0, size_t(lines_) * size_t(width_) * 4);
-        weigh_all(split, keys, shared, slots);
+        weigh_all(split, keys, shared, locations);
     }
 
     // Asks for what is needed soon. Inlined by force: gcc drops calls that only do this.
@@ -43,7 +43,7 @@ class Exact final : public Item {
 
     // Scores of keys that all lists share. Few lines wait for memory, so values are asked for while keys are
     // multiplied, and the next item's keys while values are.
-    void score(int split, Range keys, const int64_t* slots) {
+    void score(int split, Range keys, const int64_t* locations) {
         Page pages[SPLIT / BLOCK];
         int count = find_pages(b_, group_, keys.lo, keys.hi, pages);
         for (int at = 0; at < count; at += NEAR) {
@@ -52,7 +52,7 @@ class Exact final : public Item {
                 for (int n = at ? at + NEAR : 0; group_ == 0 && n < least(count, at + 2 * NEAR); n++)
                     fetch(pages[n], a_.key_size * BLOCK);
                 for (int n = key; n < least(keys.hi, key + NEAR * BLOCK); n++)
-                    fetch(stored<P>(slots).row(n - keys.lo), a_.value_size);
+                    fetch(stored<P>(locations).row(n - keys.lo), a_.value_size);
             }
             for (int i = 0; i < lines_; i += QK_LINES)
                 score_lines(i, key, pages + at, least(NEAR, count - at), score_of(i, split, key), SPLIT);
@@ -133,12 +133,12 @@ class Exact final : public Item {
 
     // Adds weighted values, tile by tile: for all rows where their lists agree, which is everywhere on a chain and the
     // context on a tree; else for each row by itself.
-    void weigh_all(int split, Range keys, Range shared, const int64_t* slots) {
+    void weigh_all(int split, Range keys, Range shared, const int64_t* locations) {
         for (int at = keys.lo; at < keys.hi; at += TILE) {
             Range tile = keys.within(at, at + TILE);
             if (tile.hi <= shared.hi) {
                 if (lines_ <= FEW_LINES) fetch_next(tile);
-                weigh(split, tile, slots + at - keys.lo, 0, rows_);
+                weigh(split, tile, locations + at - keys.lo, 0, rows_);
                 continue;
             }
             for (int r = 0; r < rows_; r++) {
@@ -151,10 +151,10 @@ class Exact final : public Item {
         }
     }
 
-    // slots: where the values of the keys are.
-    void weigh(int split, Range keys, const int64_t* slots, int row, int rows) {
+    // locations: where the values of the keys are.
+    void weigh(int split, Range keys, const int64_t* locations, int row, int rows) {
         int size = a_.value_size, end = (row + rows) * per_group_;
-        Stored<P> values = stored<P>(slots);
+        Stored<P> values = stored<P>(locations);
         if (rows * per_group_ <= PV_LINES && size % LANES == 0)  // a tile would be read once
             return weigh_some(split, keys, values, row * per_group_, end);
         alignas(64) float tile[TILE * MAX_SIZE];

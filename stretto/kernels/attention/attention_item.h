@@ -85,15 +85,15 @@ class Item {
     float* score_of(int line, int split, int key) const { return w_.s + ((line - split) * SPLIT + key); }
 
     // Where the keys of the list of row `row` are stored.
-    void find(Range keys, int row, int64_t* slots) const {
+    void find(Range keys, int row, int64_t* locations) const {
         const int32_t* table = step_.block_table + b_ * step_.block_width;
         int context = step_.contexts[b_], straight = is_tree_ ? least(keys.hi, context) : keys.hi;
-        auto slot = [&](unsigned place) {
+        auto location = [&](unsigned place) {
             return int64_t(table[place / PAGE_TOKENS]) * PAGE_TOKENS + place % PAGE_TOKENS;
         };
         int at = keys.lo;
-        for (; at < straight; at++) *slots++ = slot(unsigned(at));
-        for (; at < keys.hi; at++) *slots++ = slot(unsigned(context + w_.paths[row][at - context]));
+        for (; at < straight; at++) *locations++ = location(unsigned(at));
+        for (; at < keys.hi; at++) *locations++ = location(unsigned(context + w_.paths[row][at - context]));
     }
 
     // The pages of the keys that sequence b stores at [first, last), [size][16] each; their number.
@@ -108,9 +108,9 @@ class Item {
     }
 
     template <class P>
-    Stored<P> stored(const int64_t* slots) const {
+    Stored<P> stored(const int64_t* locations) const {
         auto values = reinterpret_cast<const typename P::Element*>(a_.v_pages);
-        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, slots};
+        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, locations};
     }
 
     // The end of what is stored when a line is: it sees nothing behind that.

@@ -64,10 +64,10 @@ template <class P>
 struct Stored {
     const typename P::Element* pages;
     int64_t row_size;
-    const int64_t* slots;  // of every key
+    const int64_t* locations;  // of every key
 
-    INLINE const typename P::Element* row(int j) const { return pages + slots[j] * row_size; }
-    INLINE Stored from(int j) const { return {pages, row_size, slots + j}; }
+    INLINE const typename P::Element* row(int j) const { return pages + locations[j] * row_size; }
+    INLINE Stored from(int j) const { return {pages, row_size, locations + j}; }
     INLINE F32 at(int j, int d) const { return P::lanes(row(j) + d); }
 };
 

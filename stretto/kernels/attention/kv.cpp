@@ -6,7 +6,7 @@ using namespace vec;
 
 namespace {
 
-// Rows k [T, G K] and v [T, G V] go to the slots of the step.
+// Rows k [T, G K] and v [T, G V] go to the locations of the step.
 struct AppendArgs {
     int32_t key_size;  // of a row: all heads
     int32_t value_size;
@@ -44,8 +44,8 @@ void store_vector(Item* out, const float* x, int n) {
 
 // Elements lie PAGE_TOKENS items apart: beside each are those of the page's other keys.
 template <class Item>
-void append_key(const float* x, int size, Item* pages, int64_t slot) {
-    Item items[LANES], *out = pages + slot / PAGE_TOKENS * size * PAGE_TOKENS + slot % PAGE_TOKENS;
+void append_key(const float* x, int size, Item* pages, int64_t location) {
+    Item items[LANES], *out = pages + location / PAGE_TOKENS * size * PAGE_TOKENS + location % PAGE_TOKENS;
     for (int d = 0; d < size; d += LANES) {
         int n = size - d < LANES ? size - d : LANES;
         store_vector(items, x + d, n);
@@ -54,15 +54,15 @@ void append_key(const float* x, int size, Item* pages, int64_t slot) {
 }
 
 template <class Item>
-void append_value(const float* x, int size, Item* pages, int64_t slot) {
+void append_value(const float* x, int size, Item* pages, int64_t location) {
     for (int d = 0; d < size; d += LANES)
-        store_vector(pages + slot * size + d, x + d, size - d < LANES ? size - d : LANES);
+        store_vector(pages + location * size + d, x + d, size - d < LANES ? size - d : LANES);
 }
 
 template <class Item>
-void append(const AppendArgs& a, int64_t row, int64_t slot) {
-    append_key(a.k + row * a.k_stride, a.key_size, static_cast<Item*>(a.k_pages), slot);
-    append_value(a.v + row * a.v_stride, a.value_size, static_cast<Item*>(a.v_pages), slot);
+void append(const AppendArgs& a, int64_t row, int64_t location) {
+    append_key(a.k + row * a.k_stride, a.key_size, static_cast<Item*>(a.k_pages), location);
+    append_value(a.v + row * a.v_stride, a.value_size, static_cast<Item*>(a.v_pages), location);
 }
 
 int64_t chunks(const AppendArgs&, const Step& step) { return ceil_div(step.num_rows, APPEND_ROWS); }

@@ -1,7 +1,7 @@
 """The matrix product of every layer: `Linear`, a list of named row segments behind one call.
 
 A layer that reads its input once multiplies it once: queries, keys and values (or gate and up) are segments of one
-matrix. Each segment remembers the `Packed` tensor it was loaded from, so kernels that read quantized weights in place
+matrix. Each segment remembers the `Stored` tensor it was loaded from, so kernels that read quantized weights in place
 can derive their layout from the file's own numbers; the torch backend multiplies a dense copy in the compute dtype.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stretto.core.packed import Packed
 from stretto.core.seqs import Seqs
+from stretto.core.stored import Stored
 from stretto.kernels.linear import native, onednn
 from stretto.kernels.linear.native import NativeWeight
 from stretto.kernels.linear.onednn import Prepacked
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.kernels.pick import Impl, pick
 
 __all__ = ["Linear", "Weight", "lookup", "matmul"]
@@ -50,7 +50,7 @@ class Linear(nn.Module):
 
     segments: name -> rows, in order. `forward` returns [T, sum of rows]; `split` cuts it into the segments.
     For inference the matrix may lie in the layout of a backend instead of in `weight`: `prepack` changes a loaded one,
-    `hold` and `pack` build one from stored bytes without ever decoding them.
+    `hold` and `tile` build one from stored bytes without ever decoding them.
     """
 
     def __init__(self, d_in: int, segments: Mapping[str, int], bias: bool = False) -> None:
@@ -59,7 +59,7 @@ class Linear(nn.Module):
         self.d_out = sum(self.segments.values())
         self.weight = nn.Parameter(torch.empty(self.d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(self.d_out)) if bias else None
-        self.packed: dict[str, Packed] = {}
+        self.stored: dict[str, Stored] = {}
         self.layout: Prepacked | NativeWeight | None = None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
@@ -106,25 +106,25 @@ class Linear(nn.Module):
         raise KeyError(segment)
 
     @torch.no_grad()
-    def load(self, segment: str, packed: Packed) -> None:
+    def load(self, segment: str, stored: Stored) -> None:
         """Fill a segment from a stored tensor of its shape, a few rows at a time."""
         target = self.weight[self.rows(segment)]
-        assert packed.shape == tuple(target.shape), f"{segment}: {packed.shape} is not {tuple(target.shape)}"
+        assert stored.shape == tuple(target.shape), f"{segment}: {stored.shape} is not {tuple(target.shape)}"
         step = max(1, _DECODE_BYTES // (4 * self.d_in))
         for first in range(0, len(target), step):
-            part = packed.rows(first, min(first + step, len(target)))
+            part = stored.rows(first, min(first + step, len(target)))
             target[first : first + step] = part.decode(target.dtype)
-        self.packed[segment] = packed
+        self.stored[segment] = stored
 
-    def hold(self, segment: str, packed: Packed) -> None:
-        """Keep a segment as it is stored, for `pack`."""
-        assert packed.shape == (self.segments[segment], self.d_in)
-        self.packed[segment] = packed
+    def hold(self, segment: str, stored: Stored) -> None:
+        """Keep a segment as it is stored, for `tile`."""
+        assert stored.shape == (self.segments[segment], self.d_in)
+        self.stored[segment] = stored
 
-    def pack(self, pool: Pool) -> None:
+    def tile(self, team: Team) -> None:
         """Repack the segments that are held for the native kernels; `weight` and the stored bytes are given up."""
-        self.layout = native.pack([self.packed[segment] for segment in self.segments], pool)
-        self.packed = {}
+        self.layout = native.tile([self.stored[segment] for segment in self.segments], team)
+        self.stored = {}
         del self.weight
 
     def prepack(self, *, keep_plain: bool = False) -> None:

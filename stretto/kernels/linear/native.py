@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stretto.core.packed import Packed
+from stretto.core.stored import Stored
 from stretto.kernels.native.guard import require
-from stretto.kernels.native.library import Fields, Pool
+from stretto.kernels.native.library import Fields, Team
 from stretto.kernels.native.tape import ALL_ROWS, Tape, aligned, current, why_not_here
 
 PLAIN = ("f32", "f16", "bf16")
@@ -32,11 +32,11 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class NativeWeight:
-    """A matrix [O, D] as tiles, one entry per run of rows of one codec. pool: who multiplies it outside a tape."""
+    """A matrix [O, D] as tiles, one entry per run of rows of one codec. team: who multiplies it outside a tape."""
 
     parts: tuple[Tiles, ...]
     shape: tuple[int, int]
-    pool: Pool
+    team: Team
 
     @property
     def nbytes(self) -> int:
@@ -44,10 +44,10 @@ class NativeWeight:
         return sum(part.data.nbytes for part in self.parts)
 
 
-def read_bytes(buffer: Tensor, pool: Pool) -> None:
+def read_bytes(buffer: Tensor, team: Team) -> None:
     """Read `buffer` [n] uint8 once and do nothing with it: the probe of every stated bound."""
     sums = torch.zeros(buffer.nbytes // _READ_CHUNK + 1, dtype=torch.int32)
-    pool.run_once("read_bytes", [{"data": buffer, "size": buffer.nbytes, "sums": sums}])
+    team.run_once("read_bytes", [{"data": buffer, "size": buffer.nbytes, "sums": sums}])
 
 
 def storage(codec: str, d_in: int) -> str:
@@ -55,37 +55,37 @@ def storage(codec: str, d_in: int) -> str:
     return codec if codec in PLAIN or d_in % _GROUP == 0 else f"{codec} in rows of {d_in} values"
 
 
-def pack(segments: Sequence[Packed], pool: Pool) -> NativeWeight:
+def tile(segments: Sequence[Stored], team: Team) -> NativeWeight:
     """The rows of all segments, repacked from their bytes (mapped files are read once)."""
-    runs: list[list[Packed]] = []
+    runs: list[list[Stored]] = []
     for segment in segments:
         if runs and runs[-1][-1].codec.name == segment.codec.name:
             runs[-1].append(segment)
         else:
             runs.append([segment])
-    parts = tuple(_tiles(run, pool) for run in runs)
-    return NativeWeight(parts, (sum(s.shape[0] for s in segments), segments[0].shape[1]), pool)
+    parts = tuple(_tiles(run, team) for run in runs)
+    return NativeWeight(parts, (sum(s.shape[0] for s in segments), segments[0].shape[1]), team)
 
 
-def _tiles(run: Sequence[Packed], pool: Pool) -> Tiles:
+def _tiles(run: Sequence[Stored], team: Team) -> Tiles:
     codec, d_in = run[0].codec.name, run[0].shape[1]
-    d_out = sum(packed.shape[0] for packed in run)
-    layout = pool.library.code("Format", storage(codec, d_in))
-    tile_bytes = pool.library.tile_bytes(layout, d_in)
+    d_out = sum(stored.shape[0] for stored in run)
+    layout = team.library.code("Format", storage(codec, d_in))
+    tile_bytes = team.library.tile_bytes(layout, d_in)
     data = aligned((-(-d_out // TILE) * tile_bytes,), torch.uint8)
-    if all(packed.shape[0] % TILE == 0 for packed in run[:-1]):
+    if all(stored.shape[0] % TILE == 0 for stored in run[:-1]):
         pieces = list(run)
     else:  # a tile spans two segments: join their bytes first
-        joined = torch.cat([packed.data for packed in run])
-        pieces = [Packed(run[0].codec, (d_out, d_in), joined)]
+        joined = torch.cat([stored.data for stored in run])
+        pieces = [Stored(run[0].codec, (d_out, d_in), joined)]
     calls: list[Fields] = []
     first = 0
-    for packed in pieces:
-        source = packed.data.contiguous()
-        call: Fields = {"d_in": d_in, "d_out": packed.shape[0], "format": layout, "source": source}
+    for stored in pieces:
+        source = stored.data.contiguous()
+        call: Fields = {"d_in": d_in, "d_out": stored.shape[0], "format": layout, "source": source}
         calls.append(call | {"row_bytes": source.shape[-1], "tiles": data[first // TILE * tile_bytes :]})
-        first += packed.shape[0]
-    pool.run_once("pack_weight", calls)
+        first += stored.shape[0]
+    team.run_once("tile_weight", calls)
     return Tiles(codec, d_out, data)
 
 
@@ -111,7 +111,7 @@ def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_
 def _at_once(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None) -> Tensor:
     """A tape of one product, for as many rows as there are."""
     n = len(x_TD)
-    tape = Tape(weight.pool, max_rows=max(1, n), max_out=1, context=1)
+    tape = Tape(weight.team, max_rows=max(1, n), max_out=1, context=1)
     x = tape.empty(ALL_ROWS, x_TD.shape[1])
     x[:n] = x_TD
     with tape.recording():

@@ -126,7 +126,7 @@ void run(const EmbedArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(pack_weight, PackArgs, d_in, d_out, format, unused, source, row_bytes, tiles)
+STRETTO_OP(tile_weight, PackArgs, d_in, d_out, format, unused, source, row_bytes, tiles)
 STRETTO_OP(embed, EmbedArgs, d_in, format, tiles, multiplier, unused, y, y_stride)
 
 extern "C" int64_t weight_tile_bytes(int32_t format, int32_t d_in) { return tile_bytes(format, d_in); }

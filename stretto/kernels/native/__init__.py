@@ -1,9 +1,9 @@
 """Native CPU kernels: C++ sources, the builder that compiles them once per instruction-set level, and the tape.
 
     include/  16-lane vectors (vec.h), what an operation looks like (op.h), how Python knows its struct (fields.h)
-    pool.cpp  the threads that run lists of operations
+    team.cpp  the threads that run lists of operations
     build     sources -> a shared library in a private cache
-    library   the library through ctypes, and pools of threads
+    library   the library through ctypes, and teams of threads
     tape      a forward pass recorded as a list of operations
 
 The C++ source of an operation lies beside its `reference.py`; `native.py` there records it on the tape.

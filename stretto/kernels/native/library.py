@@ -51,12 +51,12 @@ class Library:
             ) from problem
         self._lib.level.restype = ctypes.c_char_p
         self.level: str = self._lib.level().decode()
-        for name in ("pool_new", "weight_tile_bytes"):
+        for name in ("team_new", "weight_tile_bytes"):
             getattr(self._lib, name).restype = ctypes.c_int64
-        self._lib.pool_new.argtypes = [ctypes.c_int32, ctypes.c_int64]
-        self._lib.pool_free.argtypes = [ctypes.c_int64]
-        self._lib.pool_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-        self._lib.pool_run_while.argtypes = [*self._lib.pool_run.argtypes, ctypes.c_void_p]
+        self._lib.team_new.argtypes = [ctypes.c_int32, ctypes.c_int64]
+        self._lib.team_free.argtypes = [ctypes.c_int64]
+        self._lib.team_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._lib.team_run_while.argtypes = [*self._lib.team_run.argtypes, ctypes.c_void_p]
         self._structs: dict[str, type[ctypes.Structure]] = {}
         self._enums: dict[str, tuple[str, ...]] = {}
 
@@ -139,20 +139,20 @@ class Library:
         """Bytes of one tile of a weight (linear/formats.h)."""
         return int(self._lib.weight_tile_bytes(layout, d_in))
 
-    def new_pool(self, num_threads: int) -> int:
-        return int(self._lib.pool_new(num_threads, int(SPIN_SECONDS * 1e9)))
+    def new_team(self, num_threads: int) -> int:
+        return int(self._lib.team_new(num_threads, int(SPIN_SECONDS * 1e9)))
 
-    def free_pool(self, handle: int) -> None:
-        self._lib.pool_free(handle)
+    def free_team(self, handle: int) -> None:
+        self._lib.team_free(handle)
 
-    def run(self, pool: int, ops: ctypes.Array[Op], step: ctypes.Structure) -> None:
-        self._lib.pool_run(pool, ops, len(ops), ctypes.addressof(step))
+    def run(self, team: int, ops: ctypes.Array[Op], step: ctypes.Structure) -> None:
+        self._lib.team_run(team, ops, len(ops), ctypes.addressof(step))
 
-    def run_while(self, pool: int, ops: ctypes.Array[Op], step: ctypes.Structure, left: ctypes.c_int64) -> None:
-        self._lib.pool_run_while(pool, ops, len(ops), ctypes.addressof(step), ctypes.addressof(left))
+    def run_while(self, team: int, ops: ctypes.Array[Op], step: ctypes.Structure, left: ctypes.c_int64) -> None:
+        self._lib.team_run_while(team, ops, len(ops), ctypes.addressof(step), ctypes.addressof(left))
 
 
-class Pool:
+class Team:
     """Threads that run lists of operations together, the calling thread among them. Safe to share between engines.
 
     num_threads: default, the cores this process may use; fewer take part while other programs hold those cores and that
@@ -162,7 +162,7 @@ class Pool:
     def __init__(self, library: Library, num_threads: int | None = None) -> None:
         self.library = library
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._handle = library.new_pool(self.num_threads)
+        self._handle = library.new_team(self.num_threads)
         weakref.finalize(self, _free, library, self._handle, os.getpid())
 
     def run(self, ops: ctypes.Array[Op], step: ctypes.Structure) -> None:
@@ -182,7 +182,7 @@ class Pool:
 
 def _free(library: Library, handle: int, process: int) -> None:
     if os.getpid() == process:  # threads do not follow a fork: waiting for them there would have no end
-        library.free_pool(handle)
+        library.free_team(handle)
 
 
 @cache

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from stretto.core.plan import StepPlan
 from stretto.kernels.native.guard import Guard, NotRecordable
-from stretto.kernels.native.library import Op, Pool, Value
+from stretto.kernels.native.library import Op, Team, Value
 from stretto.kernels.native.vocabulary import record
 
 Compute = Callable[[Tensor, StepPlan], Tensor]
@@ -58,7 +58,7 @@ class Tape:
 
     def __init__(
         self,
-        pool: Pool,
+        team: Team,
         *,
         max_rows: int,
         max_out: int,
@@ -66,8 +66,8 @@ class Tape:
         coarse_prompts: bool = False,
         live: Iterable[Tensor] = (),
     ) -> None:
-        self.pool, self.context, self.coarse_prompts = pool, context, coarse_prompts
-        self.library = pool.library
+        self.team, self.context, self.coarse_prompts = team, context, coarse_prompts
+        self.library = team.library
         self.accepted: Any = self.library.struct("Commit")()
         self.step: Any = self.accepted.step  # a view: operations of `commit` read what lies around it
         self.plan: StepPlan | None = None
@@ -245,7 +245,7 @@ class Tape:
         """Compute the recorded operations for the rows of `step`, and of `plan` where there are host operations."""
         for span in self._compiled().spans:
             if isinstance(span, ctypes.Array):
-                self.pool.run(span, self.step)
+                self.team.run(span, self.step)
             else:
                 span()
 
@@ -253,12 +253,12 @@ class Tape:
         """Run and do what lies between two runs, until `left` is 0: one of those operations counts it down. Only a tape
         without host operations can."""
         assert not self.host_operations
-        self.pool.run_while(self._compiled().with_between, self.step, left)
+        self.team.run_while(self._compiled().with_between, self.step, left)
 
     def commit(self) -> None:
         """Advance states over the rows that `accepted` names, after `run` and before `step` is filled again."""
         if self._commits:
-            self.pool.run(self._compiled().commits, self.step)
+            self.team.run(self._compiled().commits, self.step)
 
     def profile(self, repeat: int = 20) -> dict[str, float]:
         """Seconds per run of each kind of operation, the largest first: every operation timed by itself.
@@ -270,7 +270,7 @@ class Tape:
         for _ in range(repeat):
             for name, host, op in singles:
                 started = time.perf_counter()
-                self.pool.run(op, self.step) if host is None else host()
+                self.team.run(op, self.step) if host is None else host()
                 spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) / repeat
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 

@@ -1,4 +1,4 @@
-// How many threads of a pool take part while other programs want the processors too.
+// How many threads of a team take part while other programs want the processors too.
 //
 // Whatever the system takes from one thread, the others wait for: n threads that lose the shares L_i of their time do
 // the work of n (1 - L), where L is the sum of the L_i. Where L > 1 / n, n - 1 threads do more, if they are left alone

@@ -21,7 +21,7 @@ from torch import Tensor
 from stretto.core.errors import RunError, UserError
 from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
-from stretto.kernels.native.library import Pool
+from stretto.kernels.native.library import Team
 from stretto.kernels.sampling import native
 from stretto.kernels.sampling.noise import Purpose, gumbel, gumbel_of_rows
 
@@ -117,7 +117,7 @@ def picks(
     logits: Tensor,
     rows: Sequence[RowSampling],
     known: tuple[Sequence[float], Sequence[int]] | None = None,
-    threads: Pool | None = None,
+    threads: Team | None = None,
 ) -> list[int]:
     """The token plain decoding emits after every row of `logits` [R, W].
 
@@ -133,7 +133,7 @@ def try_picks(
     logits: Tensor,
     rows: Sequence[RowSampling],
     known: tuple[Sequence[float], Sequence[int]] | None = None,
-    threads: Pool | None = None,
+    threads: Team | None = None,
 ) -> tuple[list[int], Refusals]:
     """`picks` where a row without a token costs no other row its own; what stands in its place means nothing."""
     assert len(logits) == len(rows)
@@ -161,7 +161,7 @@ def refusals(top: Sequence[float]) -> Refusals:
 
 
 def _draw_natively(
-    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Pool
+    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Team
 ) -> tuple[list[int], Refusals]:
     xs, argmax, refused = list(xs), list(argmax), Refusals()
     for r, row in enumerate(rows):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.core.judge import Noise
 from stretto.core.sampling import Sampling
-from stretto.kernels.native.library import Library, Pool
+from stretto.kernels.native.library import Library, Team
 from stretto.kernels.sampling import reference
 from stretto.kernels.sampling.noise import Purpose
 
@@ -31,7 +31,7 @@ def row(library: Library, x: int, argmax: int, width: int, how: Draw) -> Any:
     )  # fmt: skip
 
 
-def choose(logits: Sequence[Tensor], argmax: Sequence[int], how: Sequence[Draw], threads: Pool) -> list[int]:
+def choose(logits: Sequence[Tensor], argmax: Sequence[int], how: Sequence[Draw], threads: Team) -> list[int]:
     """The token of every row. logits: each [W] fp32, contiguous. The threads share the rows."""
     for x in logits:
         assert x.dtype == torch.float32 and x.is_contiguous() and not x.is_cuda

@@ -1,6 +1,6 @@
 // What is known once a step is over: which of its provisional rows are kept.
 //
-// Operations that advance states over those rows are a list of their own. The pool hands them the `Step` at the start
+// Operations that advance states over those rows are a list of their own. The team hands them the `Step` at the start
 // of a `Commit`, whose rows are still in the buffers of the step.
 #pragma once
 

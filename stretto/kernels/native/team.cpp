@@ -1,4 +1,4 @@
-// A pool of threads that runs lists of operations.
+// A team of threads that runs lists of operations.
 //
 // All threads walk through one list together. A single atomic word says which operation is open and how many chunks of
 // each of its halves are left; threads claim chunks one at a time, so a thread that the system put aside costs at most
@@ -76,14 +76,14 @@ struct Idle {
     }
 };
 
-class Pool {
+class Team {
   public:
-    Pool(int num_threads, int64_t spin_ns) : spin_ns_(spin_ns), turnout_(num_threads), invited_(num_threads) {
+    Team(int num_threads, int64_t spin_ns) : spin_ns_(spin_ns), turnout_(num_threads), invited_(num_threads) {
         for (int i = 1; i < num_threads; i++) threads_.emplace_back([this, i] { work(i); });
         for (auto& thread : threads_) losses_.add(thread.native_handle());
     }
 
-    ~Pool() {
+    ~Team() {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             stop_.store(true);
@@ -245,14 +245,14 @@ class Pool {
 
 extern "C" {
 
-void* pool_new(int32_t num_threads, int64_t spin_ns) { return new Pool(num_threads, spin_ns); }
-void pool_free(void* pool) { delete static_cast<Pool*>(pool); }
-void pool_run(void* pool, const Op* ops, int64_t num_ops, const Step* step) {
-    static_cast<Pool*>(pool)->run(ops, num_ops, step);
+void* team_new(int32_t num_threads, int64_t spin_ns) { return new Team(num_threads, spin_ns); }
+void team_free(void* team) { delete static_cast<Team*>(team); }
+void team_run(void* team, const Op* ops, int64_t num_ops, const Step* step) {
+    static_cast<Team*>(team)->run(ops, num_ops, step);
 }
-void pool_run_while(void* pool, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left) {
-    static_cast<Pool*>(pool)->run_while(ops, num_ops, step, left);
+void team_run_while(void* team, const Op* ops, int64_t num_ops, const Step* step, const int64_t* left) {
+    static_cast<Team*>(team)->run_while(ops, num_ops, step, left);
 }
-int32_t pool_turnout(void* pool) { return static_cast<Pool*>(pool)->turnout(); }  // threads that take part just now
+int32_t team_turnout(void* team) { return static_cast<Team*>(team)->turnout(); }  // threads that take part just now
 
 }  // extern "C"

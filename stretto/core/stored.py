@@ -1,4 +1,4 @@
-"""`Packed`: one stored tensor, in the bytes of its codec."""
+"""`Stored`: one stored tensor, in the bytes of its codec."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Stored:
     """A tensor of logical shape `shape` as its codec stores it.
 
     data: the canonical payload, `uint8 [*shape[:-1], bytes per row]`: rows (the last dimension) are encoded
@@ -29,14 +29,14 @@ class Packed:
         """Bytes of the payload."""
         return self.data.numel()
 
-    def rows(self, first: int, last: int) -> Packed:
+    def rows(self, first: int, last: int) -> Stored:
         """Rows [first, last) of the leading dimension: a view."""
         part = self.data[first:last]
-        return Packed(self.codec, (part.shape[0], *self.shape[1:]), part)
+        return Stored(self.codec, (part.shape[0], *self.shape[1:]), part)
 
-    def permute_rows(self, index: torch.Tensor) -> Packed:
+    def permute_rows(self, index: torch.Tensor) -> Stored:
         """The leading dimension reordered by `index` [rows] (a copy of the bytes, exact for every codec)."""
-        return Packed(
+        return Stored(
             self.codec, self.shape, self.data.index_select(0, index)
         )  # row by row: indexing goes byte by byte
 

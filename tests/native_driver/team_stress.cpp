@@ -33,7 +33,7 @@ STRETTO_OP(add, AddArgs, from, to, chunks)
 
 namespace {
 
-void once(void* pool, int round) {
+void once(void* team, int round) {
     int values[4][MOST] = {};
     const int counts[] = {round % MOST, 1, MOST, 1 + round % 3};
     AddArgs args[4];
@@ -44,7 +44,7 @@ void once(void* pool, int round) {
     }
     Step step = {};
     step.num_rows = round;
-    pool_run(pool, ops.data(), int64_t(ops.size()), &step);
+    team_run(team, ops.data(), int64_t(ops.size()), &step);
     int64_t sum = 0;
     for (int i = 0; i < 4; i++) {
         int64_t value = sum + round;
@@ -74,7 +74,7 @@ STRETTO_OP(count, CountArgs, values, left)
 namespace {
 
 // A list that says itself how often it runs.
-void again(void* pool, int64_t times) {
+void again(void* team, int64_t times) {
     int values[MOST] = {};
     int64_t left = times;
     AddArgs add = {nullptr, values, MOST};
@@ -82,18 +82,18 @@ void again(void* pool, int64_t times) {
     Ops ops = {{add_chunks, add_run, &add}, {count_chunks, count_run, &count}};
     Step step = {};
     step.num_rows = 3;
-    pool_run_while(pool, ops.data(), 2, &step, &left);
+    team_run_while(team, ops.data(), 2, &step, &left);
     if (left) driver::fail("a list ended early");
 }
 
 void drive(int num_threads, int64_t spin_ns, int rounds) {
-    void* pool = pool_new(num_threads, spin_ns);
+    void* team = team_new(num_threads, spin_ns);
     for (int round = 1; round <= rounds; round++) {
-        once(pool, round % 9);
-        if (round % 20 == 0) again(pool, round / 20);
+        once(team, round % 9);
+        if (round % 20 == 0) again(team, round / 20);
         if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // all of them sleep
     }
-    pool_free(pool);
+    team_free(team);
 }
 
 // Windows of a whole number of lists, each of which loses so many tenths of one thread's time.
@@ -137,14 +137,14 @@ void crowded() {
     for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&first); i++)
         if (CPU_ISSET(i, &all)) CPU_SET(i, &first);
     sched_setaffinity(0, sizeof first, &first);
-    void* pool = pool_new(2, 1000);  // threads inherit the affinity
+    void* team = team_new(2, 1000);  // threads inherit the affinity
     auto since = std::chrono::steady_clock::now();
-    while (pool_turnout(pool) == 2) {
-        again(pool, 1000);
+    while (team_turnout(team) == 2) {
+        again(team, 1000);
         if (std::chrono::steady_clock::now() - since > std::chrono::seconds(60)) driver::fail("nobody stayed at home");
     }
-    once(pool, 5);
-    pool_free(pool);
+    once(team, 5);
+    team_free(team);
     sched_setaffinity(0, sizeof all, &all);
 }
 
@@ -158,13 +158,13 @@ int main() {
     std::thread other([] { drive(3, 1000, 500); });
     drive(2, 1000, 500);
     other.join();
-    void* shared = pool_new(3, 1000);  // callers take turns
+    void* shared = team_new(3, 1000);  // callers take turns
     std::thread caller([&] {
         for (int i = 0; i < 300; i++) once(shared, i % 9);
     });
     for (int i = 0; i < 300; i++) once(shared, i % 9);
     caller.join();
-    pool_free(shared);
+    team_free(shared);
     for (int i = 0; i < 40; i++) drive(1 + i % 4, 1000, i % 3);  // come and go, some unused
-    std::printf("pool\n");
+    std::printf("team\n");
 }
