@@ -62,8 +62,8 @@ class Bench:
         self.llm = LLM("smollm2", draft="none", **sizes)
         self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
         self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)
-        self.cost = model_cost(self.llm.engine.model, torch.bfloat16)
-        self.prompt_cost = prefill_cost(self.llm.engine.model, torch.bfloat16)
+        self.cost = model_cost(self.llm.engine.runner.model, torch.bfloat16)
+        self.prompt_cost = prefill_cost(self.llm.engine.runner.model, torch.bfloat16)
         assert self.llm.backend_choice.threads is not None
         self.threads = self.llm.backend_choice.threads
         x, weight = torch.randn(CACHED[:2]), tile([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
@@ -154,9 +154,9 @@ def greedy(num_tokens: int) -> Sampling:
 
 def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[list[float], float]:
     """Seconds inside the tape for every step with `rows` rows, and from the first such step to the last, all told."""
-    captured = llm.engine.captured
-    assert captured is not None
-    tape, ahead = captured.tape, captured.ahead
+    recording = llm.engine.runner.recording
+    assert recording is not None
+    tape, ahead = recording.tape, recording.ahead
     calls: list[tuple[float, float]] = []  # into the tape with so many rows: when they began and ended
     seconds: list[float] = []
 
@@ -176,19 +176,19 @@ def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[
             seconds.extend([seconds.pop() / len(chosen)] * len(chosen))
         return chosen
 
-    tape.run, tape.run_while, captured.ahead = timed(tape.run), timed(tape.run_while), several  # type: ignore[method-assign]
+    tape.run, tape.run_while, recording.ahead = timed(tape.run), timed(tape.run_while), several  # type: ignore[method-assign]
     try:
         llm.generate(prompts, greedy(new))
     finally:
-        del tape.run, tape.run_while, captured.ahead
+        del tape.run, tape.run_while, recording.ahead
     return seconds, calls[-1][1] - calls[0][0] if calls else 0.0
 
 
 def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
     """Seconds of a prompt by what they were for, every operation timed by itself."""
-    captured, found = llm.engine.captured, {"products": 0.0, "attention": 0.0, "everything else": 0.0}
-    assert captured is not None
-    run, profile = captured.tape.run, captured.tape.profile
+    recording, found = llm.engine.runner.recording, {"products": 0.0, "attention": 0.0, "everything else": 0.0}
+    assert recording is not None
+    run, profile = recording.tape.run, recording.tape.profile
     names = {"matmul": "products", "gated": "products", "attention": "attention"}
 
     def profiled() -> None:
@@ -196,26 +196,27 @@ def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
         for operation, seconds in profile(1).items():
             found[names.get(operation, "everything else")] += seconds
 
-    captured.tape.run = profiled  # type: ignore[method-assign]
+    recording.tape.run = profiled  # type: ignore[method-assign]
     try:
         llm.generate(prompt, greedy(1))
     finally:
-        del captured.tape.run
+        del recording.tape.run
     return found
 
 
 def scores(llm: LLM, prompt: list[int]) -> Tensor:
     """Log-probabilities after every token of a prompt [T, vocabulary], computed as prompts are."""
     engine, found = llm.engine, []
-    captured, cache = engine.captured, engine.cache
-    assert captured is not None
+    recording, cache = engine.runner.recording, engine.runner.cache
+    assert recording is not None
     cache.admit(-1)
-    for first in range(0, len(prompt), captured.tape.room):
-        part = prompt[first : first + captured.tape.room]
+    for first in range(0, len(prompt), recording.tape.room):
+        part = prompt[first : first + recording.tape.room]
         seqs = Seqs.of([len(part)], [first])
         assert cache.reserve(-1, len(part))
         caches = cache.pack([-1], seqs)
-        found.append(captured(StepPlan(part, seqs, range(len(part)), caches)).logits.double().log_softmax(1))
+        scores, _ = recording(StepPlan(part, seqs, range(len(part)), caches))
+        found.append(scores.logits.double().log_softmax(1))
         cache.commit([-1], seqs, [()])
     cache.release(-1)
     return torch.cat(found)

@@ -14,7 +14,7 @@ TEXT = "The sky is blue and the grass is green."
 def main() -> None:
     llm = LLM("smollm2", draft="none", dtype="float32")
     ids = llm.encode(TEXT)
-    model = llm.engine.model
+    model = llm.engine.runner.model
     with torch.inference_mode():
         logits_RW = model(StepPlan.of([ids]))
     logprobs = logits_RW[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from stretto.core.card import CHANNELS, MIXERS
-from stretto.core.judge import Noise
 from stretto.core.plan import StepPlan
-from stretto.core.policy import DraftPolicy
-from stretto.core.sampling import Sampling
-from stretto.engine.engine import Engine, EngineConfig
+from stretto.core.policy import DraftPolicy, Job
+from stretto.core.sampling import Noise, Sampling
+from stretto.engine.engine import Engine
+from stretto.engine.scheduler import Policies
 from stretto.kernels.sampling import RowSampling, picks
 from stretto.models.lm import LM, Layer, LMConfig
+from stretto.runner.runner import Sizes
 
 VOCAB, WIDTH = 23, 16
 HYBRID = ("attention", "gated_delta", "mamba2", "long_conv")
@@ -56,23 +57,25 @@ def plain_decode(lm: LM, prompt: Sequence[int], n: int, sampling: Sampling | Non
 
 
 class Nodes(DraftPolicy):
-    """Always the same number of nodes, or what a list says, step by step (0 = no drafts)."""
+    """Always the same number of tokens, or what a list says, step by step (0 = no drafts)."""
 
     def __init__(self, *schedule: int) -> None:
         self.schedule, self.step = schedule, 0
 
-    def num_nodes(self, num_running: int) -> int:
+    def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
         self.step += 1
-        return self.schedule[self.step % len(self.schedule)]
+        return [min(self.schedule[self.step % len(self.schedule)], most)] * len(jobs)
 
-    def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
-        """Nothing to learn."""
+
+def nodes(*schedule: int) -> Policies:
+    """Policies that draft as `Nodes` do."""
+    return Policies(draft=Nodes(*schedule))
 
 
 def toy_engine(lm: LM, *, pages: int | None = None, context: int = 128, **options: object) -> Engine:
     """An engine in fp64. pages: so much memory is there (default: plenty)."""
     sizes = {key: options.pop(key) for key in ("max_seqs", "max_rows") if key in options}
-    config = EngineConfig(context=context, kv_dtype=torch.float64, **sizes)  # type: ignore[arg-type]
+    config = Sizes(context=context, kv_dtype=torch.float64, **sizes)  # type: ignore[arg-type]
     if pages is not None:
         per_token = sum(s.nbytes(torch.float64) for specs in lm.state_specs for s in specs if s.kind == "paged")
         # Slots are asked for first; what is left becomes pages.
@@ -80,7 +83,7 @@ def toy_engine(lm: LM, *, pages: int | None = None, context: int = 128, **option
             int(torch.Size(s.shape).numel()) * 8 for specs in lm.state_specs for s in specs if s.kind == "slot"
         )
         memory = (pages + 1) * 16 * per_token + (config.max_seqs + 1) * per_seq
-        config = EngineConfig(context=context, kv_dtype=torch.float64, memory_bytes=memory, **sizes)  # type: ignore[arg-type]
+        config = Sizes(context=context, kv_dtype=torch.float64, memory_bytes=memory, **sizes)  # type: ignore[arg-type]
     return Engine(lm, config, **options)  # type: ignore[arg-type]
 
 
@@ -93,7 +96,7 @@ def finish(engine: Engine, patience: float = 0.0) -> dict[int, list[int]]:
             if event.error is not None:
                 raise event.error
             outputs.setdefault(event.rid, []).extend(event.token_ids)
-        engine.cache.check()
+        engine.runner.cache.check()
         steps += 1
         assert steps < 20_000, "no progress"
     return outputs

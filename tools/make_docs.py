@@ -21,7 +21,10 @@ SOCKETS = {
     "codec": "how numbers are stored",
     "drafter": "what might come next",
     "judge": "which drafts may stay",
-    "policy": "who runs, who gives way, how much is drafted",
+    "order": "in which order requests are served",
+    "victim": "who is preempted when memory runs out",
+    "chunk": "how much of a prompt is read in a step",
+    "draft": "how many tokens are drafted",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 

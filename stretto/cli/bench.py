@@ -61,7 +61,7 @@ def run(options: Options) -> int:
         progress=progress("loading"),
         note=note,
     )
-    lm = llm.engine.model
+    lm = llm.engine.runner.model
     samples = measure(llm, options)
     # afterwards: on a shared machine the neighbours of the runs just measured
     machine = measure_machine(dtype, llm.backend_choice.threads)

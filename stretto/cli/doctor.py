@@ -118,27 +118,27 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
 
     context = min(2 * _STEP_CONTEXT, file.config.context)
     llm = LLM(file.path, draft="none", context=context, max_seqs=1, env=env)
-    captured, threads = llm.engine.captured, llm.backend_choice.threads
-    if captured is None or threads is None:
+    recording, threads = llm.engine.runner.recording, llm.backend_choice.threads
+    if recording is None or threads is None:
         return {"runs on": "torch", "why": str(llm.backend_choice.why)}
     llm.generate([[1] * (context // 2)], Sampling(temperature=0.0, max_tokens=2, ignore_eos=True))
     runs = []
     for _ in range(_STEP_RUNS):
         started = time.perf_counter()
-        captured.tape.run()
+        recording.tape.run()
         runs.append(time.perf_counter() - started)
-    weights = model_cost(llm.engine.model, llm.engine.config.kv_dtype).weight_bytes
+    weights = model_cost(llm.engine.runner.model, llm.engine.runner.sizes.kv_dtype).weight_bytes
     bound = weights / native_bandwidth(threads, num_bytes=weights).median
     median = sorted(runs)[len(runs) // 2]
-    parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in captured.tape.profile().items()}
+    parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in recording.tape.profile().items()}
     return {
         "runs on": llm.backend_choice.name,
         "bytes streamed": weights,
         "bound ms": round(1e3 * bound, 3),
         "achieved ms": round(1e3 * median, 3),
         "share of the bound": f"{bound / median:.0%}",
-        "operations": len(captured.tape.names),
-        "of these in Python": captured.host_operations or "none",
+        "operations": len(recording.tape.names),
+        "of these in Python": recording.host_operations or "none",
         **parts,
     }
 

@@ -1,8 +1,10 @@
-"""The `Policy` socket: who runs, who leaves, how much. Policies are small and see integers only.
+"""The policy sockets: who runs, who leaves, how much is read, how much is drafted.
 
-A policy is a plain object with one method, in the folder of the noun it steers (`engine/policies/`, `cache/evict/`),
-with a card. Laws: no torch, no clock and no global of its own (measured times arrive as arguments), the same inputs
-give the same decision, and the simulator can run it with a simulated clock.
+A policy is a plain object in the folder of the decision it makes (`engine/policies/order/`, `.../victim/`,
+`.../chunk/`, `.../draft/`), with a card. It sees jobs: integers, no text.
+
+Laws (tests/unit/test_policies.py): no torch, no clock and no global of its own (times arrive as arguments), the same
+inputs give the same decision, a job is never changed, and the simulator runs the same object with its own clock.
 """
 
 from abc import ABC, abstractmethod
@@ -10,40 +12,94 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One request as the scheduler sees it. need: rows until its next token; arrival: admission order."""
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request as the scheduler sees it. Numbers count tokens; only the scheduler changes them.
+
+    arrived: seconds on the engine's clock. priority: larger runs sooner, where a policy looks at it. tenant: whose it
+    is. prompt, output: what there is; limit: most that may be output. held: in the cache, when the step was planned.
+    cached: of the prompt, found there at admission. drafts: may be drafted; ahead: its next tokens need nobody.
+    """
 
     rid: int
-    arrival: int
-    need: int
-    num_computed: int
-    running: bool
+    arrived: float
+    prompt: int
+    limit: int
+    priority: int = 0
+    tenant: str = ""
+    output: int = 0
+    held: int = 0
+    cached: int = 0
+    is_running: bool = False
+    drafts: bool = False
+    ahead: bool = False
+    num_preemptions: int = 0
+
+    @property
+    def need(self) -> int:
+        """Rows until its next token is known: 1 while it decodes."""
+        return self.prompt + self.output - self.held
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be output."""
+        return self.limit - self.output
 
 
-class OrderPolicy(ABC):
-    """In which order requests are served, and who gives way when memory runs out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a step turned out to be. seconds: how long it took; num_seqs, num_rows: its size, drafts included;
+    is_decode: whether every sequence decoded; drafted, emitted: tokens, over all sequences; num_steps: plain steps that
+    ran as one."""
+
+    seconds: float
+    num_seqs: int
+    num_rows: int
+    is_decode: bool
+    drafted: int
+    emitted: int
+    num_steps: int = 1
+
+
+class Policy:
+    """What all policies share."""
+
+    def learn(self, record: Record) -> None:
+        """A step is over."""
+
+
+class OrderPolicy(Policy, ABC):
+    """In which order jobs are served: admissions, and prompts that are being read."""
 
     @abstractmethod
-    def order(self, waiting: Sequence[Candidate]) -> list[Candidate]:
-        """Waiting requests, next one first."""
+    def order(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """All of them, next one first. Whoever waits long enough must come first, or it starves."""
+
+
+class VictimPolicy(Policy, ABC):
+    """Who is preempted when no page is left."""
 
     @abstractmethod
-    def victim(self, running: Sequence[Candidate]) -> Candidate:
-        """Who is preempted when no page is left (`running` is not empty)."""
+    def victim(self, running: Sequence[Job], now: float) -> Job:
+        """One of them (there is at least one)."""
 
 
-class DraftPolicy(ABC):
-    """How many draft nodes are worth verifying. `Never slower than plain decoding` is decided here."""
+class ChunkPolicy(Policy, ABC):
+    """How much of a prompt is read in a step."""
 
     @abstractmethod
-    def num_nodes(self, num_running: int) -> int:
-        """Nodes to ask for, per request, in a step with `num_running` decoding requests; 0 = plain step."""
+    def rows(self, job: Job, budget: int) -> int:
+        """At most min(`job.need`, budget) rows; 0 = not in this step. A whole budget of an otherwise empty step must
+        give at least one, or nothing would ever move."""
 
-    def plain_steps(self, num_running: int) -> int:
-        """How many plain steps may follow one another from here before `num_nodes` has to be asked again."""
+
+class DraftPolicy(Policy, ABC):
+    """How many tokens are worth verifying. `Never slower than plain decoding` is decided here."""
+
+    @abstractmethod
+    def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
+        """Tokens to draft for each of these decoding jobs, at most `most` each; 0 = none. Asked once per step."""
+
+    def plain_steps(self, num_seqs: int) -> int:
+        """How many plain steps may follow one another from here before `budgets` has to be asked again."""
         return 1
-
-    @abstractmethod
-    def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
-        """One step took `seconds`, verified `drafted` nodes and emitted `emitted` tokens."""

@@ -1,4 +1,5 @@
-"""`Sampling`: how tokens are chosen and when a text ends. No torch here: the command line validates before loading."""
+"""`Sampling` and `Noise`: how tokens are chosen, from which random numbers, and when a text ends. No torch here: the
+command line validates before loading."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,17 @@ class Sampling:
     def names() -> list[str]:
         """The field names, for servers and command lines."""
         return [f.name for f in fields(Sampling)]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The random stream of one request: counter-based, so batch-mates and preemption never shift it.
+
+    Keyed by (seed, child); every draw names its absolute position and its purpose (see kernels/sampling).
+    """
+
+    seed: int
+    child: int = 0
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -5,8 +5,8 @@ and verify first (`num_step` of them, in step form), then prefill (chunked form)
 sequences with `num_step = 0` and no context.
 
 A sequence's rows are definite (prompt tokens, the pending token) followed by `num_draft` provisional rows: nodes of a
-draft tree in topological order. `parents[b][r]` is the row, inside sequence b, whose successor row r is; -1 means
-the context itself. `None` says that the rows are a chain.
+draft tree. `trees[b]` says which row, inside sequence b, every row continues (-1: the context); `None` says that the
+rows are a chain.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -18,9 +18,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from stretto.core.tree import MAX_TREE_ROWS, Tree
+
 _V = TypeVar("_V")
-Parents = tuple[int, ...] | None
-MAX_TREE_ROWS = 64  # the pending row + 63 nodes: ancestors are the bits of an int64
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Seqs:
     lens: tuple[int, ...]  # rows per sequence in this call; 0 is allowed
     contexts: tuple[int, ...]  # tokens of each sequence that its state already holds
     num_draft: tuple[int, ...]  # trailing provisional rows per sequence
-    parents: tuple[Parents, ...]  # see the module docstring
+    trees: tuple[Tree | None, ...]  # see the module docstring
     num_step: int = 0  # leading sequences that run in step form
     device: torch.device = torch.device("cpu")
     _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
@@ -41,33 +41,34 @@ class Seqs:
         contexts: Sequence[int] | None = None,
         *,
         num_draft: Sequence[int] | None = None,
-        parents: Sequence[Sequence[int] | None] | None = None,
+        parents: Sequence[Tree | Sequence[int] | None] | None = None,
         num_step: int = 0,
         device: torch.device | str = "cpu",
     ) -> "Seqs":
-        """Stored sequences of `lens` rows after `contexts` tokens (default: none)."""
+        """Packed sequences of `lens` rows after `contexts` tokens (default: none).
+
+        parents: per sequence its tree, or the parents of its rows; None = a chain.
+        """
         n = len(lens)
-        rows = tuple(None if p is None else tuple(p) for p in parents) if parents is not None else (None,) * n
+        trees = (None,) * n if parents is None else tuple(map(_tree, parents))
         return Seqs(
             lens=tuple(lens),
             contexts=tuple(contexts) if contexts is not None else (0,) * n,
             num_draft=tuple(num_draft) if num_draft is not None else (0,) * n,
-            parents=rows,
+            trees=trees,
             num_step=num_step,
             device=torch.device(device),
         )
 
     def __post_init__(self) -> None:
         n = len(self.lens)
-        assert len(self.contexts) == len(self.num_draft) == len(self.parents) == n and 0 <= self.num_step <= n
-        for b, (rows, drafts, parents) in enumerate(zip(self.lens, self.num_draft, self.parents, strict=True)):
+        assert len(self.contexts) == len(self.num_draft) == len(self.trees) == n and 0 <= self.num_step <= n
+        for b, (rows, drafts, tree) in enumerate(zip(self.lens, self.num_draft, self.trees, strict=True)):
             assert 0 <= drafts <= rows
             assert not drafts or b < self.num_step, "drafts run in step form"
-            if parents is not None:
-                assert len(parents) == rows <= MAX_TREE_ROWS
-                assert all(-1 <= p < r for r, p in enumerate(parents)), "parents come before children"
-                definite = rows - drafts
-                assert parents[:definite] == tuple(range(-1, definite - 1)), "definite rows are a chain"
+            if tree is not None:
+                assert len(tree) == rows <= MAX_TREE_ROWS
+                assert tree.truncate(rows - drafts).is_chain, "definite rows are a chain"
 
     # -- host side -----------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class Seqs:
     @property
     def is_tree(self) -> bool:
         """Whether any sequence branches (otherwise every mask is plainly causal)."""
-        return any(p is not None for p in self.parents)
+        return any(tree is not None for tree in self.trees)
 
     @property
     def definite(self) -> tuple[int, ...]:
@@ -110,7 +111,7 @@ class Seqs:
     def _slice(self, first: int, last: int) -> "Seqs":
         num_step = max(0, min(self.num_step, last) - first)
         cut = slice(first, last)
-        return Seqs(self.lens[cut], self.contexts[cut], self.num_draft[cut], self.parents[cut], num_step, self.device)
+        return Seqs(self.lens[cut], self.contexts[cut], self.num_draft[cut], self.trees[cut], num_step, self.device)
 
     @property
     def step_part(self) -> "Seqs":
@@ -122,16 +123,19 @@ class Seqs:
         """The other sequences, which run in chunked form; their rows start at `num_step_rows`."""
         return self.slice(self.num_step, self.num_seqs)
 
-    def row_parents(self, b: int) -> tuple[int, ...]:
-        """The parent table of sequence b, written out also for chains."""
-        return self.parents[b] or tuple(range(-1, self.lens[b] - 1))
+    def tree(self, b: int) -> Tree:
+        """What every row of sequence b continues, also for chains."""
+        return self.trees[b] or Tree.chain(self.lens[b])
 
-    def depths(self, b: int) -> list[int]:
-        """Depth of every row of sequence b below its context: 0 for the first token after it."""
-        depth: list[int] = []
-        for parent in self.row_parents(b):
-            depth.append(0 if parent < 0 else depth[parent] + 1)
-        return depth
+    def row_parents(self, b: int) -> tuple[int, ...]:
+        return self.tree(b).parents
+
+    @property
+    def parents(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(t.parents if t else None for t in self.trees)
+
+    def depths(self, b: int) -> tuple[int, ...]:
+        return self.tree(b).depths
 
     def memo(self, key: Hashable, make: Callable[[], _V]) -> _V:
         """A value derived from this description that all layers share (rotary tables, gather indices)."""
@@ -163,8 +167,8 @@ class Seqs:
     def positions(self) -> Tensor:
         """[T] int64: absolute position, context + depth (siblings of a tree share one)."""
         parts = [
-            torch.arange(c, c + n, device=self.device) if p is None else self._tensor([c + d for d in self.depths(b)])
-            for b, (n, c, p) in enumerate(zip(self.lens, self.contexts, self.parents, strict=True))
+            torch.arange(c, c + n, device=self.device) if t is None else self._tensor([c + d for d in t.depths])
+            for n, c, t in zip(self.lens, self.contexts, self.trees, strict=True)
         ]
         return torch.cat(parts) if parts else self._tensor([])
 
@@ -176,10 +180,7 @@ class Seqs:
         """
         bits: list[int] = []
         for b, n in enumerate(self.lens):
-            own: list[int] = []
-            for row, parent in enumerate(self.row_parents(b) if n <= MAX_TREE_ROWS else ()):
-                own.append((own[parent] if parent >= 0 else 0) | (1 << row))
-            bits += own or [0] * n
+            bits += self.tree(b).ancestors if n <= MAX_TREE_ROWS else [0] * n
         return self._tensor([v - (1 << 64) if v >= 1 << 63 else v for v in bits])
 
     def taps(self, width: int) -> Tensor:
@@ -195,7 +196,7 @@ class Seqs:
         for b in range(self.num_seqs):
             tail = list(range(b * keep, (b + 1) * keep))
             histories: list[list[int]] = []
-            for row, parent in enumerate(self.row_parents(b)):
+            for row, parent in enumerate(self.tree(b).parents):
                 before = histories[parent] if parent >= 0 else tail
                 histories.append([*before[len(before) - keep :], base + self.starts[b] + row])
             table += histories
@@ -234,7 +235,7 @@ class Accepted:
         if not kept:
             return None
         for b in kept:
-            parents, last = seqs.row_parents(b), seqs.definite[b] - 1
+            parents, last = seqs.tree(b).parents, seqs.definite[b] - 1
             for row in paths[b]:
                 assert row > seqs.definite[b] - 1 and parents[row] == last, "an accepted path starts at the pending row"
                 last = row
@@ -248,3 +249,7 @@ class Accepted:
             rows=seqs._tensor([seqs.starts[b] + row for b in kept for row in paths[b]]),
             which=seqs._tensor(kept),
         )
+
+
+def _tree(rows: Tree | Sequence[int] | None) -> Tree | None:
+    return rows if rows is None or isinstance(rows, Tree) else Tree(tuple(rows))

@@ -11,9 +11,10 @@ most recent match in place of the first.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stretto.core.card import Can, Card
-from stretto.core.drafter import Ask, Draft, Drafter, Verdict
+from stretto.core.drafter import Ask, Draft, Drafter, Round, Target
 from stretto.core.errors import UserError
 
 
@@ -41,13 +42,27 @@ class _Text:
         return ()
 
 
-class NGram(Drafter):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
     """max_n, min_n: lengths of the suffix that is looked up. How much to propose is what `Ask` says."""
 
-    def __init__(self, *, max_n: int = 3, min_n: int = 1) -> None:
-        if not 1 <= min_n <= max_n <= 64:
-            raise UserError(f"ngram: min_n {min_n}, max_n {max_n}", why="1 <= min_n <= max_n <= 64 must hold")
-        self._sizes = range(max_n, min_n - 1, -1)
+    max_n: int = 3
+    min_n: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_n <= self.max_n <= 64:
+            why = "1 <= min_n <= max_n <= 64 must hold"
+            raise UserError(f"ngram: min_n {self.min_n}, max_n {self.max_n}", why=why)
+
+    def build(self, target: Target) -> "NGram":
+        return NGram(range(self.max_n, self.min_n - 1, -1))
+
+
+class NGram(Drafter):
+    """sizes: lengths of the suffix, longest first."""
+
+    def __init__(self, sizes: range) -> None:
+        self._sizes = sizes
         self._texts: dict[int, _Text] = {}
 
     def admit(self, rid: int, tokens: Sequence[int]) -> None:
@@ -55,18 +70,19 @@ class NGram(Drafter):
         self._texts[rid].extend(tokens)
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
-        return [Draft(self._texts[ask.rid].continuation(ask.max_nodes)) for ask in asks]
+        return [Draft(self._texts[ask.rid].continuation(ask.max_tokens)) for ask in asks]
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
-        self._texts[rid].extend(verdict.emitted)
+    def observe(self, rounds: Sequence[Round]) -> None:
+        for one in rounds:
+            self._texts[one.rid].extend(one.verdict.emitted)
 
-    def release(self, rid: int) -> None:
+    def release(self, rid: int, keep: bool = False) -> None:
         del self._texts[rid]
 
 
 CARD = Card(
     name="ngram",
-    make=NGram,
+    make=Config,
     idea="propose what followed the last occurrence of the same words",
     paper="github.com/apoorvumang/prompt-lookup-decoding",
     can=Can.CHAIN,

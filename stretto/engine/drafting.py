@@ -1,13 +1,23 @@
-"""Book-keeping of drafts."""
+"""What the engine does for its drafter: asks it, tells it what became of its drafts, and counts."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from stretto.core.drafter import Draft, Verdict
+from torch import Tensor
+
+from stretto.core.card import Can
+from stretto.core.drafter import Ask, Branch, Draft, Drafter, Needs, Piece, Round, Verdict
+from stretto.core.tree import MAX_TREE_ROWS
+from stretto.engine.decide import NO_BRANCH, Asked, Decision
+from stretto.engine.request import Request
+from stretto.engine.scheduler import Plan, Scheduler
+from stretto.runner.runner import Step
 
 
 @dataclass(slots=True)
 class DraftStats:
-    """Counters since the engine started. accepted_at[d]: drafts whose node at depth d + 1 was accepted."""
+    """Counters since the engine started. accepted_at[d]: drafts whose token at depth d + 1 was accepted."""
 
     rounds: int = 0
     drafted: int = 0
@@ -24,3 +34,108 @@ class DraftStats:
         self.accepted_at += [0] * (len(verdict.path) - len(self.accepted_at))
         for depth in range(len(verdict.path)):
             self.accepted_at[depth] += 1
+
+
+class Drafting:
+    """drafter: None = nothing is drafted. can: of the model and the judge together: what they can verify."""
+
+    def __init__(self, drafter: Drafter | None, can: Can) -> None:
+        self.drafter, self.can = drafter, can
+        self.needs = drafter.needs if drafter is not None else Needs()
+        self.stats = DraftStats()
+        self._known: set[int] = set()  # requests that the drafter knows
+
+    @property
+    def works(self) -> bool:
+        """Whether drafts can be verified at all."""
+        return self.drafter is not None and Can.CHAIN in self.can
+
+    def begin(self, requests: Sequence[Request]) -> None:
+        """These requests run in the coming step."""
+        if self.drafter is not None:
+            for request in requests:
+                if request.rid not in self._known:
+                    self.drafter.admit(request.rid, request.tokens)
+                    self._known.add(request.rid)
+
+    def propose(self, plan: Plan, requests: Mapping[int, Request], scheduler: Scheduler) -> dict[int, Asked]:
+        """What is verified beside pending tokens, by request: within the budgets of the plan, and as far as there is
+        memory."""
+        if self.drafter is None or not plan.budgets:
+            return {}
+        asks = [Ask(rid, budget, requests[rid].sampling, requests[rid].noise) for rid, budget in plan.budgets.items()]
+        proposed = [self._verifiable(draft) for draft in self.drafter.propose(asks)]
+        for ask, draft in zip(asks, proposed, strict=True):
+            assert len(draft) <= ask.max_tokens, "a drafter keeps to what it was asked for"
+        drafts = [
+            draft if not len(draft) or scheduler.grant(requests[ask.rid].job, len(draft)) else Draft()
+            for ask, draft in zip(asks, proposed, strict=True)
+        ]
+        branches = self._branches(asks, drafts, requests, scheduler)
+        self.drafter.prefetch([(ask.rid, draft) for ask, draft in zip(asks, drafts, strict=True)])
+        return {
+            ask.rid: Asked(requests[ask.rid], draft, branch)
+            for ask, draft, branch in zip(asks, drafts, branches, strict=True)
+        }
+
+    def _verifiable(self, draft: Draft) -> Draft:
+        takes = Can.TREE if draft.probs is None else Can.TREE | Can.DRAWN_TREE
+        return draft if takes in self.can else draft.chain()
+
+    def _branches(
+        self, asks: Sequence[Ask], drafts: Sequence[Draft], requests: Mapping[int, Request], scheduler: Scheduler
+    ) -> list[Branch]:
+        """Rows that ride along, where there is memory; a model that verifies chains only takes none."""
+        assert self.drafter is not None
+        if not self.needs.extra or Can.TREE not in self.can:
+            return [NO_BRANCH] * len(asks)
+        found = []
+        for ask, draft, branch in zip(asks, drafts, self.drafter.extra(asks, drafts), strict=True):
+            assert len(branch.tokens) == len(branch.parents) <= self.needs.extra
+            rows = len(draft) + len(branch.tokens)
+            fits = rows < MAX_TREE_ROWS and scheduler.grant(requests[ask.rid].job, rows)
+            found.append(branch if fits else NO_BRANCH)
+        return found
+
+    def read(self, step: Step, paths: Sequence[Sequence[int]], features: Sequence[Tensor]) -> None:
+        """These rows were committed. paths: as in `Runner.commit`."""
+        if self.drafter is None or not (self.needs.rows or self.needs.features):
+            return
+        seqs, tokens, pieces = step.seqs, step.plan.token_ids, []
+        for b, (rid, path) in enumerate(zip(step.rids, paths, strict=True)):
+            first, definite = seqs.starts[b], seqs.definite[b]
+            rows = [*range(first, first + definite), *(first + row for row in path)]
+            own = tuple(h[rows] for h in features)
+            pieces.append(Piece(rid, seqs.contexts[b], tuple(tokens[row] for row in rows), own))
+        self.drafter.read([piece for piece in pieces if piece.rid in self._known])
+
+    def read_ahead(self, rids: Sequence[int], contexts: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """As `read`, for plain steps that ran as one: a row for each of a request's `tokens`."""
+        if self.drafter is not None and self.needs.rows:
+            self.drafter.read([Piece(*args) for args in zip(rids, contexts, map(tuple, tokens), strict=True)])
+
+    def observe(self, asked: Sequence[Asked], decisions: Sequence[Decision]) -> None:
+        """Verdicts of requests that go on; others are released in this step."""
+        if self.drafter is None:
+            return
+        rounds = [
+            Round(one.request.rid, one.draft, decision.verdict, decision.picks, decision.top)
+            for one, decision in zip(asked, decisions, strict=True)
+            if decision.verdict.emitted and decision.failure is None
+        ]
+        for one in rounds:
+            self.stats.add(one.draft, one.verdict)
+        if rounds:
+            self.drafter.observe(rounds)
+
+    def forget(self, rid: int, *, keep: bool = False) -> None:
+        """The drafter releases a request if it knows it. keep: its text is complete."""
+        if self.drafter is not None and rid in self._known:
+            self._known.discard(rid)
+            self.drafter.release(rid, keep)
+
+    def abandon(self) -> None:
+        """Release all. The drafter may be what failed: others are released all the same."""
+        for rid in list(self._known):
+            with suppress(Exception):
+                self.forget(rid)

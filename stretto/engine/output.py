@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from stretto.core.drafter import Verdict
+from stretto.engine.decide import Asked
 from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
-from stretto.engine.verify import Asked
 
 
 def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], clock: Callable[[], float]) -> Event:
@@ -32,7 +32,7 @@ def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], c
         logprobs=tuple(logprobs[:kept]),
         drafted=len(draft),
         accepted=accepted,
-        rejected_ids=tuple(t for n, t in enumerate(draft.tokens) if n not in verdict.path),
+        rejected_ids=tuple(t for row, t in enumerate(draft.tokens, start=1) if row not in verdict.path),
     )
 
 

@@ -1,30 +1,15 @@
 """A request from admission to its last event."""
 
-import enum
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from stretto.core.errors import UserError
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.policy import Job
+from stretto.core.sampling import Noise, Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-class Phase(enum.Enum):
-    """Where a request stands. PREEMPTED is WAITING with a past."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
-_LEGAL = {
-    Phase.WAITING: {Phase.RUNNING, Phase.FINISHED},
-    Phase.RUNNING: {Phase.WAITING, Phase.FINISHED},
-    Phase.FINISHED: set[Phase](),
-}
 
 
 class TextStream(Protocol):
@@ -81,22 +66,23 @@ class Timeline:
 class Request:
     """One text being continued. Only the engine changes it."""
 
-    rid: int
+    job: Job  # what the scheduler knows of it
     prompt: tuple[int, ...]
     sampling: Sampling  # resolved
     noise: Noise
-    max_tokens: int
     stop_ids: frozenset[int]  # these tokens end the text
     timeline: Timeline
     text: TextStream | None = None
     output: list[int] = field(default_factory=list)
-    phase: Phase = Phase.WAITING
-    num_preemptions: int = 0
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._tokens = list(self.prompt)
+
+    @property
+    def rid(self) -> int:
+        return self.job.rid
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -106,7 +92,7 @@ class Request:
     @property
     def remaining(self) -> int:
         """Tokens that may still be emitted."""
-        return self.max_tokens - len(self.output)
+        return self.job.limit - len(self.output)
 
     def append(self, token: int) -> None:
         """One more output token."""
@@ -114,14 +100,15 @@ class Request:
         self.output.append(token)
         self._tokens.append(token)
 
-    def move(self, phase: Phase) -> None:
-        """Change the phase; an illegal transition is our bug."""
-        assert phase in _LEGAL[self.phase], f"request {self.rid}: {self.phase} -> {phase}"
-        self.phase = phase
-
     def banned(self, num_output: int) -> tuple[int, ...]:
         """Tokens that may not be chosen as output number `num_output` (end of text before `min_tokens`)."""
         return tuple(sorted(self.stop_ids)) if num_output < self.sampling.min_tokens else ()
+
+    @property
+    def needs_nobody(self) -> bool:
+        """Whether its next tokens depend on nothing but the model and its noise."""
+        s = self.sampling
+        return s.logprobs is None and not (s.logit_bias or s.has_penalties or self.banned(len(self.output)))
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
@@ -137,3 +124,36 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
             why="at least one token must be left for the answer",
             try_="a shorter prompt, or a larger --ctx if the model was made for it",
         )
+
+
+def make_request(
+    rid: int,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    text: TextStream | None,
+    *,
+    child: int,
+    eos_ids: frozenset[int],
+    vocab_size: int,
+    context: int,
+    arrived: float,
+) -> Request:
+    """A request that can be run: everything about it is checked here. Raises UserError."""
+    check_prompt(prompt, vocab_size, context)
+    if sampling.stops and text is None:
+        raise UserError("stop strings need a tokenizer", why="this engine was given none", try_="stop_token_ids")
+    for token in (*sampling.logit_bias, *sampling.stop_token_ids):
+        if token >= vocab_size:
+            raise UserError(f"token id {token} does not exist", why=f"the vocabulary has {vocab_size} tokens")
+    room = context - len(prompt)
+    limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    seed = random.SystemRandom().getrandbits(63) if sampling.seed is None else sampling.seed
+    return Request(
+        job=Job(rid, arrived, len(prompt), limit),
+        prompt=tuple(prompt),
+        sampling=sampling,
+        noise=Noise(seed, child),
+        stop_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
+        timeline=Timeline(arrived=arrived),
+        text=text,
+    )

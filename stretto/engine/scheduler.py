@@ -1,18 +1,25 @@
-"""Who runs in the next step, and with how many rows. Integers only.
+"""Who runs in the next step, with how many rows, how many drafts, how far ahead. Integers only; no torch.
 
-One rule, no phases: a request needs as many rows as it has tokens that are not in the cache. Decodes (need 1) come
-first, then prompts that have begun, then admissions in the order of the policy. When pages run out the policy's
-victim goes back to the head of the queue: its tokens stay, its cache is computed again.
+One rule, no phases: a job needs as many rows as it has tokens that are not in the cache. Decodes (need 1) come first,
+then prompts that have begun, then admissions, each in the order of the policy. When pages run out the policy's victim
+goes back to the queue: its tokens stay, its cache is computed again. Drafts use what rows are left, and progress never
+depends on them. Where all decode plainly and nobody has to be asked in between, several steps are planned as one.
+
+The engine runs the scheduler over its cache, the simulator (`planner/simulator.py`) over integers with a clock of its
+own: the same code, the same decisions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from stretto.core.policy import Candidate, OrderPolicy
-from stretto.engine.request import Phase, Request
+from stretto.core.policy import ChunkPolicy, DraftPolicy, Job, OrderPolicy, Record, VictimPolicy
+from stretto.core.tree import MAX_TREE_ROWS
+from stretto.engine.policies.chunk.aligned import Aligned
+from stretto.engine.policies.order.fcfs import FCFS
+from stretto.engine.policies.victim.youngest import Youngest
 
-ALIGN = 64  # unfinished prefill chunks end on multiples of this: recurrent kernels anchor their chunks there
+MAX_AHEAD = 16  # plain steps in a row
 
 
 class Memory(Protocol):
@@ -25,116 +32,188 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A request in the plan of a step. is_last: after these rows the next token is known."""
+class Policies:
+    """One filler of each policy socket. draft: None = nothing is drafted."""
 
-    request: Request
+    order: OrderPolicy = field(default_factory=FCFS)
+    victim: VictimPolicy = field(default_factory=Youngest)
+    chunk: ChunkPolicy = field(default_factory=Aligned)
+    draft: DraftPolicy | None = None
+
+    def learn(self, record: Record) -> None:
+        """Tell all of them."""
+        for policy in (self.order, self.victim, self.chunk, self.draft):
+            if policy is not None:
+                policy.learn(record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """max_rows: of a step; max_seqs: that run at once; runs_ahead: whether plain steps can be run as one; extra: rows
+    that ride along with every draft."""
+
+    max_rows: int
+    max_seqs: int
+    runs_ahead: bool = False
+    extra: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a job gets of a step. is_last: after these rows its next token is known."""
+
+    job: Job
     num_rows: int
     is_decode: bool
     is_last: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step. shares: decodes first; budgets: per number of a job, tokens that may be drafted for it; num_steps: plain
+    steps that shall run as one (their rows are reserved); preempted: jobs that lost their cache to it."""
+
+    shares: tuple[Share, ...] = ()
+    budgets: Mapping[int, int] = field(default_factory=dict)
+    num_steps: int = 1
+    preempted: tuple[Job, ...] = ()
+
+    @property
+    def is_decode(self) -> bool:
+        return all(share.is_decode for share in self.shares)
+
+
 class Scheduler:
-    """Queues and the decision of every step. max_rows: token budget of a step; max_seqs: requests that run at once."""
+    """Queues, and the decision of every step."""
 
-    def __init__(self, memory: Memory, order: OrderPolicy, *, max_seqs: int, max_rows: int) -> None:
-        assert max_rows > max_seqs >= 1, "every running request must be able to decode in every step"
-        self._memory, self._order = memory, order
-        self.max_seqs, self.max_rows = max_seqs, max_rows
-        self.waiting: list[Request] = []
-        self.running: list[Request] = []
-        self.preempted: list[Request] = []  # in the last step; the engine tells the drafter
+    def __init__(self, memory: Memory, policies: Policies, limits: Limits) -> None:
+        assert limits.max_rows > limits.max_seqs >= 1, "every running job must be able to decode in every step"
+        self.memory, self.policies, self.limits = memory, policies, limits
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self._pace = 0, 0.0  # of the latest plain step: its jobs, its seconds
 
-    def add(self, request: Request) -> None:
-        """Queue a new request."""
-        self.waiting.append(request)
+    def add(self, job: Job) -> None:
+        """Queue a new job."""
+        self.waiting.append(job)
 
-    def remove(self, request: Request) -> None:
-        """Forget a request (it finished or was cancelled) and free its cache."""
-        if request in self.running:
-            self.running.remove(request)
-            self._memory.release(request.rid)
+    def remove(self, job: Job) -> None:
+        """Forget a job (it finished or was cancelled) and free its cache."""
+        if job.is_running:
+            self.running.remove(job)
+            self.memory.release(job.rid)
         else:
-            self.waiting.remove(request)
+            self.waiting.remove(job)
 
-    def preempt(self, request: Request) -> None:
-        """Put a running request back to the head of the queue: its tokens stay, its cache is computed again."""
-        self.running.remove(request)
-        self._memory.release(request.rid)
-        request.move(Phase.WAITING)
-        request.num_preemptions += 1
-        self.waiting.insert(0, request)
+    def preempt(self, job: Job) -> None:
+        """Put a running job back into the queue: its tokens stay, its cache is computed again."""
+        self.running.remove(job)
+        self.memory.release(job.rid)
+        job.is_running, job.held = False, 0
+        job.num_preemptions += 1
+        self.waiting.insert(0, job)
 
-    def schedule(self) -> list[Placed]:
-        """The next step, decodes first. Empty if nothing is queued."""
-        self.preempted = []
-        placed: dict[int, Placed] = {}
-        budget = self.max_rows
-        for request in sorted(self.running, key=lambda r: self._need(r) != 1):
-            if not self.preempted or request in self.running:  # it may have been preempted meanwhile
-                budget -= self._place(request, budget, placed)
-        while self.waiting and not self.preempted and budget > 0 and len(self.running) < self.max_seqs:
-            request = self._next_waiting()
-            self._memory.admit(request.rid)
-            used = 0
-            try:
-                used = self._place(request, budget, placed, may_preempt=False)
-            finally:
-                if not used:
-                    self._memory.release(request.rid)
-            if not used:
-                break
-            self.waiting.remove(request)
-            request.move(Phase.RUNNING)
-            self.running.append(request)
-            budget -= used
-        return sorted(placed.values(), key=lambda p: not p.is_decode)
+    def schedule(self, now: float, patience: float = 0.0) -> Plan:
+        """The next step; empty if nothing is queued. patience: seconds for which nobody needs to hear anything."""
+        for job in self.running:
+            job.held = self.memory.length(job.rid)
+        shares, preempted = _Placement(self, now).place()
+        shares.sort(key=lambda share: not share.is_decode)
+        budgets = self._budgets(shares)
+        steps = 1 if budgets else self._steps_ahead(shares, patience)
+        return Plan(tuple(shares), budgets, steps, tuple(preempted))
 
-    def _need(self, request: Request) -> int:
-        return len(request.tokens) - self._memory.length(request.rid)
+    def grant(self, job: Job, num_rows: int) -> bool:
+        """Whether there is memory for so many provisional rows beside the one that decodes; it is reserved then."""
+        return self.memory.reserve(job.rid, 1 + num_rows)
 
-    def _place(self, request: Request, budget: int, placed: dict[int, Placed], may_preempt: bool = True) -> int:
-        """Rows given to `request`, minus rows taken back from victims."""
-        need, done = self._need(request), self._memory.length(request.rid)
-        rows = min(need, budget)
-        if rows < need and (done + rows) // ALIGN * ALIGN > done:
-            rows = (done + rows) // ALIGN * ALIGN - done
-        if rows <= 0:
-            return 0
-        returned = 0
-        # An admission must find room for its whole prompt, or it would be preempted by its own second chunk.
-        while not self._memory.reserve(request.rid, rows if may_preempt else need):
-            if not may_preempt:
-                return 0
-            victim = self._victim()
-            returned += self._preempt(victim, placed)
-            if victim is request:
-                return -returned
-        placed[request.rid] = Placed(request, rows, is_decode=need == 1, is_last=rows == need)
-        return rows - returned
+    def advance(self, job: Job, num_rows: int, emitted: int) -> None:
+        """The cache holds `num_rows` more rows of a job, which has `emitted` more tokens."""
+        job.held += num_rows
+        job.output += emitted
 
-    def _preempt(self, victim: Request, placed: dict[int, Placed]) -> int:
-        self.preempt(victim)
-        self.preempted.append(victim)
-        plan = placed.pop(victim.rid, None)
-        return plan.num_rows if plan is not None else 0
+    def learn(self, record: Record) -> None:
+        """A step is over: the policies hear of it."""
+        if record.is_decode and not record.drafted:
+            self._pace = record.num_seqs, record.seconds / record.num_steps
+        self.policies.learn(record)
 
-    def _victim(self) -> Request:
-        choice = self._order.victim(self._candidates(self.running))
-        return next(r for r in self.running if r.rid == choice.rid)
+    def _budgets(self, shares: Sequence[Share]) -> dict[int, int]:
+        jobs = [share.job for share in shares if share.is_decode and share.job.drafts]
+        if self.policies.draft is None or not jobs:
+            return {}
+        spare = (self.limits.max_rows - sum(share.num_rows for share in shares)) // len(jobs) - self.limits.extra
+        most = min(spare, MAX_TREE_ROWS - 1 - self.limits.extra)
+        budgets = self.policies.draft.budgets(jobs, max(0, most))
+        limits = (min(n, job.remaining - 1) for n, job in zip(budgets, jobs, strict=True))
+        return {job.rid: n for job, n in zip(jobs, limits, strict=True) if n > 0}
 
-    def _next_waiting(self) -> Request:
-        choice = self._order.order(self._candidates(self.waiting))[0]
-        return next(r for r in self.waiting if r.rid == choice.rid)
+    def _steps_ahead(self, shares: Sequence[Share], patience: float) -> int:
+        """How many plain steps may follow one another from here without asking anybody; their rows are reserved."""
+        running, (plain_rows, seconds) = len(shares), self._pace
+        is_full = running == self.limits.max_seqs
+        if not self.limits.runs_ahead or not all(s.is_decode for s in shares) or (self.waiting and not is_full):
+            return 1
+        if patience <= 0 or running > plain_rows or seconds * 2 > patience or not all(s.job.ahead for s in shares):
+            return 1
+        steps = min(MAX_AHEAD, int(patience / seconds) if seconds else MAX_AHEAD)
+        if self.policies.draft is not None:
+            steps = min(steps, self.policies.draft.plain_steps(running))
+        steps = min(steps, *(share.job.remaining for share in shares))
+        return steps if all(self.memory.reserve(share.job.rid, steps) for share in shares) else 1
 
-    def _candidates(self, requests: Sequence[Request]) -> list[Candidate]:
-        return [
-            Candidate(
-                rid=r.rid,
-                arrival=r.rid,  # ids are given in order of arrival
-                need=self._need(r) if r.phase is Phase.RUNNING else len(r.tokens),
-                num_computed=self._memory.length(r.rid) if r.phase is Phase.RUNNING else 0,
-                running=r.phase is Phase.RUNNING,
-            )
-            for r in requests
-        ]
+
+class _Placement:
+    """One step being filled."""
+
+    def __init__(self, scheduler: Scheduler, now: float) -> None:
+        self._scheduler, self._now = scheduler, now
+        self._memory, self._policies = scheduler.memory, scheduler.policies
+        self._budget = scheduler.limits.max_rows
+        self._shares: dict[int, Share] = {}
+        self._preempted: list[Job] = []
+
+    def place(self) -> tuple[list[Share], list[Job]]:
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        for job in sorted(self._policies.order.order(running, self._now), key=lambda job: job.need != 1):
+            if job.is_running:  # it may have been preempted meanwhile
+                self._continue(job)
+        if not self._preempted:
+            for job in self._policies.order.order(waiting, self._now):
+                if self._budget <= 0 or len(running) == self._scheduler.limits.max_seqs or not self._admit(job):
+                    break
+        return list(self._shares.values()), self._preempted
+
+    def _continue(self, job: Job) -> None:
+        rows = self._policies.chunk.rows(job, self._budget)
+        while rows > 0 and not self._memory.reserve(job.rid, rows):
+            victim = self._policies.victim.victim(self._scheduler.running, self._now)
+            self._scheduler.preempt(victim)
+            self._preempted.append(victim)
+            share = self._shares.pop(victim.rid, None)
+            self._budget += share.num_rows if share is not None else 0
+            if victim is job:
+                return
+        self._give(job, rows)
+
+    def _admit(self, job: Job) -> bool:
+        """An admission must find room for its whole prompt, or it would be preempted by its own second chunk."""
+        rows, fits = self._policies.chunk.rows(job, self._budget), False
+        self._memory.admit(job.rid)
+        try:
+            fits = rows > 0 and self._memory.reserve(job.rid, job.need)
+        finally:
+            if not fits:
+                self._memory.release(job.rid)
+        if not fits:
+            return False
+        self._scheduler.waiting.remove(job)
+        self._scheduler.running.append(job)
+        job.is_running = True
+        self._give(job, rows)
+        return True
+
+    def _give(self, job: Job, rows: int) -> None:
+        if rows > 0:
+            self._shares[job.rid] = Share(job, rows, is_decode=job.need == 1, is_last=rows == job.need)
+            self._budget -= rows

@@ -10,7 +10,7 @@ from stretto.convert.load import value_shape
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, show_size
-from stretto.core.seqs import MAX_TREE_ROWS
+from stretto.core.tree import MAX_TREE_ROWS
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
 

@@ -12,19 +12,23 @@ import torch
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import generation_hints, ignored_hints
-from stretto.core.drafter import Drafter
+from stretto.core.drafter import DrafterConfig, Target
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
-from stretto.core.policy import DraftPolicy
+from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.sampling import Sampling
-from stretto.engine.engine import Engine, EngineConfig
+from stretto.engine.engine import Engine
 from stretto.engine.request import Event
+from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
+from stretto.kernels.native.library import Team
 from stretto.llm.backend import BACKENDS, Choice, choose
-from stretto.llm.options import approximations, make_drafting, make_judge
+from stretto.llm.options import approximations, make_drafting, make_judge, make_order
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
 from stretto.llm.sizes import choose_sizes
+from stretto.models.lm import LM as LanguageModel
+from stretto.runner.runner import Sizes
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.stream import Text
 from stretto.text.tokenizer import Tokenizer
@@ -32,6 +36,7 @@ from stretto.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
+Drafting = tuple[DrafterConfig, DraftPolicy]
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PREFILLS = ("exact", "int8")
 NATIVE_ROWS, TORCH_ROWS = 128, 512
@@ -43,7 +48,8 @@ class LLM:
     """One model with one engine. Not thread-safe (see `AsyncLLM`); several can live in one process.
 
     model: an alias ("smollm2"), a .gguf file or a checkpoint directory. draft: "none", "auto", "ngram",
-    "ngram:n=3,nodes=8", or a `Drafter` with a `DraftPolicy`. dtype: "bfloat16", or "float32" for the reference mode
+    "ngram:max_n=3,nodes=8", or the config of a drafter with a `DraftPolicy`. order: who is served first, "fcfs",
+    "priority:aging=30" or "shortest". dtype: "bfloat16", or "float32" for the reference mode
     (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
     `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
@@ -61,8 +67,9 @@ class LLM:
         self,
         model: str | Path,
         *,
-        draft: str | tuple[Drafter, DraftPolicy] = "auto",
+        draft: str | Drafting = "auto",
         judge: str | Judge = "coupled",
+        order: str | OrderPolicy = "fcfs",
         dtype: str = "bfloat16",
         backend: str = "auto",
         prefill: str = "exact",
@@ -116,27 +123,55 @@ class LLM:
             lm = load_model(file, DTYPES[dtype], progress).prepack()
         else:
             lm = load_model(file, torch.float32, progress, team=threads)
-        self.engine = Engine(
-            lm,
-            EngineConfig(
-                context=sizes.context,
-                max_seqs=max_seqs,
-                max_rows=rows,
-                memory_bytes=sizes.memory_bytes,
-                kv_dtype=DTYPES[dtype],
-                coarse_prompts=prefill == "int8",
-            ),
-            drafter=drafting[0] if drafting else None,
-            draft_policy=drafting[1] if drafting else None,
-            judge=make_judge(judge) if isinstance(judge, str) else judge,
-            eos_ids=self.tokenizer.eos_ids,
-            vocab_size=self.tokenizer.vocab_size,
-            threads=threads,
+        room = Sizes(
+            context=sizes.context,
+            max_seqs=max_seqs,
+            max_rows=rows,
+            memory_bytes=sizes.memory_bytes,
+            kv_dtype=DTYPES[dtype],
+            coarse_prompts=prefill == "int8",
         )
+        self.engine = self._engine(lm, room, threads, drafting, judge, order)
         for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
+
+    def _engine(
+        self,
+        lm: LanguageModel,
+        sizes: Sizes,
+        threads: Team | None,
+        drafting: Drafting | None,
+        judge: str | Judge,
+        order: str | OrderPolicy,
+    ) -> Engine:
+        tokenizer = self.tokenizer
+        drafter, policy = None, None
+        if drafting is not None:
+            config, policy = drafting
+            drafter = config.build(
+                Target(
+                    model=lm,
+                    context=sizes.context,
+                    max_seqs=sizes.max_seqs,
+                    max_rows=sizes.max_rows,
+                    vocab_size=tokenizer.vocab_size,
+                    threads=threads,
+                    tokenizer=tokenizer,
+                    eos_ids=tokenizer.eos_ids,
+                )
+            )
+        return Engine(
+            lm,
+            sizes,
+            drafter=drafter,
+            judge=make_judge(judge) if isinstance(judge, str) else judge,
+            policies=Policies(order=make_order(order) if isinstance(order, str) else order, draft=policy),
+            eos_ids=tokenizer.eos_ids,
+            vocab_size=tokenizer.vocab_size,
+            threads=threads,
+        )
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ Families (one small file each, beside this one) translate foreign configs into `
 
 import functools
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -161,11 +161,34 @@ class LM(nn.Module):
 
     def hidden(self, plan: StepPlan) -> Tensor:
         """[R, D]: the normalised hidden states of `plan.out_rows`."""
+        return self.features(plan, ())[0]
+
+    def features(self, plan: StepPlan, taps: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`hidden`, and for each of `taps` the hidden states [T, D] of all rows after so many layers (0 = embeddings,
+        negative numbers count from the end: -1 = after the last layer, before the last norm)."""
         h_TD = self.embed.lookup(plan.tokens, self.config.embedding_multiplier)
-        assert plan.caches is None or len(plan.caches) == len(self.blocks)
-        for i, block in enumerate(self.blocks):
-            h_TD = block(h_TD, plan, i, is_last=i == len(self.blocks) - 1)
-        return self.norm(h_TD)  # type: ignore[no-any-return]
+        last = len(self.blocks)
+        assert plan.caches is None or len(plan.caches) == last
+        assert all(-last - 1 <= tap <= last for tap in taps), f"a model of {last} layers has no layer of {taps}"
+        wanted = [tap % (last + 1) for tap in taps]
+        found = {0: h_TD} if 0 in wanted else {}
+        for i, block in enumerate(self.blocks, start=1):
+            cuts = i == last and last not in wanted
+            h_TD = block(h_TD, plan, i - 1, is_last=cuts)
+            if i in wanted:
+                found[i] = h_TD
+        if last in wanted:
+            h_TD = take_rows(h_TD, plan.out_rows)
+        return self.norm(h_TD), tuple(found[i] for i in wanted)
+
+    def first(self, num_blocks: int) -> "LM":
+        """The model of its first blocks, then norm and head: the same parameters, another list of layers."""
+        assert 1 <= num_blocks <= len(self.blocks)
+        with torch.device("meta"):
+            part = LM(replace(self.config, layers=self.config.layers[:num_blocks]))
+        part.embed, part.norm, part.head = self.embed, self.norm, self.head
+        part.blocks = self.blocks[:num_blocks]
+        return part
 
     def logits(self, h_RD: Tensor) -> Tensor:
         """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number.

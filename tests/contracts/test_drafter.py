@@ -4,39 +4,35 @@ import gc
 import sys
 
 import pytest
-from drafters import Oracle, Saboteur, TreeOracle
+from drafters import Oracle, Saboteur, TreeOracle, toy_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import toy_lm
 
 from stretto.core.card import DRAFTERS, Can
-from stretto.core.drafter import Ask, Draft, Verdict
+from stretto.core.drafter import Ask, Draft, Round, Verdict
 from stretto.core.errors import UserError
-from stretto.core.judge import Noise, children
-from stretto.drafters.ngram import NGram
+from stretto.core.sampling import Noise
+from stretto.drafters.ngram import Config
 from stretto.engine.judges.greedy import Greedy
 
 VOCAB = 5
+TARGET = toy_target(toy_lm(["attention"]))
 _text = st.lists(st.integers(0, VOCAB - 1), max_size=40)
 every_drafter = pytest.mark.parametrize("card", DRAFTERS.cards(), ids=lambda c: c.name)
 
 
 def verify(draft, truth):
     """The greedy verdict if the model continues with `truth` on the right path (and with token 0 elsewhere)."""
-    depths, right = [0], [True]
-    for node, token in enumerate(draft.tokens):
-        parent = (node - 1 if draft.parents is None else draft.parents[node]) + 1
-        right.append(right[parent] and token == truth[depths[parent]])
-        depths.append(depths[parent] + 1)
-    picks = [truth[d] if ok else 0 for d, ok in zip(depths, right, strict=True)]
+    texts = [tuple(draft.token(row) for row in path[1:]) for path in draft.tree.paths]
+    picks = [truth[len(text)] if text == tuple(truth[: len(text)]) else 0 for text in texts]
     return Greedy().judge(draft, picks, 0, Noise(0))
 
 
-def check_shape(draft, max_nodes, card=None):
-    assert len(draft) <= max_nodes
+def check_shape(draft, max_tokens, card=None):
+    assert len(draft) <= max_tokens
     assert all(isinstance(t, int) and t >= 0 for t in draft.tokens)
-    if draft.parents is not None:
-        assert len(draft.parents) == len(draft) and all(-1 <= p < i for i, p in enumerate(draft.parents))
-        assert card is None or Can.TREE in card.can
+    assert draft.tree.is_chain or card is None or Can.TREE in card.can
     assert draft.probs is None or len(draft.probs) == len(draft)
 
 
@@ -45,12 +41,12 @@ def check_shape(draft, max_nodes, card=None):
 @given(data=st.data())
 def test_any_order_of_calls_keeps_requests_apart(card, data):
     """A request proposes as if it were alone, whatever the others do, and re-admission continues where it stood."""
-    together, alone, texts, next_rid = card.make(**card.tiny), {}, {}, 0
+    together, alone, texts, next_rid = card.make(**card.tiny).build(TARGET), {}, {}, 0
     for _ in range(data.draw(st.integers(0, 25))):
         action = data.draw(st.sampled_from(["admit", "step", "plain", "again", "release"]))
         if action == "admit" or not texts:
             tokens = data.draw(_text)
-            texts[next_rid], alone[next_rid] = list(tokens), card.make(**card.tiny)
+            texts[next_rid], alone[next_rid] = list(tokens), card.make(**card.tiny).build(TARGET)
             together.admit(next_rid, tokens)
             alone[next_rid].admit(next_rid, tokens)
             next_rid += 1
@@ -61,16 +57,16 @@ def test_any_order_of_calls_keeps_requests_apart(card, data):
             drafts = together.propose(asks)
             assert len(drafts) == len(asks)
             for ask, draft in zip(asks, drafts, strict=True):
-                check_shape(draft, ask.max_nodes, card)
+                check_shape(draft, ask.max_tokens, card)
                 assert draft.tokens == alone[ask.rid].propose([ask])[0].tokens
                 verdict = verify(draft, data.draw(st.lists(st.integers(0, 4), min_size=10, max_size=10)))
-                together.observe(ask.rid, draft, verdict)
-                alone[ask.rid].observe(ask.rid, draft, verdict)
+                together.observe([Round(ask.rid, draft, verdict)])
+                alone[ask.rid].observe([Round(ask.rid, draft, verdict)])
                 texts[ask.rid] += verdict.emitted
         elif action == "plain":  # a step without a proposal, perhaps of a cut run
             verdict = Verdict((), tuple(data.draw(_text)[:3]))
-            together.observe(rid, Draft(), verdict)
-            alone[rid].observe(rid, Draft(), verdict)
+            together.observe([Round(rid, Draft(), verdict)])
+            alone[rid].observe([Round(rid, Draft(), verdict)])
             texts[rid] += verdict.emitted
         else:
             together.release(rid)
@@ -98,21 +94,23 @@ def _size(thing):
 
 @every_drafter
 def test_released_requests_leave_nothing(card):
-    left = set()
-    for length in (2, 600):  # what is left does not depend on what was there; emptied dictionaries keep a few slots
-        drafter = card.make(**card.tiny)
-        for _ in range(3):
-            for rid in range(5):
-                drafter.admit(rid, [7, 8, 9] * length)
-                (draft,) = drafter.propose([Ask(rid, 4)])
-                drafter.observe(rid, draft, Verdict((), (7,)))
-            for rid in range(5):
-                drafter.release(rid)
-            left.add(_size(drafter))
-    assert len(left) == 1
+    drafter, left = card.make(**card.tiny).build(TARGET), []
+    for length in (40, 2, 40, 3):  # what is left does not depend on what was there; emptied tables keep their slots
+        for rid in range(5):
+            drafter.admit(rid, [7, 8, 9] * length)
+            (draft,) = drafter.propose([Ask(rid, 4)])
+            drafter.observe([Round(rid, draft, Verdict((), (7,)))])
+        for rid in range(5):
+            drafter.release(rid)
+        left.append(_size(drafter))
+    assert len(set(left[1:])) == 1
 
 
 # -- ngram -----------------------------------------------------------------------------------------------------------
+
+
+def ngram(**settings):
+    return Config(**settings).build(TARGET)
 
 
 def lookup(text, max_n, min_n, num_nodes):
@@ -126,18 +124,18 @@ def lookup(text, max_n, min_n, num_nodes):
 
 @settings(max_examples=300, deadline=None)
 @given(_text, st.lists(_text, max_size=5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 8))
-def test_ngram_equals_a_search_of_the_whole_text(prompt, pieces, low, more, max_nodes):
-    drafter, text = NGram(max_n=low + more - 1, min_n=low), list(prompt)
+def test_ngram_equals_a_search_of_the_whole_text(prompt, pieces, low, more, max_tokens):
+    drafter, text = ngram(max_n=low + more - 1, min_n=low), list(prompt)
     drafter.admit(3, prompt)
     for piece in [[], *pieces]:
-        drafter.observe(3, Draft(), Verdict((), tuple(piece)))
+        drafter.observe([Round(3, Draft(), Verdict((), tuple(piece)))])
         text += piece
-        want = lookup(text, low + more - 1, low, max_nodes)
-        assert drafter.propose([Ask(3, max_nodes)]) == [Draft(want)]
+        want = lookup(text, low + more - 1, low, max_tokens)
+        assert drafter.propose([Ask(3, max_tokens)]) == [Draft(want)]
 
 
 def test_ngram_prefers_long_then_recent_and_stops_at_the_end():
-    drafter = NGram(max_n=2, min_n=1)
+    drafter = ngram(max_n=2, min_n=1)
     drafter.admit(0, [1, 2, 7, 5, 2, 8, 1, 2])
     assert drafter.propose([Ask(0, 3)])[0].tokens == (7, 5, 2)  # "1 2" is older than "2" but longer
     drafter.admit(0, [2, 7, 2, 8, 2])
@@ -149,7 +147,7 @@ def test_ngram_prefers_long_then_recent_and_stops_at_the_end():
 @pytest.mark.parametrize("fields", [{"max_n": 0}, {"min_n": 0}, {"max_n": 2, "min_n": 3}], ids=str)
 def test_ngram_refuses_settings_out_of_range(fields):
     with pytest.raises(UserError, match="ngram"):
-        NGram(**fields)
+        ngram(**fields)
 
 
 # -- the controls ----------------------------------------------------------------------------------------------------
@@ -173,9 +171,9 @@ def test_controls_are_right_or_wrong_as_they_claim(control, rate):
     while len(emitted) < len(OUTPUT):
         (draft,) = control.propose([Ask(0, min(8, len(OUTPUT) - len(emitted) - 1))])
         check_shape(draft, 8)
-        branched |= any(len(kids) > 1 for kids in children(draft))
+        branched |= any(len(kids) > 1 for kids in draft.tree.children)
         verdict = verify(draft, (*OUTPUT[len(emitted) :], *[0] * 9))
-        control.observe(0, draft, verdict)
+        control.observe([Round(0, draft, verdict)])
         emitted += verdict.emitted
         if len(emitted) == 20:
             control.release(0)

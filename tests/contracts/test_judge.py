@@ -14,9 +14,8 @@ from scipy import stats
 
 from stretto.core.card import JUDGES, Can
 from stretto.core.drafter import Draft
-from stretto.core.errors import UserError
-from stretto.core.judge import Noise, children
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
+from stretto.core.tree import Tree
 from stretto.engine.judges.ratio import Ratio, accepts, inverse, residual
 from stretto.kernels.sampling import Purpose, RowSampling, gumbel, picks, probs
 
@@ -81,10 +80,9 @@ def toy_model(rng):
 def rows_of(model, draft):
     """[N + 1, W]: the target's law after the pending token and after every node."""
     texts: list[Text] = []
-    for node, token in enumerate(draft.tokens):
-        parent = node - 1 if draft.parents is None else draft.parents[node]
-        texts.append((*(texts[parent] if parent >= 0 else ()), token))
-    return torch.stack([model(text) for text in ((), *texts)])
+    for path in draft.tree.paths:
+        texts.append(tuple(draft.token(row) for row in path[1:]))
+    return torch.stack([model(text) for text in texts])
 
 
 def completed(model, verdicts, length):
@@ -117,7 +115,7 @@ def g_test(count, want):
     return stats.power_divergence([count[k] for k in alive], expected, lambda_="log-likelihood").pvalue
 
 
-TREES = [(-1, -1), (-1, 0, 0), (-1, -1, 0, 1), (-1, -1, -1, 1), (-1, 0, 1, 1)]
+TREES = [(0, 0), (0, 1, 1), (0, 0, 1, 2), (0, 0, 0, 2), (0, 1, 2, 2)]  # what rows 1, 2, ... continue
 
 
 # -- every judge ---------------------------------------------------------------------------------------------------
@@ -144,20 +142,18 @@ def test_an_empty_draft_gives_one_token_that_the_model_allows(card):
 def test_the_path_is_a_root_path_and_spells_what_is_emitted(card):
     rng, judge, sampling = random.Random(2), card.make(), _sampling(card)
     deepest = 0
-    for trial in range(200):
+    for trial in range(600):
         n = rng.randrange(0, 12)
-        draft = Draft(tuple(rng.randrange(W) for _ in range(n)), tuple(rng.randrange(-1, i) for i in range(n)))
-        depths = [0]
-        for parent in draft.parents:
-            depths.append(depths[parent + 1] + 1)
+        tree = Tree.drafted([rng.randrange(row) for row in range(1, n + 1)])
+        draft = Draft(tuple(rng.randrange(W) for _ in range(n)), tree)
         logits = torch.randn(n + 1, W)
-        verdict = judge.judge(draft, _rows(judge, logits, sampling, trial, depths), trial, Noise(3))
-        node = -1
-        for step in verdict.path:
-            assert draft.parents[step] == node
-            node = step
-        assert verdict.emitted[:-1] == tuple(draft.tokens[i] for i in verdict.path)
-        assert verdict.emitted[-1] not in [draft.tokens[kid] for kid in children(draft)[node + 1]]
+        verdict = judge.judge(draft, _rows(judge, logits, sampling, trial, tree.depths), trial, Noise(3))
+        last = 0
+        for row in verdict.path:
+            assert tree.parents[row] == last
+            last = row
+        assert verdict.emitted[:-1] == tuple(draft.token(row) for row in verdict.path)
+        assert verdict.emitted[-1] not in [draft.token(child) for child in tree.children[last]]
         deepest = max(deepest, len(verdict.path))
     assert deepest >= 3
 
@@ -170,10 +166,7 @@ def _generate(card, logits_of, draft_of, sampling, seed, length):
     judge, text = card.make(), ()
     while len(text) < length:
         draft = draft_of(text)
-        texts = [text]
-        for node, token in enumerate(draft.tokens):
-            parent = node - 1 if draft.parents is None else draft.parents[node]
-            texts.append((*texts[parent + 1], token))
+        texts = [(*text, *(draft.token(row) for row in path[1:])) for path in draft.tree.paths]
         rows = [RowSampling(sampling, Noise(seed), len(t), output=t) for t in texts]
         chosen = picks(torch.stack([logits_of(t) for t in texts]), rows)
         text += judge.judge(draft, chosen, len(text), Noise(seed)).emitted
@@ -190,8 +183,9 @@ def test_the_text_is_plain_decodings_for_any_draft(card, penalty):
 
     def random_draft(_text):
         n = rng.randrange(0, 6)
-        parents = None if rng.random() < 0.5 else tuple(rng.randrange(-1, i) for i in range(n))
-        return Draft(tuple(rng.randrange(W) for _ in range(n)), parents)
+        chain = rng.random() < 0.5
+        tree = Tree.drafted([row - 1 if chain else rng.randrange(row) for row in range(1, n + 1)])
+        return Draft(tuple(rng.randrange(W) for _ in range(n)), tree)
 
     for seed in range(10):
         plain = _generate(card, logits_of, lambda _text: Draft(), sampling, seed, 24)
@@ -248,7 +242,7 @@ def test_ratio_law_of_chosen_drafts_by_integration(seed, parents):
     rng = random.Random(seed)
     model = toy_model(rng)
     n = 3 if parents is None else len(parents)
-    draft = Draft(tuple(rng.randrange(W) for _ in range(n)), parents)
+    draft = Draft(tuple(rng.randrange(W) for _ in range(n)), None if parents is None else Tree.drafted(parents))
     verdicts = integrate(Ratio, draft, rows_of(model, draft))
     check_equal(completed(model, verdicts, n + 1), plain_law(model, n + 1))
 
@@ -322,11 +316,10 @@ def test_ratio_arithmetic_at_the_edges():
     weights = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0])
     assert [inverse(weights, u) for u in (2.0**-33, 0.299, 0.301, 1 - 2.0**-33)] == [1, 1, 3, 3]
     same = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
-    assert Ratio(lambda *_: 1 - 2.0**-33).judge(Draft((1,), probs=same[:1]), same, 0, NOISE).path == (0,)
+    assert Ratio(lambda *_: 1 - 2.0**-33).judge(Draft((1,), probs=same[:1]), same, 0, NOISE).path == (1,)
 
 
-def test_ratio_refuses_trees_of_drawn_tokens():
+def test_a_chain_that_is_written_out_is_a_chain():
     rows = torch.full((3, W), 1 / W)
-    with pytest.raises(UserError, match="'ratio' cannot verify a tree of drawn tokens"):
-        Ratio().judge(Draft((1, 2), (-1, -1), rows[:2]), rows, 0, NOISE)
-    Ratio().judge(Draft((1, 2), (-1, 0), rows[:2]), rows, 0, NOISE)  # a chain that is written out
+    written = Draft((1, 2), Tree.drafted((0, 1)), rows[:2])
+    assert Ratio().judge(written, rows, 0, NOISE) == Ratio().judge(Draft((1, 2), probs=rows[:2]), rows, 0, NOISE)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_engine import drafter_named
 from test_native import engine, tiled
-from toy import toy_lm
+from toy import nodes, toy_lm
 
 from stretto import LLM, AsyncLLM, Sampling
 from stretto.drafters.ngram import NGram
-from stretto.engine.policies.draft_gain import Always
 from stretto.engine.request import Request
 
 GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
@@ -33,8 +33,9 @@ def hybrid(folder: Path) -> LLM:
     states = [(s.kind, s.nbytes(torch.float32)) for specs in lm.state_specs for s in specs]
     per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
     llm.engine = engine(
-        lm, memory_bytes=14 * 16 * per_token + 5 * per_seq, max_seqs=4, max_rows=40, drafter=NGram(),
-        draft_policy=Always(4),
+        lm, memory_bytes=14 * 16 * per_token + 5 * per_seq, max_seqs=4, max_rows=40, 
+        drafter=drafter_named("ngram", {}),
+        policies=nodes(4),
     )  # fmt: skip
     return llm
 
@@ -53,11 +54,11 @@ async def settled(several: AsyncLLM, llm: LLM) -> None:
         await asyncio.sleep(0)
     one = llm.engine
     assert not one.scheduler.running and not one.scheduler.waiting
-    assert one.cache.free_blocks == one.cache.pools.num_blocks - 1
-    assert one.cache.free_slots == one.cache.pools.num_slots - 1
-    one.cache.check()
-    if isinstance(one.drafter, NGram):
-        assert not one.drafter._texts
+    assert one.runner.cache.free_blocks == one.runner.cache.pools.num_blocks - 1
+    assert one.runner.cache.free_slots == one.runner.cache.pools.num_slots - 1
+    one.runner.cache.check()
+    if isinstance(one.drafting.drafter, NGram):
+        assert not one.drafting.drafter._texts
 
 
 async def turns(n: int) -> None:

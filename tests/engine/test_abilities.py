@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import pytest
 
 from stretto.core.card import JUDGES, MIXERS, Can, Card, Registry
-from stretto.core.drafter import Ask, Draft, Verdict
+from stretto.core.drafter import Ask, Draft, Round
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
+from stretto.core.tree import Tree
 from stretto.engine.judges.coupled import Coupled
 from stretto.models.lm import LM
 from tests.drafters import Noise, TreeOracle
-from tests.toy import VOCAB, Nodes, finish, plain_decode, toy_engine, toy_lm
+from tests.toy import VOCAB, finish, nodes, plain_decode, toy_engine, toy_lm
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 NUM_TOKENS = 12
@@ -38,13 +39,13 @@ class Trees(TreeOracle):
         self.asked += asks
         return super().propose(asks)
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
-        self.verified.append(draft)
-        super().observe(rid, draft, verdict)
+    def observe(self, rounds: Sequence[Round]) -> None:
+        self.verified += [one.draft for one in rounds]
+        super().observe(rounds)
 
 
 def generated(lm: LM, drafter: Trees, **options: object) -> list[list[int]]:
-    engine = toy_engine(lm, drafter=drafter, draft_policy=Nodes(9), **options)
+    engine = toy_engine(lm, drafter=drafter, policies=nodes(9), **options)
     requests = [engine.add(prompt, GREEDY.resolve()) for prompt in PROMPTS]
     outputs = finish(engine)
     return [outputs[request.rid] for request in requests]
@@ -64,10 +65,10 @@ def test_a_model_without_trees_is_given_chains(card: Card) -> None:
     plain = [plain_decode(lm, prompt, NUM_TOKENS) for prompt in PROMPTS]
     assert generated(lm, drafter) == plain
     assert any(len(draft) > 1 for draft in drafter.verified), "chains were verified"
-    assert all(draft.parents is None for draft in drafter.verified)
+    assert all(draft.tree.is_chain for draft in drafter.verified)
     trees = Trees(lm)
     assert generated(toy_lm([card.name] * 2), trees) == plain
-    assert any(draft.parents is not None for draft in trees.verified), "and trees are, where they can be"
+    assert any(not draft.tree.is_chain for draft in trees.verified), "and trees are, where they can be"
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda c: c.name)
@@ -76,7 +77,7 @@ def test_a_model_without_chains_is_given_no_drafts(card: Card) -> None:
     drafter = Trees(lm)
     assert generated(lm, drafter) == [plain_decode(lm, prompt, NUM_TOKENS) for prompt in PROMPTS]
     assert not drafter.asked and drafter.verified, "it is told what happens, and asked for nothing"
-    (note,) = toy_engine(lm, drafter=drafter, draft_policy=Nodes(9)).notes
+    (note,) = toy_engine(lm, drafter=drafter, policies=nodes(9)).notes
     assert "no drafts" in note
     assert toy_engine(lm).notes == (), "nobody asked for drafts"
 
@@ -119,25 +120,28 @@ class Bushes(Noise):
         self.verified = list[Draft]()
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
-        return [Draft(d.tokens, tuple(max(i - 2, -1) for i in range(len(d)))) for d in super().propose(asks)]
+        return [
+            Draft(d.tokens, Tree.drafted([max(row - 2, 0) for row in range(1, len(d) + 1)]))
+            for d in super().propose(asks)
+        ]
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
-        self.verified.append(draft)
+    def observe(self, rounds: Sequence[Round]) -> None:
+        self.verified += [one.draft for one in rounds]
 
 
 @pytest.mark.parametrize("judge", [NoTrees(), Coupled()], ids=["chains", "trees"])
 def test_a_judge_without_trees_is_given_chains(judge: Coupled) -> None:
     lm, drafter = toy_lm(["attention"]), Bushes()
     sampled = Sampling(temperature=0.8, seed=1, max_tokens=NUM_TOKENS).resolve()
-    engine = toy_engine(lm, drafter=drafter, draft_policy=Nodes(6), judge=judge)
+    engine = toy_engine(lm, drafter=drafter, policies=nodes(6), judge=judge)
     requests = [engine.add(prompt, sampled) for prompt in PROMPTS]
     outputs = finish(engine)
     assert [outputs[r.rid] for r in requests] == [plain_decode(lm, prompt, NUM_TOKENS, sampled) for prompt in PROMPTS]
-    shapes = {draft.parents is None for draft in drafter.verified if len(draft) > 1}
+    shapes = {draft.tree.is_chain for draft in drafter.verified if len(draft) > 1}
     assert shapes == {isinstance(judge, NoTrees)}
 
 
 def test_the_chain_of_a_tree_follows_first_children() -> None:
-    tree = Draft((5, 6, 7, 8, 9), (-1, -1, 0, 0, 2))
+    tree = Draft((5, 6, 7, 8, 9), Tree.drafted((0, 0, 1, 1, 3)))
     assert tree.chain() == Draft((5, 7, 9))
-    assert Draft((5, 6)).chain() == Draft((5, 6)) and Draft((), ()).chain() == Draft()
+    assert Draft((5, 6)).chain() == Draft((5, 6)) and Draft().chain() == Draft()

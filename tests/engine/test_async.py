@@ -31,7 +31,7 @@ def cases(llm: LLM, rng: random.Random) -> list[Case]:
     for i in range(24):
         ids = [rng.randrange(23) for _ in range(rng.randint(1, 30))]
         prompt: Any = ids
-        if llm.engine.vocab_size > 23:  # the tokens of the tokenizer are those of the model
+        if llm.engine.runner.vocab_size > 23:  # the tokens of the tokenizer are those of the model
             text = "".join(rng.choice("abcdefgh \n") for _ in range(rng.randint(1, 40)))
             prompt = rng.choice([ids, text, [{"role": "user", "content": text}]])
         sampling = Sampling(

@@ -63,13 +63,13 @@ def test_a_row_of_nan_ends_its_own_stream(folder: Path, tmp_path: Path) -> None:
         t for t in range(256) if 0 < sum(t in ids[:-1] for ids in texts) < 5 and all(t != ids[0] for ids in texts)
     )
     spoiled = through_torch(folder)
-    lookup = spoiled.engine.model.embed.lookup
+    lookup = spoiled.engine.runner.model.embed.lookup
 
     def damaged(tokens: torch.Tensor, scale: float) -> torch.Tensor:
         h = lookup(tokens, scale)
         return h.masked_fill((tokens == mark)[:, None], torch.nan)
 
-    spoiled.engine.model.embed.lookup = damaged  # type: ignore[method-assign]
+    spoiled.engine.runner.model.embed.lookup = damaged  # type: ignore[method-assign]
 
     async def read(several: AsyncLLM, prompt: str) -> tuple[tuple[int, ...], str]:
         ids: tuple[int, ...] = ()
@@ -104,17 +104,17 @@ def test_a_row_of_nan_ends_its_own_stream(folder: Path, tmp_path: Path) -> None:
 
 def test_a_step_that_raises_is_heard_by_everybody_in_it(llm: LLM) -> None:
     want = llm.generate("again", GREEDY)[0].token_ids
-    forward, problem = llm.engine.forward, RuntimeError("out of luck")
+    forward, problem = llm.engine.runner.forward, RuntimeError("out of luck")
 
     def broken(*_: object) -> Any:
         raise problem
 
     async def main() -> None:
         async with AsyncLLM(llm) as several:
-            llm.engine.forward = broken
+            llm.engine.runner.forward = broken
             found = await asyncio.gather(*(several.generate(f"{i}", GREEDY) for i in range(5)), return_exceptions=True)
             assert found == [problem] * 5
-            llm.engine.forward = forward
+            llm.engine.runner.forward = forward
             assert (await several.generate("again", GREEDY))[0].token_ids == want
             await settled(several, llm)
 
@@ -250,7 +250,7 @@ def test_close_ends_streams_and_blocks_nobody(llm: LLM) -> None:
         with pytest.raises(UserError, match="is closed"):
             await anext(several.stream("too late"))
         assert several.num_requests == 0 and llm.engine.is_idle
-        llm.engine.cache.check()
+        llm.engine.runner.cache.check()
         assert {thread.name for thread in set(threading.enumerate()) - before} <= {"stretto-encode_0"}
 
     run(main())

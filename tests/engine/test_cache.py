@@ -202,7 +202,7 @@ class History(RuleBasedStateMachine):
             self.manager.admit(rid)
             self.committed[rid], self.pages[rid] = [], 0
 
-    def release(self, rid: int) -> None:
+    def release(self, rid: int, keep: bool = False) -> None:
         self.manager.release(rid)
         del self.committed[rid], self.pages[rid]
         self.with_slot.discard(rid)

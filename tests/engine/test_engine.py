@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import pytest
 import torch
 from drafters import Oracle, Saboteur, TreeOracle
-from toy import VOCAB, Nodes, finish, plain_decode, toy_engine, toy_lm
+from toy import VOCAB, finish, nodes, plain_decode, toy_engine, toy_lm
 
-from stretto.core.card import JUDGES, MIXERS, Can
-from stretto.core.drafter import Ask, Draft, Drafter, Verdict
+from stretto.core.card import DRAFTERS, JUDGES, MIXERS, Can
+from stretto.core.drafter import Ask, Draft, Drafter, Round, Target
 from stretto.core.errors import UserError
 from stretto.core.plan import StepPlan
 from stretto.core.sampling import Sampling
-from stretto.drafters.ngram import NGram
 from stretto.engine.engine import Engine
 from stretto.models.lm import LM
 
 NUM_TOKENS = 24
+TARGET = Target(model=None, context=128, max_seqs=8, max_rows=64, vocab_size=VOCAB)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], list(range(VOCAB)) * 2, [5, 5, 5, 5, 5, 5]]
 
 
@@ -34,7 +34,7 @@ def greedy(lm: LM) -> list[list[int]]:
 def drafter_named(name: str, known: dict[tuple[int, ...], list[int]]) -> Drafter | None:
     made = {
         "none": lambda: None,
-        "ngram": lambda: NGram(),
+        "ngram": lambda: DRAFTERS.card("ngram").make().build(TARGET),
         "oracle": lambda: Oracle(known),
         "saboteur": lambda: Saboteur(known, VOCAB),
         "tree saboteur": lambda: Saboteur(known, VOCAB, tree=True),
@@ -43,9 +43,9 @@ def drafter_named(name: str, known: dict[tuple[int, ...], list[int]]) -> Drafter
     return made[name]()
 
 
-def options(name: str, known: dict[tuple[int, ...], list[int]], *nodes: int) -> dict[str, object]:
+def options(name: str, known: dict[tuple[int, ...], list[int]], *schedule: int) -> dict[str, object]:
     drafter = drafter_named(name, known)
-    return {} if drafter is None else {"drafter": drafter, "draft_policy": Nodes(*(nodes or (5,)))}
+    return {} if drafter is None else {"drafter": drafter, "policies": nodes(*(schedule or (5,)))}
 
 
 def run_all(
@@ -56,19 +56,19 @@ def run_all(
     return [outputs[request.rid] for request in requests]
 
 
-DRAFTERS = ["none", "ngram", "oracle", "saboteur", "tree saboteur", "tree oracle"]
+CONTROLS = ["none", "ngram", "oracle", "saboteur", "tree saboteur", "tree oracle"]
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", CONTROLS)
 @pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}, {"pages": 9}])
 def test_greedy_equals_plain_decoding(lm: LM, greedy: list[list[int]], name: str, sizes: dict[str, int]) -> None:
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
     engine = toy_engine(lm, **sizes, **options(name, known, 5, 0, 9, 1))
     assert run_all(engine, Sampling(temperature=0, max_tokens=NUM_TOKENS)) == greedy
     if name == "oracle":
-        assert engine.stats.accepted == engine.stats.drafted > 0
+        assert engine.drafting.stats.accepted == engine.drafting.stats.drafted > 0
     if name == "saboteur":
-        assert engine.stats.accepted == 0 < engine.stats.drafted
+        assert engine.drafting.stats.accepted == 0 < engine.drafting.stats.drafted
 
 
 @pytest.mark.parametrize("mixer", [card.name for card in MIXERS.cards(Can.CAUSAL | Can.TREE)])
@@ -82,7 +82,7 @@ def test_every_mixer_family_decodes_with_drafts(mixer: str, name: str) -> None:
     assert run_all(engine, Sampling(temperature=0, max_tokens=16), prompts) == want
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", CONTROLS)
 def test_the_same_seed_gives_the_same_text_with_any_drafts(lm: LM, name: str) -> None:
     sampling = Sampling(temperature=0.8, top_p=0.95, seed=11, max_tokens=NUM_TOKENS)
     want = [plain_decode(lm, prompt, NUM_TOKENS, sampling) for prompt in PROMPTS]
@@ -122,14 +122,14 @@ class Moody(Drafter):
         drafts = []
         for ask in asks:
             choices = [part.propose([ask])[0] for part in self.parts]
-            drafts.append(self.random.choice([*choices, Draft()]).truncate(self.random.randint(0, ask.max_nodes)))
+            drafts.append(self.random.choice([*choices, Draft()]).truncate(self.random.randint(0, ask.max_tokens)))
         return drafts
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
+    def observe(self, rounds: Sequence[Round]) -> None:
         for part in self.parts:
-            part.observe(rid, draft, verdict)
+            part.observe(rounds)
 
-    def release(self, rid: int) -> None:
+    def release(self, rid: int, keep: bool = False) -> None:
         for part in self.parts:
             part.release(rid)
 
@@ -140,15 +140,18 @@ def test_thousands_of_random_rounds_with_preemption_and_cancellation(lm: LM) -> 
     prompts = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))] for _ in range(6)]
     want = {tuple(p): plain_decode(lm, p, length) for p in prompts}
     engine = toy_engine(
-        lm, pages=20, max_seqs=5, max_rows=48, context=128, drafter=Moody(want, 3), draft_policy=Nodes(6, 0, 12, 2)
+        lm, pages=20, max_seqs=5, max_rows=48, context=128, drafter=Moody(want, 3), policies=nodes(6, 0, 12, 2)
     )
     sampling = Sampling(temperature=0, max_tokens=length).resolve()
     live: dict[int, tuple[list[int], list[int]]] = {}
-    rounds = preemptions = cancelled = finished = 0
+    rounds = cancelled = finished = 0
+    known = set()
     while rounds < 2500:
         if len(live) < 6 and rng.random() < 0.3:
             prompt = rng.choice(prompts)
-            live[engine.add(prompt, sampling).rid] = (prompt, [])
+            request = engine.add(prompt, sampling)
+            live[request.rid] = (prompt, [])
+            known.add(request.job)
         if live and rng.random() < 0.01:
             rid = rng.choice(list(live))
             event = engine.cancel(rid)
@@ -164,15 +167,14 @@ def test_thousands_of_random_rounds_with_preemption_and_cancellation(lm: LM) -> 
                 assert len(output) == length
                 del live[event.rid]
                 finished += 1
-        preemptions += len(engine.scheduler.preempted)
         if rounds % 10 == 0:
-            engine.cache.check()
-    assert preemptions > 5 and cancelled > 5 and finished > 5
-    assert engine.stats.accepted > 500 and engine.stats.drafted - engine.stats.accepted > 500
+            engine.runner.cache.check()
+    assert sum(job.num_preemptions for job in known) > 5 and cancelled > 5 and finished > 5
+    assert engine.drafting.stats.accepted > 500 and engine.drafting.stats.drafted - engine.drafting.stats.accepted > 500
     for rid in list(live):
         engine.cancel(rid)
-    engine.cache.check()
-    assert engine.is_idle and engine.cache.free_blocks == engine.cache.pools.num_blocks - 1
+    engine.runner.cache.check()
+    assert engine.is_idle and engine.runner.cache.free_blocks == engine.runner.cache.pools.num_blocks - 1
 
 
 class Fixed(Drafter):
@@ -187,10 +189,10 @@ class Fixed(Drafter):
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         return [Draft((self.token,)) for _ in asks]
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
+    def observe(self, rounds: Sequence[Round]) -> None:
         """Nothing to learn."""
 
-    def release(self, rid: int) -> None:
+    def release(self, rid: int, keep: bool = False) -> None:
         """Nothing to forget."""
 
 
@@ -211,7 +213,7 @@ def test_the_ratio_judge_keeps_the_law_through_the_engine() -> None:
     likely = max(exact, key=exact.__getitem__)
     counts = dict.fromkeys(exact, 0)
     n, batch = 4000, 32
-    engine = toy_engine(lm, judge=JUDGES.card("ratio").make(), drafter=Fixed(likely[1]), draft_policy=Nodes(1))
+    engine = toy_engine(lm, judge=JUDGES.card("ratio").make(), drafter=Fixed(likely[1]), policies=nodes(1))
     for first in range(0, n, batch):
         for seed in range(first, first + batch):
             engine.add(prompt, Sampling(**{**_fields(sampling), "seed": seed}).resolve())
@@ -220,7 +222,7 @@ def test_the_ratio_judge_keeps_the_law_through_the_engine() -> None:
     cells = sorted(exact)
     result = chisquare([counts[c] for c in cells], [exact[c] * n for c in cells])
     assert result.pvalue > 1e-3
-    assert engine.stats.accepted > 0
+    assert engine.drafting.stats.accepted > 0
 
 
 def _fields(sampling: Sampling) -> dict[str, object]:
@@ -297,5 +299,5 @@ def test_weights_that_break_for_a_while_end_what_ran_meanwhile(lm: LM, greedy: l
     assert event.finish_reason == "error" and isinstance(event.error, UserError) and "NaN" in str(event.error)
     weight.copy_(kept)
     assert engine.is_idle
-    engine.cache.check()
+    engine.runner.cache.check()
     assert run_all(engine, Sampling(temperature=0, max_tokens=NUM_TOKENS)) == greedy

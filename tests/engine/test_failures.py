@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from drafters import Oracle, Saboteur, TreeOracle
-from test_engine import DRAFTERS, options
+from test_engine import CONTROLS, options
 from test_native import MODELS, PATIENT, engine, tiled
-from toy import HYBRID, Nodes, plain_decode, toy_engine, toy_lm
+from toy import HYBRID, nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.core.card import JUDGES
-from stretto.core.drafter import Ask, Draft, Verdict
+from stretto.core.drafter import Ask, Draft, Round, Verdict
 from stretto.core.errors import UserError
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
+from stretto.core.tree import Tree
 from stretto.engine.engine import Engine
+from stretto.engine.judges.ratio import Ratio
 from stretto.engine.request import Event
 from stretto.models.lm import LM
 
@@ -93,7 +95,7 @@ def run(engine: Engine, sampling: Sampling, prompts: list[list[int]], patience: 
             outputs[event.rid] += event.token_ids
             if event.finish_reason is not None:
                 ends[event.rid] = ending(event)
-        engine.cache.check()
+        engine.runner.cache.check()
     assert_empty(engine)
     return [(outputs[r.rid], ends[r.rid]) for r in requests]
 
@@ -107,15 +109,15 @@ def ending(event: Event) -> str:
 
 def assert_empty(engine: Engine) -> None:
     assert engine.is_idle and not engine.scheduler.running and not engine.scheduler.waiting
-    assert engine.cache.free_blocks == engine.cache.pools.num_blocks - 1
-    assert engine.cache.free_slots == engine.cache.pools.num_slots - 1
-    assert not engine.cache._requests
-    if isinstance(engine.drafter, Oracle | Saboteur | TreeOracle):
-        assert not engine.drafter.held
-    engine.cache.check()
+    assert engine.runner.cache.free_blocks == engine.runner.cache.pools.num_blocks - 1
+    assert engine.runner.cache.free_slots == engine.runner.cache.pools.num_slots - 1
+    assert not engine.runner.cache._requests
+    if isinstance(engine.drafting.drafter, Oracle | Saboteur | TreeOracle):
+        assert not engine.drafting.drafter.held
+    engine.runner.cache.check()
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", CONTROLS)
 @pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}], ids=str)
 def test_a_request_that_meets_nan_ends_alone(case: Case, name: str, sizes: dict[str, int]) -> None:
     """With every drafter the tokens of plain decoding up to the failure, and all tokens of everybody else."""
@@ -133,16 +135,16 @@ class Wrong(Saboteur):
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         return [Draft((BAD,)) for _ in asks]
 
-    def observe(self, rid: int, draft: Draft, verdict: Verdict) -> None:
-        assert verdict.emitted, "a round without a token is none"
-        super().observe(rid, draft, verdict)
+    def observe(self, rounds: Sequence[Round]) -> None:
+        assert all(one.verdict.emitted for one in rounds), "a round without a token is none"
+        super().observe(rounds)
 
 
 def test_wrong_drafts_that_give_nan_harm_nobody(case: Case) -> None:
     """In every step, from the first one on, where the texts do not hold that token."""
     prompts = [[7], [t % BAD for t in range(65)], [5, 5]]  # all is pending in one; a last chunk of one row in another
     texts = [plain_decode(case.sound, prompt, NUM_TOKENS) for prompt in prompts]
-    one = case.engine(max_rows=64, drafter=Wrong({}, BAD), draft_policy=Nodes(1))
+    one = case.engine(max_rows=64, drafter=Wrong({}, BAD), policies=nodes(1))
     assert run(one, GREEDY, prompts) == endings(texts)
     assert [run(one, GREEDY, [prompt])[0] for prompt in prompts] == endings(texts)
 
@@ -198,7 +200,7 @@ def test_a_request_without_an_allowed_token_ends_alone(case: Case, judge: str, c
             outputs[event.rid] += event.token_ids
             if event.error is not None:
                 errors[event.rid] = event.error
-        one.cache.check()
+        one.runner.cache.check()
     assert errors.keys() == bad and all("no token is allowed" in str(error) for error in errors.values())
     assert [outputs[rid] for rid in good] == want and not any(outputs[rid] for rid in bad)
 
@@ -217,22 +219,43 @@ def test_logprobs_stop_where_the_request_fails(case: Case) -> None:
 
 
 class Trees(Oracle):
-    """Trees of drawn tokens for prompts that begin with 7: the ratio judge cannot verify them."""
+    """Trees of drawn tokens for prompts that begin with 7: the ratio judge is given chains."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
+        tree = Tree.drafted((0, 0, 1))
         return [
-            Draft((1, 2), (-1, -1), torch.full((2, 23), 1 / 23)) if self.held[ask.rid][0] == 7 else Draft()
+            Draft((1, 2, 3), tree, torch.full((3, 23), 1 / 23)) if self.held[ask.rid][0] == 7 else Draft()
             for ask in asks
         ]
+
+    def observe(self, rounds: Sequence[Round]) -> None:
+        self.seen = getattr(self, "seen", []) + [one.draft for one in rounds if len(one.draft)]
+        super().observe(rounds)
+
+
+class Strict(Ratio):
+    """Refuses whatever was drawn."""
+
+    def judge(self, draft: Draft, rows: torch.Tensor, position: int, noise: Noise) -> Verdict:
+        if draft.probs is not None:
+            raise UserError("nothing drawn")
+        return super().judge(draft, rows, position, noise)
 
 
 def test_a_draft_that_the_judge_refuses_ends_its_request_only() -> None:
     lm = toy_lm(["attention"], seed=3)
-    one = toy_engine(lm, judge=JUDGES.card("ratio").make(), drafter=Trees({}), draft_policy=Nodes(4))
     sampling = Sampling(temperature=1.0, seed=2, max_tokens=5)
-    got = run(one, sampling, [[7], [3, 1]])
-    assert got[0] == ([], "error: judge 'ratio' cannot verify a tree of drawn tokens")
-    assert got[1] == run(toy_engine(lm, judge=JUDGES.card("ratio").make()), sampling, [[3, 1]])[0]
+    plain = run(toy_engine(lm, judge=Ratio()), sampling, [[7], [3, 1]])
+    strict = toy_engine(lm, judge=Strict(), drafter=Trees({}), policies=nodes(4))
+    got = run(strict, sampling, [[7], [3, 1]])
+    assert got[0] == (plain[0][0][: len(got[0][0])], "error: nothing drawn") and got[1] == plain[1]
+
+
+def test_a_judge_without_drawn_trees_is_given_their_first_children() -> None:
+    drafter = Trees({})
+    one = toy_engine(toy_lm(["attention"], seed=3), judge=Ratio(), drafter=drafter, policies=nodes(4))
+    assert run(one, Sampling(temperature=1.0, seed=2, max_tokens=9), [[7]])[0][1] == "length"
+    assert drafter.seen and all(d.tokens == (1, 3) and len(d.probs) == 2 for d in drafter.seen if len(d) > 1)
 
 
 # -- steps that raise --------------------------------------------------------------------------------------------------
@@ -262,12 +285,13 @@ def test_a_step_that_raises_ends_all_requests_and_no_later_one(
     texts = [text for text in case.texts(GREEDY) if BAD not in text]
     prompts = [p for p, text in zip(PROMPTS, case.texts(GREEDY), strict=True) if BAD not in text]
     one = case.engine(
-        **sizes, drafter=Oracle({tuple(p): t for p, t in zip(prompts, texts, strict=True)}), draft_policy=Nodes(4, 0)
+        **sizes, drafter=Oracle({tuple(p): t for p, t in zip(prompts, texts, strict=True)}), policies=nodes(4, 0)
     )
     owner, name = {
-        "forward": (one, "forward"), "schedule": (one.scheduler, "schedule"), "reserve": (one.cache, "reserve"),
-        "propose": (one.drafter, "propose"), "observe": (one.drafter, "observe"), 
-        "commit": (one.cache, "commit"),
+        "forward": (one.runner, "forward"), "schedule": (one.scheduler, "schedule"),
+        "reserve": (one.runner.cache, "reserve"),
+        "propose": (one.drafting.drafter, "propose"), "observe": (one.drafting.drafter, "observe"), 
+        "commit": (one.runner.cache, "commit"),
     }[where]  # fmt: skip
     problem = RuntimeError("out of luck")
     once = Once(getattr(owner, name), problem)
@@ -280,7 +304,7 @@ def test_a_step_that_raises_ends_all_requests_and_no_later_one(
             for event in one.step():
                 if event.finish_reason is not None:
                     assert ended.setdefault(event.rid, event) is event, "the last event is the last"
-            one.cache.check()
+            one.runner.cache.check()
             if one.is_idle:
                 break
         assert not once.armed and ended.keys() == {request.rid for request in requests}
@@ -298,8 +322,8 @@ def test_a_drafter_that_cannot_release_is_heard_of(others: int) -> None:
     first = one.add(PROMPTS[0], Sampling(temperature=0, max_tokens=1).resolve())
     rids = [one.add(prompt, GREEDY.resolve()).rid for prompt in PROMPTS[1 : 1 + others]]
     problem = KeyError(first.rid)
-    once = Once(one.drafter.release, problem)  # type: ignore[union-attr]
-    once.armed, one.drafter.release = True, once  # type: ignore[union-attr, method-assign, assignment]
+    once = Once(one.drafting.drafter.release, problem)  # type: ignore[union-attr]
+    once.armed, one.drafting.drafter.release = True, once  # type: ignore[union-attr, method-assign, assignment]
     if others:
         events = {event.rid: event for event in one.step()}
         assert events[first.rid].finish_reason == "length" and [events[rid].error for rid in rids] == [problem] * others
@@ -336,8 +360,8 @@ def test_a_text_that_raises_ends_the_step_and_loses_no_event() -> None:
 
 def test_an_interrupt_goes_through_and_leaves_the_engine_empty(case: Case) -> None:
     one = case.engine()
-    once = Once(one.forward, KeyboardInterrupt())
-    one.forward = once  # type: ignore[assignment]
+    once = Once(one.runner.forward, KeyboardInterrupt())
+    one.runner.forward = once  # type: ignore[assignment]
     for prompt in PROMPTS:
         one.add(prompt, GREEDY.resolve())
     once.armed = True

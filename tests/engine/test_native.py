@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from native import LEVELS, team
-from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
+from test_engine import CONTROLS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from torch import Tensor
-from toy import Nodes, finish, plain_decode, toy_lm
+from toy import Nodes, finish, nodes, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
@@ -19,9 +19,11 @@ from stretto.core.mixer import Mixer
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, StateSpec
-from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
+from stretto.engine.engine import Engine
+from stretto.engine.scheduler import MAX_AHEAD, Policies
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM, MixerConfig
+from stretto.runner.runner import Sizes
 
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
 
@@ -72,11 +74,11 @@ def greedy(oracle: LM) -> list[list[int]]:
 
 def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object) -> Engine:
     names = ("max_seqs", "max_rows", "memory_bytes")
-    config = EngineConfig(context=128, kv_dtype=torch.float32, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
+    config = Sizes(context=128, kv_dtype=torch.float32, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
     return Engine(lm, config, threads=team(level, threads), **sizes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", CONTROLS)
 @pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}])
 def test_greedy_equals_plain_decoding(lm: LM, greedy: list[list[int]], name: str, sizes: dict[str, int]) -> None:
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
@@ -88,7 +90,7 @@ def test_what_pages_held_before_does_not_matter(lm: LM, greedy: list[list[int]],
     """Native engines do not clear pages: NaN there, of another request or of nobody, is never read."""
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
     poisoned = engine(lm, max_rows=7, **options(name, known, 5, 0, 9, 1))
-    for layer in poisoned.cache.pools.refs(Placement()):
+    for layer in poisoned.runner.cache.pools.refs(Placement()):
         for ref in layer.values():
             if isinstance(ref, PageRef):
                 ref.pages[1:] = torch.nan  # page 0 is nobody's
@@ -108,9 +110,7 @@ def test_random_rounds_with_preemption(oracle: LM, lm: LM) -> None:
     per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
     # one sequence and a few pages more: requests push each other out
     memory = 14 * 16 * per_token + 5 * per_seq
-    tight = engine(
-        lm, memory_bytes=memory, max_seqs=4, max_rows=40, drafter=Moody(want, 3), draft_policy=Nodes(8, 0, 5)
-    )
+    tight = engine(lm, memory_bytes=memory, max_seqs=4, max_rows=40, drafter=Moody(want, 3), policies=nodes(8, 0, 5))
     assert run_all(tight, Sampling(temperature=0, max_tokens=length)) == list(want.values())
 
 
@@ -163,7 +163,7 @@ class CentredConfig:
 
 
 @pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}], ids=str)
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", CONTROLS)
 def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict[str, int], drafter: str) -> None:
     """Whatever it wraps, with drafts, in a batch: tokens are those of plain decoding, and other layers stay native."""
     torch.manual_seed(3)
@@ -177,9 +177,9 @@ def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict
     want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
     known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
     hosted = engine(tiled(oracle), **sizes, **options(drafter, known, 5, 0, 9, 1))
-    assert hosted.captured is not None
-    assert list(hosted.captured.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
-    assert all("sum" in why for why in hosted.captured.host_operations.values())
+    assert hosted.runner.recording is not None
+    assert list(hosted.runner.recording.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
+    assert all("sum" in why for why in hosted.runner.recording.host_operations.values())
     assert run_all(hosted, GREEDY) == want
 
 
@@ -200,13 +200,13 @@ def test_the_mixer_of_the_example_runs_natively(drafter: str) -> None:
     want = [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
     known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
     one = engine(tiled(oracle), **options(drafter, known, 5, 0, 9, 1))
-    assert one.captured is not None and one.captured.host_operations == {}
+    assert one.runner.recording is not None and one.runner.recording.host_operations == {}
     assert run_all(one, GREEDY) == want
 
 
 def test_nothing_in_the_registries_needs_the_host(lm: LM) -> None:
     one = engine(lm)
-    assert one.captured is not None and one.captured.host_operations == {}
+    assert one.runner.recording is not None and one.runner.recording.host_operations == {}
 
 
 @pytest.mark.parametrize("options", [{"norm_before_gate": True}, {"num_groups": 4, "conv_bias": False}], ids=str)
@@ -291,13 +291,13 @@ def test_drafting_that_pauses_leaves_room_for_steps_in_a_row(lm: LM, greedy: lis
     """A policy that says how long it will not ask; the drafter hears of every token."""
 
     class Pausing(Nodes):
-        def plain_steps(self, num_running: int) -> int:
+        def plain_steps(self, num_seqs: int) -> int:
             return 3 if self.schedule[self.step % len(self.schedule)] == 0 else 1
 
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
-    one = engine(lm, **{**options("oracle", known, 5), "draft_policy": Pausing(0, 4)})
+    one = engine(lm, **{**options("oracle", known, 5), "policies": Policies(draft=Pausing(0, 4))})
     assert run_all(one, GREEDY, patience=PATIENT) == greedy
-    assert one.stats.accepted == one.stats.drafted > 0
+    assert one.drafting.stats.accepted == one.drafting.stats.drafted > 0
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, top_p=0.9, max_tokens=NUM_TOKENS)], ids=str)
@@ -306,8 +306,8 @@ def test_logits_that_are_not_finite_are_refused_in_the_middle(lm: LM, sampling: 
     one.add(PROMPTS[0], sampling.resolve())
     one.step()
     one.step()
-    assert one.captured is not None
-    for layer in one.cache.pools.refs(Placement()):
+    assert one.runner.recording is not None
+    for layer in one.runner.cache.pools.refs(Placement()):
         for ref in layer.values():
             (ref.pages if isinstance(ref, PageRef) else ref.states)[1:] = torch.nan
     (event,) = one.step(PATIENT)

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from drafters import Noise, Oracle, Saboteur, TreeOracle
+from test_engine import drafter_named
 from torch import Tensor
-from toy import Nodes, finish
+from toy import finish, nodes
 
 from stretto import LLM, Sampling
 from stretto.core.plan import StepPlan
-from stretto.drafters.ngram import NGram
-from stretto.engine.engine import Engine, EngineConfig
+from stretto.engine.engine import Engine
+from stretto.runner.runner import Sizes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_greedy.json"
 CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text())
@@ -45,9 +46,9 @@ def test_prompts_are_tokenized_as_by_the_oracle(llm: LLM) -> None:
 
 def outputs(llm: LLM, cases: list[dict[str, Any]], num_tokens: int, **options: Any) -> list[list[int]]:
     """Greedy ids through an engine of its own over the model of `llm`; end-of-text tokens do not stop it."""
-    sizes = {"context": 512, "kv_dtype": llm.engine.config.kv_dtype}
+    sizes = {"context": 512, "kv_dtype": llm.engine.runner.sizes.kv_dtype}
     sizes |= {key: options.pop(key) for key in SIZES if key in options}
-    engine = Engine(llm.engine.model, EngineConfig(**sizes), threads=llm.backend_choice.threads, **options)
+    engine = Engine(llm.engine.runner.model, Sizes(**sizes), threads=llm.backend_choice.threads, **options)
     sampling = Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True).resolve()
     requests = [engine.add(case["prompt_ids"], sampling) for case in cases]
     found = finish(engine)
@@ -61,10 +62,10 @@ def variants(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "alone": {"max_seqs": 1},
         "together": {},
         "split prefill": {"max_rows": 7, "max_seqs": 3},
-        "ngram": {"drafter": NGram(), "draft_policy": Nodes(8)},
-        "oracle": {"drafter": Oracle(known), "draft_policy": Nodes(8, 0, 3)},
-        "saboteur": {"drafter": Saboteur(known, 49152), "draft_policy": Nodes(8)},
-        "trees": {"drafter": TreeOracle(known, 49152), "draft_policy": Nodes(12)},
+        "ngram": {"drafter": drafter_named("ngram", {}), "policies": nodes(8)},
+        "oracle": {"drafter": Oracle(known), "policies": nodes(8, 0, 3)},
+        "saboteur": {"drafter": Saboteur(known, 49152), "policies": nodes(8)},
+        "trees": {"drafter": TreeOracle(known, 49152), "policies": nodes(12)},
     }
 
 
@@ -106,15 +107,15 @@ def gap_noise(exact: Callable[[StepPlan], Tensor], rounded: Callable[[StepPlan],
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
 def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: list[dict[str, Any]]) -> None:
     exact, llm = llm, LLM(smollm2_path, draft="none", context=512, backend="torch")
-    noise = gap_noise(exact.engine.model, llm.engine.model)
+    noise = gap_noise(exact.engine.runner.model, llm.engine.runner.model)
     num_tokens = 24 if cases is FEW else 64
     plain = outputs(llm, cases, num_tokens)
     modes = {
         "together": {},
         "alone": {"max_seqs": 1},
         "split prefill": {"max_rows": 7, "max_seqs": 3},
-        "ngram": {"drafter": NGram(), "draft_policy": Nodes(8)},
-        "noise": {"drafter": Noise(49152), "draft_policy": Nodes(8)},
+        "ngram": {"drafter": drafter_named("ngram", {}), "policies": nodes(8)},
+        "noise": {"drafter": Noise(49152), "policies": nodes(8)},
     }
     for name, options in modes.items():
         got = plain if name == "together" else outputs(llm, cases, num_tokens, **options)
@@ -130,12 +131,13 @@ def native(smollm2_path: Path) -> LLM:
 
 def native_logits(engine: Engine, plan: StepPlan) -> Tensor:
     """Logits of every row of a plan without caches, through the engine's tape."""
-    assert engine.captured is not None
-    engine.cache.admit(-1)
-    assert engine.cache.reserve(-1, plan.seqs.num_rows)
-    caches = engine.cache.pack([-1], plan.seqs)
-    logits = engine.captured(replace(plan, caches=caches)).logits.clone()
-    engine.cache.release(-1)
+    assert engine.runner.recording is not None
+    engine.runner.cache.admit(-1)
+    assert engine.runner.cache.reserve(-1, plan.seqs.num_rows)
+    caches = engine.runner.cache.pack([-1], plan.seqs)
+    scores, _ = engine.runner.recording(replace(plan, caches=caches))
+    logits = scores.logits.clone()
+    engine.runner.cache.release(-1)
     return logits
 
 
@@ -148,7 +150,7 @@ def own(cases: list[dict[str, Any]], outputs: list[list[int]]) -> list[dict[str,
 def test_native_answers_are_one_answer(llm: LLM, native: LLM, cases: list[dict[str, Any]]) -> None:
     """Bit for bit the same with any batch, split and draft, trees too; beside fp32 they differ at near ties only."""
     num_tokens = 24 if cases is FEW else 64
-    noise = gap_noise(llm.engine.model, lambda plan: native_logits(native.engine, plan))
+    noise = gap_noise(llm.engine.runner.model, lambda plan: native_logits(native.engine, plan))
     plain = outputs(native, cases, num_tokens)
     gaps = divergences(plain, cases)
     print(f"\nnative: {len(gaps)} of {len(cases)} answers leave fp32, at gaps {sorted(gaps)}, noise {noise:.3f}")
@@ -159,9 +161,11 @@ def test_native_answers_are_one_answer(llm: LLM, native: LLM, cases: list[dict[s
 
 def test_coarse_prompts_differ_at_near_ties_only_and_drafts_change_nothing(llm: LLM, native: LLM) -> None:
     """`--prefill int8`: the noise is that of 8-bit activations, and decoding is as exact as ever."""
-    config = EngineConfig(context=512, kv_dtype=native.engine.config.kv_dtype, coarse_prompts=True)
-    engine = Engine(native.engine.model, config, threads=native.backend_choice.threads)
-    exact, noise = (gap_noise(llm.engine.model, lambda p, e=e: native_logits(e, p)) for e in (native.engine, engine))
+    config = Sizes(context=512, kv_dtype=native.engine.runner.sizes.kv_dtype, coarse_prompts=True)
+    engine = Engine(native.engine.runner.model, config, threads=native.backend_choice.threads)
+    exact, noise = (
+        gap_noise(llm.engine.runner.model, lambda p, e=e: native_logits(e, p)) for e in (native.engine, engine)
+    )
     plain = outputs(native, FEW, 24, coarse_prompts=True)
     gaps = divergences(plain, FEW)
     print(
@@ -181,9 +185,9 @@ def test_the_same_seed_gives_the_same_text_with_and_without_drafts(
     llm, case = request.getfixturevalue(backend), FEW[1]
     sampling = Sampling(temperature=0.8, top_p=top_p, seed=7, max_tokens=24, ignore_eos=True).resolve()
     found = []
-    for options in ({}, {"drafter": NGram(), "draft_policy": Nodes(8)}):
-        config = EngineConfig(context=512, kv_dtype=llm.engine.config.kv_dtype)
-        engine = Engine(llm.engine.model, config, threads=llm.backend_choice.threads, **options)
+    for options in ({}, {"drafter": drafter_named("ngram", {}), "policies": nodes(8)}):
+        config = Sizes(context=512, kv_dtype=llm.engine.runner.sizes.kv_dtype)
+        engine = Engine(llm.engine.runner.model, config, threads=llm.backend_choice.threads, **options)
         engine.add(case["prompt_ids"], sampling)
         found.append(finish(engine))
     assert found[0] == found[1]

@@ -56,7 +56,7 @@ def test_torch_equals_reference(name: str, window: int | None, value_size: int) 
 def test_auto_runs_off_the_cpu(name: str, window: int | None) -> None:
     """Meta tensors stand for any device: no operation may mix them with tensors of the CPU."""
     case = CASES[name]
-    seqs = Seqs(case.lens, case.contexts, case.num_draft, case.parents, case.num_step, torch.device("meta"))
+    seqs = Seqs(case.lens, case.contexts, case.num_draft, case.trees, case.num_step, torch.device("meta"))
     q, k, v = (x.to("meta") for x in _qkv(seqs.num_rows))
     kv = None
     if any(case.contexts) or case.num_step:

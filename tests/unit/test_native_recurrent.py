@@ -108,7 +108,7 @@ class Recorded:
         for buffer, x in zip(self.buffers, rows, strict=True):
             buffer.fill_(torch.nan)[: len(x)] = x
         self.out.fill_(torch.nan)
-        parents = [p for b in range(seqs.num_seqs) for p in seqs.row_parents(b)]
+        parents = [p for b in range(seqs.num_seqs) for p in seqs.tree(b).parents]
         tables = {"starts": seqs.starts, "contexts": seqs.contexts, "num_definite": seqs.definite, "parents": parents}
         tables |= {"state_source": source, "state_destination": destination}
         self._set(self.tape.step, tables)
@@ -202,7 +202,7 @@ def test_bits_depend_neither_on_the_level_nor_on_threads(layer: Layer) -> None:
     seqs, states = mixed(), torch.randn(8, *layer.state)
     rows = layer.make(seqs.num_rows)
     paths = [
-        path_to(seqs.row_parents(b), n - 1)[d:] if n > d else []
+        path_to(seqs.tree(b).parents, n - 1)[d:] if n > d else []
         for b, (n, d) in enumerate(zip(seqs.lens, seqs.definite, strict=True))
     ]
     results = []

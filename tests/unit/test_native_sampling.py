@@ -10,8 +10,7 @@ from native import LEVELS, team
 from torch import Tensor
 
 from stretto.core.errors import RunError, UserError
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.sampling import RowSampling, picks
 from stretto.kernels.sampling import reference as spec
 from stretto.kernels.sampling.noise import Purpose

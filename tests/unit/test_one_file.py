@@ -53,6 +53,11 @@ from stretto.core.card import Can, Card
 from stretto.core.drafter import Draft, Drafter
 
 
+class Config:
+    def build(self, target):
+        return Added()
+
+
 class Added(Drafter):
     def __init__(self) -> None:
         self._last: dict[int, int | None] = {}
@@ -62,17 +67,31 @@ class Added(Drafter):
 
     def propose(self, asks):
         last = [self._last[ask.rid] for ask in asks]
-        return [Draft(() if t is None else (t,) * ask.max_nodes) for t, ask in zip(last, asks, strict=True)]
+        return [Draft(() if t is None else (t,) * ask.max_tokens) for t, ask in zip(last, asks, strict=True)]
 
-    def observe(self, rid, draft, verdict):
-        if verdict.emitted:
-            self._last[rid] = verdict.emitted[-1]
+    def observe(self, rounds):
+        for one in rounds:
+            self._last[one.rid] = one.verdict.emitted[-1]
 
-    def release(self, rid):
+    def release(self, rid, keep=False):
         del self._last[rid]
 
 
-CARD = Card(name="added", make=Added, idea="the last token again", paper="none", can=Can.CHAIN)
+CARD = Card(name="added", make=Config, idea="the last token again", paper="none", can=Can.CHAIN)
+'''
+ORDER = '''
+"""Last come, first served, unless somebody waits for ten seconds."""
+
+from stretto.core.card import Can, Card
+from stretto.core.policy import OrderPolicy
+
+
+class Added(OrderPolicy):
+    def order(self, jobs, now):
+        return sorted(jobs, key=lambda job: (now - job.arrived < 10, -job.rid))
+
+
+CARD = Card(name="added", make=Added, idea="last come, first served", paper="none", can=Can(0))
 '''
 MIXER_CARD = """
 CARD = Card(
@@ -92,7 +111,8 @@ def mixer() -> str:
 FILES = {
     "mixers": (mixer, ["tests/contracts/test_mixer.py", "tests/engine/test_native.py"], 25),
     "channels": (lambda: CHANNEL, ["tests/contracts/test_channel.py", "tests/engine/test_native.py"], 25),
-    "drafters": (lambda: DRAFTER, ["tests/contracts/test_drafter.py"], 2),
+    "drafters": (lambda: DRAFTER, ["tests/contracts/test_drafter.py", "tests/engine/test_drafters.py"], 8),
+    "engine/policies/order": (lambda: ORDER, ["tests/unit/test_policies.py", "tests/engine/test_simulator.py"], 4),
 }
 
 

@@ -12,8 +12,7 @@ from scipy import stats
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from stretto.core.errors import RunError, UserError
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.sampling import (
     Purpose,
     RowSampling,

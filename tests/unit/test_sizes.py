@@ -188,10 +188,10 @@ def test_refusals_name_both_flags_and_sizes_that_work(long: Path, machine: Machi
 def test_sequences_share_the_cache_and_one_may_use_it_all(long: Path, machine: Machine) -> None:
     machine(GIB // 4)
     llm = LLM(long, backend="torch", max_seqs=3, note=lambda line: None)
-    context = llm.engine.config.context
-    cache = llm.engine.cache
+    context = llm.engine.runner.sizes.context
+    cache = llm.engine.runner.cache
     assert cache.free_blocks * 16 >= context + MAX_TREE_ROWS
-    assert llm.engine.cache.pools.nbytes <= llm.engine.config.memory_bytes
+    assert llm.engine.runner.cache.pools.nbytes <= llm.engine.runner.sizes.memory_bytes
     results = llm.generate([[1, 2, 3]] * 5, Sampling(temperature=0, max_tokens=3))
     assert len({r.token_ids for r in results}) == 1
 

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from stretto.convert.safetensors_ import SafetensorsFile
 from stretto.core.drafter import Ask
 from stretto.core.errors import ModelFileError
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
 from stretto.drafters.ngram import NGram
 from stretto.kernels.sampling import RowSampling, logprobs, picks
 

@@ -1,6 +1,6 @@
 """Walking down a draft along tokens that are chosen without it: the law `tree_point`, shared by three judges.
 
-At the pending token, then at every accepted node, the token y that plain decoding emits there is known. If a child
+At the pending token, then at every accepted row, the token y that plain decoding emits there is known. If a child
 holds y, the walk moves there; otherwise y is the added token and the walk ends. Whatever was drafted, the emitted
 tokens are plain decoding's.
 """
@@ -8,24 +8,20 @@ tokens are plain decoding's.
 from collections.abc import Callable, Sequence
 
 from stretto.core.drafter import Draft, Verdict
-from stretto.core.judge import children
 
 
 def walk(draft: Draft, token_at: Callable[[int, int], int]) -> Verdict:
-    """`token_at(row, depth)`: the plain token after row `row` (0 = pending, i + 1 = node i), `depth` nodes down."""
-    if not draft.tokens:
-        return Verdict((), (token_at(0, 0),))
-    kids: Sequence[Sequence[int]] = children(draft)
+    """`token_at(row, depth)`: the plain token after a row, `depth` rows below the pending one."""
     path: list[int] = []
     emitted: list[int] = []
-    while True:
-        row = path[-1] + 1 if path else 0
+    row: int | None = 0
+    while row is not None:
         token = token_at(row, len(path))
         emitted.append(token)
-        held = [node for node in kids[row] if draft.tokens[node] == token]
-        if not held:
-            return Verdict(tuple(path), tuple(emitted))
-        path.append(held[0])
+        row = next((child for child in draft.tree.children[row] if draft.token(child) == token), None)
+        if row is not None:
+            path.append(row)
+    return Verdict(tuple(path), tuple(emitted))
 
 
 def walk_picks(draft: Draft, picks: Sequence[int]) -> Verdict:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from stretto.core.card import Can, Card, Exactness
 from stretto.core.drafter import Draft, Verdict
-from stretto.core.judge import Head, Judge, Noise
+from stretto.core.judge import Head, Judge
+from stretto.core.sampling import Noise
 from stretto.engine.judges._shared import walk_picks
 
 

@@ -9,7 +9,7 @@ For a chain whose tokens x were drawn from draft laws q, with target laws p (bot
     P(out = x) = q min(1, p/q) + (1 - b) (p - min(p, q)) / (1 - b) = p(x),   b = sum of min(p, q) = 1 - TV(p, q)
 
 A residual of mass < 1e-6 is a rounding artefact of nearly equal laws: then y ~ p. A draft without laws was chosen, not
-drawn (point masses): draw y ~ p at every node and move to the child that holds it; that also covers trees. Trees of
+drawn (point masses): draw y ~ p at every row and move to the child that holds it; that also covers trees. Trees of
 drawn tokens need another judge.
 
 The text follows the law of plain sampling but is not the text of the same seed without drafts (that is `coupled`).
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from stretto.core.card import Can, Card, Exactness
 from stretto.core.drafter import Draft, Verdict
-from stretto.core.errors import UserError
-from stretto.core.judge import Head, Judge, Noise
+from stretto.core.judge import Head, Judge
+from stretto.core.sampling import Noise
 from stretto.engine.judges._shared import walk
 from stretto.kernels.sampling import Purpose, draw
 
@@ -61,7 +61,6 @@ class Ratio(Judge):
         self._draw = draw
 
     def judge(self, draft: Draft, rows: Tensor, position: int, noise: Noise) -> Verdict:
-        """Raises UserError for a tree of drawn tokens."""
         assert len(rows) == len(draft) + 1
 
         def plain(row: int, depth: int) -> int:
@@ -69,20 +68,15 @@ class Ratio(Judge):
 
         if draft.probs is None:
             return walk(draft, plain)
-        if draft.parents is not None and draft.parents != tuple(range(-1, len(draft) - 1)):
-            raise UserError(
-                "judge 'ratio' cannot verify a tree of drawn tokens",
-                why="it compares one drawn token per row with its draft law",
-                try_="judge 'coupled', or a drafter that proposes chains",
-            )
+        assert draft.tree.is_chain, "a judge without Can.DRAWN_TREE is given no tree of drawn tokens"
         draft_probs = draft.probs.to(rows.device)
         for i, token in enumerate(draft.tokens):
             u = self._draw(noise, position + i, Purpose.ACCEPT)
             if not accepts(u, float(rows[i, token]), float(draft_probs[i, token])):
                 weights = residual(rows[i], draft_probs[i])
                 last = inverse(weights, self._draw(noise, position + i, Purpose.RESIDUAL))
-                return Verdict(tuple(range(i)), (*draft.tokens[:i], last))
-        return Verdict(tuple(range(len(draft))), (*draft.tokens, plain(len(draft), len(draft))))
+                return Verdict(tuple(range(1, i + 1)), (*draft.tokens[:i], last))
+        return Verdict(tuple(range(1, len(draft) + 1)), (*draft.tokens, plain(len(draft), len(draft))))
 
 
 CARD = Card(

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.core.seqs import MAX_TREE_ROWS, Seqs
+from stretto.core.seqs import Seqs
 from stretto.core.state import Paged
+from stretto.core.tree import MAX_TREE_ROWS
 
 ROWS, SPLIT = 16, 64  # of every product of the step form
 _LOWEST = -1e30  # stands for the maximum of no keys, so that no difference is inf - inf

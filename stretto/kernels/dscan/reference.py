@@ -50,7 +50,7 @@ def _run(entry: Tensor, x: Tensor, dt: Tensor, B: Tensor, A_log: Tensor, seqs: S
     states, ends = [entry[:0]], [entry[:0]]
     for b in range(seqs.num_seqs):
         after: list[Tensor] = []
-        for row, parent in enumerate(seqs.row_parents(b)):
+        for row, parent in enumerate(seqs.tree(b).parents):
             t = seqs.starts[b] + row
             before = after[parent] if parent >= 0 else entry[b]
             after.append((dt[t] * A_SF).exp() * before + torch.outer(B[t], dt[t] * x[t]))

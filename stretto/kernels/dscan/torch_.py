@@ -83,7 +83,7 @@ def _plan(seqs: Seqs, chunk: int) -> _Plan:
         if definite:
             last_of[seqs.starts[b] + definite - 1] = b
         places: list[int] = []
-        for row, (parent, depth) in enumerate(zip(seqs.row_parents(b), seqs.depths(b), strict=True)):
+        for row, (parent, depth) in enumerate(zip(seqs.tree(b).parents, seqs.tree(b).depths, strict=True)):
             if depth == len(rows):
                 rows.append([])
                 sources.append([])

@@ -24,11 +24,10 @@ def fftconv(u: Tensor, kernel: Tensor, *, seqs: Seqs, history: Paged | None) -> 
             held, context = u[seqs.starts[b] : seqs.starts[b + 1]].to(wide), 0
         else:
             held, context = history.read(b, seqs).to(wide), seqs.contexts[b]
-        paths: list[list[int]] = []  # per row, where its inputs are stored, oldest first
-        for row, parent in enumerate(seqs.row_parents(b)):
-            paths.append([*(paths[parent] if parent >= 0 else range(context)), context + row])
+        for path in seqs.tree(b).paths:
+            inputs = [*range(context), *(context + row for row in path)]  # where they are stored, oldest first
             y = torch.zeros_like(held[0])
-            for lag, at in enumerate(reversed(paths[row][-taps_DL.shape[1] :])):
+            for lag, at in enumerate(reversed(inputs[-taps_DL.shape[1] :])):
                 y = y + taps_DL[:, lag] * held[at]
             out.append(y)
     return torch.stack(out).to(u.dtype) if out else u.clone()

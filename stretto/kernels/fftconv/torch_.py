@@ -67,12 +67,9 @@ def _paths(seqs: Seqs, b: int) -> list[Tensor | None]:
     """Per row of sequence b the rows from the context to it, None where these are all rows before it."""
 
     def make() -> list[Tensor | None]:
-        paths: list[list[int]] = []
-        for row, parent in enumerate(seqs.row_parents(b)):
-            paths.append([*(paths[parent] if parent >= 0 else ()), row])
-        return [None if len(p) == row + 1 else seqs._tensor(p) for row, p in enumerate(paths)]
+        return [None if len(p) == row + 1 else seqs._tensor(p) for row, p in enumerate(seqs.tree(b).paths)]
 
-    return [None] * seqs.lens[b] if seqs.parents[b] is None else seqs.memo(("paths", b), make)
+    return [None] * seqs.lens[b] if seqs.trees[b] is None else seqs.memo(("paths", b), make)
 
 
 def _causal(u_BMD: Tensor, taps_DL: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def _head(
     out, ends = [v.new_zeros((0, v.shape[1]))], [entry[:0]]
     for b in range(seqs.num_seqs):
         after: list[Tensor] = []  # the state after every row of this sequence
-        for row, parent in enumerate(seqs.row_parents(b)):
+        for row, parent in enumerate(seqs.tree(b).parents):
             t = seqs.starts[b] + row
             decayed = g[t].exp() * (after[parent] if parent >= 0 else entry[b])
             new = v[t] if beta is None else beta[t].double() * (v[t] - decayed.T @ k[t])

@@ -114,7 +114,7 @@ def _plan_steps(seqs: Seqs) -> _StepPlan:
     end_seqs: list[list[int]] = []
     for b, definite in enumerate(seqs.definite):
         places: list[int] = []
-        for row, (parent, depth) in enumerate(zip(seqs.row_parents(b), seqs.depths(b), strict=True)):
+        for row, (parent, depth) in enumerate(zip(seqs.tree(b).parents, seqs.tree(b).depths, strict=True)):
             if depth == len(rows):
                 for table in (rows, sources, ends, end_seqs):
                     table.append([])

@@ -10,6 +10,8 @@ from stretto.kernels.sampling.laws import (
     probs,
     process,
     refusals,
+    score_picks,
+    score_probs,
     try_picks,
     try_probs,
 )
@@ -17,5 +19,5 @@ from stretto.kernels.sampling.noise import Purpose, draw, gumbel, uniform
 
 __all__ = [
     "Law", "Logprobs", "Purpose", "Refusals", "RowSampling", "draw", "gumbel", "logprobs", "picks", "probs", "process",
-    "refusals", "try_picks", "try_probs", "uniform",
+    "refusals", "score_picks", "score_probs", "try_picks", "try_probs", "uniform",
 ]  # fmt: skip

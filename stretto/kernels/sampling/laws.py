@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from stretto.core.errors import RunError, UserError
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
+from stretto.core.scores import Scores
 from stretto.kernels.native.library import Team
 from stretto.kernels.sampling import native
 from stretto.kernels.sampling.noise import Purpose, gumbel, gumbel_of_rows
@@ -151,6 +151,25 @@ def try_picks(
         for i, why in more.items():
             refused[drawn[i]] = why
     return chosen, refused
+
+
+def score_picks(scores: Scores, rows: Sequence[RowSampling], index: Sequence[int]) -> tuple[list[int], Refusals]:
+    """The token that plain decoding emits after each row of `index`, sampled as `rows` say (`try_picks`)."""
+    if scores.top is None or scores.argmax is None:
+        return try_picks(_rows(scores, index), rows)
+    top, argmax = [scores.top[i] for i in index], [scores.argmax[i] for i in index]
+    if all(row.is_plain for row in rows):
+        return argmax, refusals(top)
+    return try_picks(_rows(scores, index), rows, (top, argmax), scores.threads)
+
+
+def score_probs(scores: Scores, rows: Sequence[RowSampling], index: Sequence[int]) -> tuple[Tensor, Refusals]:
+    """[len(index), W] fp32: the law of the token after each row of `index` (`try_probs`)."""
+    return try_probs(_rows(scores, index), rows)
+
+
+def _rows(scores: Scores, index: Sequence[int]) -> Tensor:
+    return scores.logits if len(index) == len(scores.logits) else scores.logits[torch.tensor(index)]
 
 
 def refusals(top: Sequence[float]) -> Refusals:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.native.library import Library, Team
 from stretto.kernels.sampling import reference
 from stretto.kernels.sampling.noise import Purpose

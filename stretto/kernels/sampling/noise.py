@@ -8,7 +8,7 @@ import enum
 import torch
 from torch import Tensor
 
-from stretto.core.judge import Noise
+from stretto.core.sampling import Noise
 from stretto.kernels.sampling import reference, torch_
 
 _FEW = 6  # up to here Python integers are faster than arrays

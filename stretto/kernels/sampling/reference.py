@@ -19,8 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from stretto.core.judge import Noise
-from stretto.core.sampling import Sampling
+from stretto.core.sampling import Noise, Sampling
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85

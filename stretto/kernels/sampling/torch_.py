@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stretto.core.judge import Noise
+from stretto.core.sampling import Noise
 from stretto.kernels.sampling import reference
 from stretto.kernels.sampling.reference import M0, M1, MASK32, W0, W1
 

@@ -31,7 +31,7 @@ def short_conv(
     out, ends = [x.new_zeros((0, x.shape[1]), dtype=torch.float64)], [entry[:0]]
     for b in range(seqs.num_seqs):
         histories: list[Tensor] = []  # the inputs up to and with each row, the carried tail first
-        for row, parent in enumerate(seqs.row_parents(b)):
+        for row, parent in enumerate(seqs.tree(b).parents):
             before = histories[parent] if parent >= 0 else entry[b]
             histories.append(torch.cat([before, x[seqs.starts[b] + row][None].to(before.dtype)]))
             taps = histories[row][len(histories[row]) - keep - 1 :]

@@ -15,10 +15,11 @@ ends drafting at once, and the next trial waits until it fits. The idea of compa
 arXiv 2406.14066 (speculation length from goodput). Differs from it: no model of acceptance or of step time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stretto.core.card import Can, Card
-from stretto.core.policy import DraftPolicy
+from stretto.core.policy import DraftPolicy, Job, Record
 
 _WARM_UP = 4  # plain steps before the first trial
 _TRIAL = 8  # drafting steps before the first judgement
@@ -57,32 +58,37 @@ class _Load:
     loss_of_trial: float = 0.0  # seconds that the last failed trial cost
 
 
-class DraftGain(DraftPolicy):
-    """num_nodes: how many draft nodes to ask for per request, when it pays."""
+class Gain(DraftPolicy):
+    """num_tokens: how many to draft per request, when it pays."""
 
-    def __init__(self, num_nodes: int) -> None:
-        assert num_nodes > 0
-        self._num_nodes = num_nodes
+    def __init__(self, num_tokens: int = 8) -> None:
+        assert num_tokens > 0
+        self._num_tokens = num_tokens
         self._loads: dict[int, _Load] = {}
         self._asked_at = 0  # the load of the last step that asked for drafts; 0 = the last step was plain
         self._seconds = self._loss = 0.0
 
-    def num_nodes(self, num_running: int) -> int:
-        load = self._loads.setdefault(num_running, _Load())
-        ask = self._wants(load, num_running)
-        self._asked_at = num_running if ask else 0
-        return self._num_nodes if ask else 0
+    def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
+        load = self._loads.setdefault(len(jobs), _Load())
+        asks = self._wants(load, len(jobs))
+        self._asked_at = len(jobs) if asks else 0
+        return [min(self._num_tokens, most) if asks else 0] * len(jobs)
 
-    def plain_steps(self, num_running: int) -> int:
-        load = self._loads.setdefault(num_running, _Load())
+    def plain_steps(self, num_seqs: int) -> int:
+        load = self._loads.setdefault(num_seqs, _Load())
         if load.plain.steps < _WARM_UP:
             return _WARM_UP - load.plain.steps
         return 1 if load.on or load.drafts.steps else max(1, load.wait - load.plain_run)
 
-    def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
-        load = self._loads.setdefault(num_running, _Load())
+    def learn(self, record: Record) -> None:
+        steps = record.num_steps
+        for _ in range(steps if record.is_decode else 0):
+            self._learn(record.num_seqs, record.drafted, record.emitted // steps, record.seconds / steps)
+
+    def _learn(self, num_seqs: int, drafted: int, emitted: int, seconds: float) -> None:
+        load = self._loads.setdefault(num_seqs, _Load())
         self._seconds += seconds
-        if drafted == 0 and self._asked_at != num_running:
+        if drafted == 0 and self._asked_at != num_seqs:
             load.plain.add(emitted, seconds)
             load.plain_run, load.draft_run = load.plain_run + 1, 0
             return
@@ -93,19 +99,19 @@ class DraftGain(DraftPolicy):
             self._loss = max(0.0, self._loss + loss)
             before = 0.0 if load.drafts.steps == 1 else load.loss_of_trial
             load.loss_of_trial = max(0.0, before + loss)
-            self._judge(load, num_running)
+            self._judge(load, num_seqs)
 
-    def _wants(self, load: _Load, num_running: int) -> bool:
+    def _wants(self, load: _Load, num_seqs: int) -> bool:
         if load.plain.steps < _WARM_UP:
             return False
         if load.on:
             return load.draft_run < _REFRESH
         if load.drafts.steps:  # in the middle of a trial
             return True
-        return load.plain_run >= load.wait and self._loss + load.loss_of_trial <= self._allowed(load, num_running)
+        return load.plain_run >= load.wait and self._loss + load.loss_of_trial <= self._allowed(load, num_seqs)
 
-    def _judge(self, load: _Load, num_running: int) -> None:
-        too_dear = self._loss > self._allowed(load, num_running)
+    def _judge(self, load: _Load, num_seqs: int) -> None:
+        too_dear = self._loss > self._allowed(load, num_seqs)
         if load.drafts.steps < _TRIAL and not too_dear:
             return
         if load.drafts.value >= load.plain.value and not too_dear:
@@ -114,32 +120,13 @@ class DraftGain(DraftPolicy):
         load.on, load.wait = False, min(max(_FIRST_WAIT, 2 * load.wait), _LONGEST_WAIT)
         load.drafts = _Rate(_FADE_DRAFTS)
 
-    def _allowed(self, load: _Load, num_running: int) -> float:
-        return _LOSS_STEPS * num_running / load.plain.value + _LOSS_SHARE * self._seconds
-
-
-class Always(DraftPolicy):
-    """The same number of nodes in every step: what a user gets who names a drafter."""
-
-    def __init__(self, num_nodes: int) -> None:
-        assert num_nodes > 0
-        self._num_nodes = num_nodes
-
-    def num_nodes(self, num_running: int) -> int:
-        return self._num_nodes
-
-    def learn(self, *, drafted: int, emitted: int, num_running: int, seconds: float) -> None:
-        pass
-
-
-def make(num_nodes: int = 8, guarded: bool = True) -> DraftPolicy:
-    """guarded: stop drafting where it does not pay."""
-    return DraftGain(num_nodes) if guarded else Always(num_nodes)
+    def _allowed(self, load: _Load, num_seqs: int) -> float:
+        return _LOSS_STEPS * num_seqs / load.plain.value + _LOSS_SHARE * self._seconds
 
 
 CARD = Card(
-    name="draft_gain",
-    make=make,
+    name="gain",
+    make=Gain,
     idea="draft only while it is measured to pay",
     paper="2406.14066",
     can=Can(0),

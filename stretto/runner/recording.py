@@ -1,7 +1,7 @@
 """A model as a tape: its forward pass recorded once, replayed for every step without Python.
 
 The tape depends on the model, on the pools of the cache and on nothing else: rows, sequences, positions and pages are
-read from the step when it runs. An engine records one when it is made. A mixer or channel that computes something
+read from the step when it runs. A runner records one when it is made. A mixer or channel that computes something
 without a native kernel is one operation of the host on it.
 """
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stretto.cache.pools import Caches, Placement, Pools
 from stretto.core.plan import StepPlan
-from stretto.core.seqs import MAX_TREE_ROWS, Seqs
-from stretto.engine.verify import Scores
+from stretto.core.scores import Scores
+from stretto.core.seqs import Seqs
+from stretto.core.tree import MAX_TREE_ROWS
 from stretto.kernels.native.guard import StepSeqs
 from stretto.kernels.native.library import Team
 from stretto.kernels.native.tape import Tape
@@ -25,9 +26,9 @@ from stretto.kernels.sampling.native import Draw, row
 from stretto.models.lm import LM
 
 
-class Captured:
+class Recording:
     """`LM.forward` as a tape. Called with a plan whose caches are those of `pools`, it returns the scores of its
-    `out_rows`, valid until the next call.
+    `out_rows` and the hidden states [T, D] after the layers `taps`, valid until the next call.
 
     threads: who runs it. max_rows: most rows of a step; context: most positions of a sequence, provisional rows too;
     vocab_size: ids from here on do not count. coarse_prompts: see `Tape`.
@@ -43,6 +44,7 @@ class Captured:
         max_rows: int,
         context: int,
         vocab_size: int,
+        taps: Sequence[int] = (),
         coarse_prompts: bool = False,
     ) -> None:
         self._vocab_size = vocab_size
@@ -53,7 +55,8 @@ class Captured:
             plan = StepPlan((), room, (), pools.refs(Placement()))
             assert len(plan.tokens) == len(plan.out_rows) == 0
         with self.tape.recording():
-            self._logits: Tensor = lm(plan)
+            h_RD, self._features = lm.features(plan, taps)
+            self._logits: Tensor = lm.logits(h_RD)
             self._best = best(self._logits, vocab_size)
         values, ids = (x.data_ptr() for x in self._best)
         self._top = (ctypes.c_float * len(self._logits)).from_address(values)
@@ -62,7 +65,7 @@ class Captured:
         self.host_operations = self.tape.host_operations
         self._held: tuple[array[int], array[int]]  # what the step points to
 
-    def __call__(self, plan: StepPlan) -> Scores:
+    def __call__(self, plan: StepPlan) -> tuple[Scores, tuple[Tensor, ...]]:
         assert isinstance(plan.caches, Caches)
         placement = plan.caches.placement
         self._describe(plan, placement, array("q", (*plan.token_ids, *placement.slot_mapping)))
@@ -70,7 +73,8 @@ class Captured:
         self.tape.run()
         rows = len(plan.wanted)
         logits = lambda: self._logits[:rows, : self._vocab_size]  # noqa: E731
-        return Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.team)
+        scores = Scores(logits, self._top[:rows], self._argmax[:rows], self.tape.team)
+        return scores, tuple(h[: plan.seqs.num_rows] for h in self._features)
 
     def ahead(
         self, plan: StepPlan, how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
@@ -124,11 +128,11 @@ class Captured:
         positions: list[int] = []
         parents: list[int] = []
         for b, (context, rows) in enumerate(zip(seqs.contexts, seqs.lens, strict=True)):
-            parents += seqs.row_parents(b)
-            if seqs.parents[b] is None:
+            parents += seqs.tree(b).parents
+            if seqs.trees[b] is None:
                 positions += range(context, context + rows)
             else:
-                positions += [context + depth for depth in seqs.depths(b)]
+                positions += [context + depth for depth in seqs.tree(b).depths]
         width = max(map(len, placement.tables), default=0)
         step.num_rows, step.num_out = seqs.num_rows, len(plan.wanted)
         step.num_seqs, step.num_step_seqs, step.block_width = seqs.num_seqs, seqs.num_step, width

@@ -1,0 +1,69 @@
+"""What a scheduler was told and what it decided, call by call: `planner/simulator.py` replays it.
+
+An event is a dictionary of plain values, ready for JSON: `kind` names the method, the other keys are its arguments;
+those of `schedule` hold the plan too.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+from stretto.core.policy import Job, Record
+from stretto.engine.scheduler import Limits, Memory, Plan, Policies, Scheduler
+
+Event = dict[str, Any]
+ARRIVAL = tuple(f.name for f in fields(Job) if f.name in ("rid", "arrived", "prompt", "limit", "priority", "tenant"))
+
+
+def plan_event(plan: Plan) -> Event:
+    """A plan in plain values."""
+    return {
+        "shares": [[s.job.rid, s.num_rows, s.is_decode, s.is_last] for s in plan.shares],
+        "budgets": {str(rid): n for rid, n in plan.budgets.items()},
+        "num_steps": plan.num_steps,
+        "preempted": [job.rid for job in plan.preempted],
+    }
+
+
+class TracedScheduler(Scheduler):
+    """Hands every call to `write` as an event, after it was made."""
+
+    def __init__(self, memory: Memory, policies: Policies, limits: Limits, write: Callable[[Event], None]) -> None:
+        super().__init__(memory, policies, limits)
+        self._write, self._is_planning = write, False
+
+    def add(self, job: Job) -> None:
+        super().add(job)
+        self._write({"kind": "add", **{name: getattr(job, name) for name in ARRIVAL}})
+
+    def remove(self, job: Job) -> None:
+        super().remove(job)
+        self._write({"kind": "remove", "rid": job.rid})
+
+    def preempt(self, job: Job) -> None:
+        super().preempt(job)
+        if not self._is_planning:  # what a plan preempts is part of it
+            self._write({"kind": "preempt", "rid": job.rid})
+
+    def schedule(self, now: float, patience: float = 0.0) -> Plan:
+        flags = [[job.rid, job.drafts, job.ahead] for job in (*self.running, *self.waiting)]
+        self._is_planning = True
+        try:
+            plan = super().schedule(now, patience)
+        finally:
+            self._is_planning = False
+        self._write({"kind": "schedule", "now": now, "patience": patience, "flags": flags, **plan_event(plan)})
+        return plan
+
+    def grant(self, job: Job, num_rows: int) -> bool:
+        granted = super().grant(job, num_rows)
+        self._write({"kind": "grant", "rid": job.rid, "num_rows": num_rows, "granted": granted})
+        return granted
+
+    def advance(self, job: Job, num_rows: int, emitted: int) -> None:
+        super().advance(job, num_rows, emitted)
+        self._write({"kind": "advance", "rid": job.rid, "num_rows": num_rows, "emitted": emitted})
+
+    def learn(self, record: Record) -> None:
+        super().learn(record)
+        self._write({"kind": "learn", **asdict(record)})

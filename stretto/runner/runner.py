@@ -1,0 +1,181 @@
+"""`Runner`: one model over its own pages and slots. It knows sequences by number and nothing of requests.
+
+    reserve -> pack -> forward -> commit        (CacheManager says what each step of this means)
+
+The engine runs its model through one, a draft model has one of its own, and so has the first half of a model that
+drafts for the whole. On native threads the forward pass was recorded when the runner was made (`recording.py`).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.cache.manager import CacheManager
+from stretto.cache.pools import Pools, size_pools
+from stretto.core.plan import StepPlan
+from stretto.core.scores import Scores
+from stretto.core.seqs import Seqs
+from stretto.core.tree import MAX_TREE_ROWS, Tree
+from stretto.kernels.native.library import Team
+from stretto.kernels.sampling import Refusals
+from stretto.kernels.sampling.native import Draw
+from stretto.models.lm import LM
+from stretto.runner.recording import Recording
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
+    cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels compute prompts with 8-bit activations
+    and 16-bit attention."""
+
+    context: int
+    max_seqs: int = 32
+    max_rows: int = 512
+    memory_bytes: int = 2 << 30
+    kv_dtype: torch.dtype = torch.bfloat16
+    coarse_prompts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one sequence brings to a step.
+
+    tokens: those that are certain, then `num_draft` provisional ones. tree: of all these rows; None = a chain.
+    is_step: in step form, which provisional rows need; such sequences come first. wants: scores of so many rows at the
+    end.
+    """
+
+    rid: int
+    tokens: Sequence[int]
+    num_draft: int = 0
+    tree: Tree | None = None
+    is_step: bool = True
+    wants: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A packed step: its sequences, and the arguments of the forward pass."""
+
+    rids: tuple[int, ...]
+    plan: StepPlan
+
+    @property
+    def seqs(self) -> Seqs:
+        return self.plan.seqs
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a forward pass gives, valid until the next one. features: per layer that was asked for, [T, D]."""
+
+    scores: Scores
+    features: tuple[Tensor, ...] = ()
+
+
+class Runner:
+    """threads: native ones that run the model (its matrices are in their layout); None = torch. taps: layers whose
+    hidden states are wanted (`LM.features`). vocab_size: ids from here on have no scores. blocks: run the first so
+    many blocks only, then norm and head.
+
+    Raises FitError if not even one sequence of `sizes.context` tokens fits into the memory.
+    """
+
+    def __init__(
+        self,
+        model: LM,
+        sizes: Sizes,
+        threads: Team | None = None,
+        *,
+        taps: Sequence[int] = (),
+        vocab_size: int | None = None,
+        blocks: int | None = None,
+    ) -> None:
+        self.model = model if blocks is None else model.first(blocks)
+        self.sizes, self.taps = sizes, tuple(taps)
+        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+        self.max_rows = max(sizes.max_rows, sizes.max_seqs + 1)
+        specs, dtype, context = self.model.state_specs, model.dtype, sizes.context + MAX_TREE_ROWS
+        memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
+        num_blocks, num_slots = size_pools(specs, sizes.kv_dtype, dtype, **memory)
+        pools = Pools(
+            specs,
+            num_blocks=num_blocks,
+            num_slots=num_slots,
+            kv_dtype=sizes.kv_dtype,
+            state_dtype=dtype,
+            lanes=threads is not None,
+        )
+        self.recording: Recording | None = None
+        if threads is not None:
+            room = {"max_rows": self.max_rows, "context": context, "vocab_size": self.vocab_size}
+            coarse = sizes.coarse_prompts
+            self.recording = Recording(self.model, pools, threads, **room, taps=self.taps, coarse_prompts=coarse)
+        # Native attention reads what a row sees and no more.
+        self.cache = CacheManager(pools, clears=self.recording is None or bool(self.host_operations))
+
+    @property
+    def host_operations(self) -> dict[str, str]:
+        """Parts of the model that Python computes between native ones, and why; none where all is torch's."""
+        return {} if self.recording is None else self.recording.host_operations
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether several plain steps can follow one another without Python."""
+        return self.recording is not None and not self.host_operations
+
+    def pack(self, parts: Sequence[Rows]) -> Step:
+        """The next step; its rows must have been reserved. Sequences in step form come first."""
+        num_step = sum(part.is_step for part in parts)
+        assert all(part.is_step for part in parts[:num_step]), "sequences in step form come first"
+        tokens: list[int] = []
+        wanted: list[int] = []
+        for part in parts:
+            tokens += part.tokens
+            wanted += range(len(tokens) - part.wants, len(tokens))
+        seqs = Seqs.of(
+            [len(part.tokens) for part in parts],
+            [self.cache.length(part.rid) for part in parts],
+            num_draft=[part.num_draft for part in parts],
+            parents=[part.tree for part in parts],
+            num_step=num_step,
+        )
+        rids = tuple(part.rid for part in parts)
+        return Step(rids, StepPlan(tokens, seqs, wanted, self.cache.pack(rids, seqs)))
+
+    def forward(self, step: Step) -> Outputs:
+        """Scores of the wanted rows, hidden states of all."""
+        if self.recording is not None:
+            return Outputs(*self.recording(step.plan))
+        with torch.inference_mode():
+            h_RD, features = self.model.features(step.plan, self.taps)
+            logits = self.model.logits(h_RD)[:, : self.vocab_size]
+        return Outputs(Scores(lambda: logits), features)
+
+    def commit(self, step: Step, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the certain rows, and of the provisional ones a path per sequence: numbers of rows among its tokens."""
+        if self.recording is not None and any(paths):
+            self.recording.commit(step.seqs, paths)
+        with torch.inference_mode():
+            self.cache.commit(step.rids, step.seqs, paths)
+
+    def ahead(
+        self, parts: Sequence[Rows], how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
+    ) -> tuple[list[list[int]], Refusals]:
+        """Up to `num_steps` plain steps, packed and committed; see `Recording.ahead`. parts: of the first one, a
+        pending token each; rows for all steps must have been reserved.
+
+        To the cache the rows after the first are a chain of which some are kept.
+        """
+        assert self.runs_ahead and self.recording is not None
+        rids, n = [part.rid for part in parts], len(parts)
+        contexts = [self.cache.length(rid) for rid in rids]
+        seqs = Seqs.of([num_steps] * n, contexts, num_draft=[num_steps - 1] * n, num_step=n)
+        caches = self.cache.pack(rids, seqs)
+        plan = StepPlan([p.tokens[0] for p in parts], Seqs.of([1] * n, contexts, num_step=n), range(n), caches)
+        chosen, refused = self.recording.ahead(plan, how, stops, num_steps)
+        self.cache.commit(rids, seqs, [range(1, len(chosen))] * n)
+        return chosen, refused
