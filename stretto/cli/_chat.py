@@ -9,9 +9,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._answer import Printer, stats
-from stretto.cli._flags import near
 from stretto.cli._terminal import has_colour, note, paint
-from stretto.core.errors import UserError
+from stretto.core.errors import UserError, near
 
 if TYPE_CHECKING:
     from stretto.cli.run import Options

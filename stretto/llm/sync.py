@@ -15,16 +15,17 @@ from stretto.convert.show import generation_hints, ignored_hints
 from stretto.core.drafter import Drafter
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
-from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
+from stretto.core.settings import Settings, check_names, configure
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.request import Event
 from stretto.hub.models import resolve
-from stretto.llm.backend import BACKENDS, Choice, choose
-from stretto.llm.options import approximations, make_drafting, make_judge
+from stretto.llm.backend import choose
+from stretto.llm.options import approximations, make_drafting, make_judge, make_order
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
-from stretto.llm.sizes import choose_sizes
+from stretto.llm.sizes import Sizes, choose_sizes
+from stretto.models.lm import LM
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.stream import Text
 from stretto.text.tokenizer import Tokenizer
@@ -33,7 +34,6 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-PREFILLS = ("exact", "int8")
 NATIVE_ROWS, TORCH_ROWS = 128, 512
 _log = logging.getLogger("stretto")
 STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
@@ -42,101 +42,81 @@ STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a t
 class LLM:
     """One model with one engine. Not thread-safe (see `AsyncLLM`); several can live in one process.
 
-    model: an alias ("smollm2"), a .gguf file or a checkpoint directory. draft: "none", "auto", "ngram",
-    "ngram:n=3,nodes=8", or a `Drafter` with a `DraftPolicy`. dtype: "bfloat16", or "float32" for the reference mode
-    (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
-    integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
-    `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
-    faster: prompts, and only prompts, are multiplied with 8-bit activations and attend in 16-bit integers (native
-    only). context: longest sequence, default what the model was made for, or as much of it as memory allows.
-    memory_bytes: for the cache, which all sequences share; default 90% of what is free on the machine and in its
-    control group, less weights and buffers. max_rows: most rows of a step, of prompts and drafts; default 128 on native
-    kernels, whose caches hold the activations of so many, and 512 through torch. note: gets a line when the kernels are
-    compiled, which happens once, and what is to be known of the model and its sizes (default for that: a warning by
-    `logging`).
-    Raises UserError and its subclasses (see stretto.core.errors).
+        LLM("smollm2", draft="none", context=4096)
+
+    model: an alias ("smollm2"), a .gguf file or a checkpoint directory. settings: how it is run; None is what the
+    environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken, and
+    `backend_choice` who computes, and why. progress: called with (done, total) while weights are read. note: gets a
+    line when the kernels are compiled, which happens once, and what is to be known of the model and its sizes (default
+    for that: a warning by `logging`). Raises UserError and its subclasses (see stretto.core.errors).
     """
 
     def __init__(
         self,
         model: str | Path,
+        settings: Settings | None = None,
         *,
-        draft: str | tuple[Drafter, DraftPolicy] = "auto",
-        judge: str | Judge = "coupled",
-        dtype: str = "bfloat16",
-        backend: str = "auto",
-        prefill: str = "exact",
-        context: int | None = None,
-        max_seqs: int = 32,
-        max_rows: int | None = None,
-        memory_bytes: int | None = None,
-        chat_template: str | None = None,
         progress: Progress | None = None,
         env: Env | None = None,
         note: Callable[[str], None] | None = None,
+        **changes: Any,
     ) -> None:
         started = time.perf_counter()
         env = env or read_env()
-        if dtype not in DTYPES:
-            raise UserError(f"unknown dtype {dtype!r}", try_=f"one of {', '.join(DTYPES)}")
-        if backend not in BACKENDS:
-            raise UserError(f"unknown backend {backend!r}", try_=f"one of {', '.join(BACKENDS)}")
-        if prefill not in PREFILLS:
-            raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
-        drafting = make_drafting(draft) if isinstance(draft, str) else draft
-        self._approximate = approximations(draft, judge, prefill)
+        check_names(changes)
+        self.settings = (settings or configure(besides=changes).settings).replace(**changes)
+        drafting = make_drafting(self.settings.draft)
         file = open_model(resolve(str(model), env=env, progress=True))
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
-        source = chat_template if chat_template is not None else self.tokenizer.chat_template
-        self.template = self._template(source)
+        self.template = ChatTemplate.of(self.tokenizer, self.settings.read_template())
         self.hints = generation_hints(file)
-        self.dtype = dtype
-        if dtype == "float32":
-            if backend == "native":
-                raise UserError("backend='native' with dtype='float32'", why="float32 is the reference, through torch")
-            self.backend_choice = Choice(None, "float32 is the reference mode")
-        else:
-            self.backend_choice = choose(backend, matrix_codecs(file), env, note)
-        threads = self.backend_choice.threads
-        if threads is None and prefill != "exact":
-            raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))
-        rows = max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
+        self._approximate = approximations(self.settings)
+        self.backend_choice = choose(self.settings, matrix_codecs(file), env, note)
+        dtype, threads = DTYPES[self.settings.dtype], self.backend_choice.threads
+        rows = self.settings.max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
         sizes = choose_sizes(
             file,
-            DTYPES[dtype],
+            dtype,
             native=threads is not None,
             max_rows=rows,
-            context=context,
-            memory_bytes=memory_bytes,
+            context=self.settings.context,
+            memory_bytes=self.settings.memory_bytes,
         )
         for text in (*file.notes, *ignored_hints(file), *filter(None, [sizes.note])):
             (note or _log.warning)(text)
         if threads is None:
-            lm = load_model(file, DTYPES[dtype], progress).prepack()
+            lm = load_model(file, dtype, progress).prepack()
         else:
             lm = load_model(file, torch.float32, progress, team=threads)
-        self.engine = Engine(
-            lm,
-            EngineConfig(
-                context=sizes.context,
-                max_seqs=max_seqs,
-                max_rows=rows,
-                memory_bytes=sizes.memory_bytes,
-                kv_dtype=DTYPES[dtype],
-                coarse_prompts=prefill == "int8",
-            ),
-            drafter=drafting[0] if drafting else None,
-            draft_policy=drafting[1] if drafting else None,
-            judge=make_judge(judge) if isinstance(judge, str) else judge,
-            eos_ids=self.tokenizer.eos_ids,
-            vocab_size=self.tokenizer.vocab_size,
-            threads=threads,
-        )
+        self.engine = self._engine(lm, drafting, sizes, rows)
         for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
+
+    def _engine(
+        self, lm: LM, drafting: tuple[Drafter, DraftPolicy] | tuple[None, None], sizes: Sizes, max_rows: int
+    ) -> Engine:
+        config = EngineConfig(
+            context=sizes.context,
+            max_seqs=self.settings.max_seqs,
+            max_rows=max_rows,
+            memory_bytes=sizes.memory_bytes,
+            kv_dtype=DTYPES[self.settings.dtype],
+            coarse_prompts=self.settings.prefill == "int8",
+        )
+        return Engine(
+            lm,
+            config,
+            drafter=drafting[0],
+            draft_policy=drafting[1],
+            judge=make_judge(self.settings.judge),
+            order=make_order(self.settings.order),
+            eos_ids=self.tokenizer.eos_ids,
+            vocab_size=self.tokenizer.vocab_size,
+            threads=self.backend_choice.threads,
+        )
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
@@ -156,12 +136,6 @@ class LLM:
         UserError if there is no template, and for tools that the template has no place for: the model would never
         see them. `chat_ids` says when a BOS comes first.
         """
-        if self.template is None:
-            raise UserError(
-                f"{self.file.path.name} has no chat template",
-                why="guessing one would change what the model sees",
-                try_="--raw for a plain continuation, or --chat-template FILE",
-            )
         return chat_ids(self.tokenizer, self.template, messages, tools=tools, kwargs=options)
 
     # -- generation ------------------------------------------------------------------------------------------------
@@ -310,9 +284,6 @@ class LLM:
             logprobs=tuple(stream.logprobs),
             approximate=self._approximate,
         )
-
-    def _template(self, source: str | None) -> ChatTemplate | None:
-        return None if source is None else ChatTemplate.of(self.tokenizer, source)
 
 
 def open_tokenizer(file: ModelFile) -> Tokenizer:

@@ -21,8 +21,8 @@ from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
 from stretto.cli import run as run_verb
-from stretto.cli._flags import argument, option
 from stretto.core.errors import UserError
+from stretto.core.option import argument, option, options_of
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
@@ -33,8 +33,9 @@ def test_help_of_every_verb(cli: Run, verb: str) -> None:
     assert (code, err) == (0, "") and out == help_text(verb) and cli(verb, "-h")[1] == out
     assert out.startswith(f"usage: stretto {verb} ") and VERBS[verb] in out
     options = cli_package._verb(verb).Options
-    for field in dataclasses.fields(options):
-        assert field.name.replace("_", "-") in out.lower() and field.metadata["help"]
+    of_groups = [one for group in _flags.groups_of(options).values() for one in group.options]
+    for one in (*options_of(options), *of_groups):
+        assert f" {one.name}" in out.replace("[", " ") and one.help.split()[0] in out
     assert "--json" in out and max(map(len, out.splitlines())) <= 120
 
 
@@ -102,7 +103,7 @@ BAD: dict[str, tuple[Sequence[str], int, str]] = {
     "no value": (["run", "TINY", "hi", "--seed"], 2, "--seed needs a value"),
     "switch with value": (["run", "TINY", "hi", "--raw=1"], 2, "--raw takes no value"),
     "not a number": (["run", "TINY", "hi", "--top-k", "many"], 2, "--top-k is 'many'"),
-    "temperature nan": (["run", "TINY", "hi", "--temp", "nan"], 2, "temperature is nan"),
+    "temperature nan": (["run", "TINY", "hi", "--temp", "nan"], 2, "--temp is nan"),
     "temperature below": (["run", "TINY", "hi", "--temp=-1"], 2, "temperature is -1"),
     "top_p": (["run", "TINY", "hi", "--top-p", "2"], 2, "top_p is 2"),
     "seed": (["run", "TINY", "hi", "--seed", "-1"], 2, "seed is -1"),
@@ -203,6 +204,7 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
     records = importlib.import_module("records")
     path = tmp_path / "r.json"
     words = ["bench", tiny, "--prompt-tokens", "16,24", "--new-tokens", "4", "--streams", "1,2", "--repeat", "2"]
+    words += ["--ctx", "100", "--mem", "8MiB", "--draft", "ngram"]
     code, out, err = cli(*words, "--record", path, "--json")
     assert code == 0, err
     record = records.parse(json.loads(path.read_text()))
@@ -220,10 +222,17 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
 
 def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRETTO_WHEEL_INDEX", "https://me:secret@host/simple")
-    code, out, _ = cli("doctor", tiny, "--json")
+    monkeypatch.setenv("STRETTO_CTX", "64")
+    code, out, _ = cli("doctor", tiny, "--threads", "1", "--json")
     found = json.loads(out)
     assert code == 0 and "secret" not in out and found["environment"]["wheel_index"] == "https://***@host/simple"
     assert found["kernels"]["attention"]["runs on"] == "torch"
+    assert found["settings"] == {
+        "draft": {"value": "none", "from": "stretto doctor"},
+        "max_seqs": {"value": 1, "from": "stretto doctor"},
+        "context": {"value": 64, "from": "STRETTO_CTX"},
+        "threads": {"value": 1, "from": "--threads"},
+    }
     assert found["measured"]["read GB/s"]["median"] > 0
     # Counted by hand: embedding (= head) 258 x 32, per layer q o 32 x 32, k v 16 x 32, three of 48 x 32, two norms.
     values = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32) + 32
@@ -250,7 +259,7 @@ class Sample:
     """Every kind of field."""
 
     first: str = argument("needed")
-    second: Path | None = argument("not needed", default=None)  # noqa: RUF009  a field
+    second: Path | None = argument("not needed", default=None)
     number: int | None = option("n", short="-n", default=None)
     words: tuple[str, ...] = option("w", default=())
     sizes: tuple[int, ...] = option("s", default=(1, 2))
