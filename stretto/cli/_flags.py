@@ -1,6 +1,6 @@
 """Dataclass -> command line: a verb declares its options once, with their help (`option`, `argument`).
 
-A field may also hold a whole dataclass of options, with a heading of its own on the help page (`Group`). Flags and
+A field may also hold a whole dataclass of options, with a heading of its own on the help page (`group`). Flags and
 arguments may be mixed in any order, `--` ends the flags, a flag may be repeated where its field holds several values,
 and it is never abbreviated, so that adding one breaks no script. Help pages are the same on every Python version and
 terminal.
@@ -28,6 +28,16 @@ class Group:
     title: str
     options: Sequence[Option]
     build: Callable[[Texts, str], Any]
+
+
+def group(title: str, kind: type) -> Any:
+    """A field that holds a dataclass of options, with a flag for each that has a text form."""
+    options = [one for one in options_of(kind) if one.has_text]
+
+    def build(texts: Texts, command: str) -> Any:
+        return kind(**{one.field: one.read(texts[one.field], one.name) for one in options if one.field in texts})
+
+    return dataclasses.field(metadata={"group": Group(title, options, build)})
 
 
 def groups_of(options: type) -> dict[str, Group]:

@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from stretto.cli._flags import group
 from stretto.cli._input import check_utf8, read_prompt
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress
@@ -26,7 +27,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Options of `stretto run`. A sampling option that is not given takes the model's own hint."""
+    """Options of `stretto run`."""
 
     model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
     prompt: str | None = argument(
@@ -34,15 +35,6 @@ class Options:
         " without it, a chat in a terminal, else standard input",
         default=None,
     )
-    max_tokens: int | None = option("at most this many tokens (default: what fits)", short="-n", default=None)
-    temp: float | None = option("temperature; 0 takes the likeliest token (default: the model's hint)", default=None)
-    top_p: float | None = option("keep the likeliest tokens that make up this mass", default=None)
-    top_k: int | None = option(
-        "keep this many of the likeliest tokens, 0 for all (default: the model's hint, else all)", default=None
-    )
-    min_p: float | None = option("drop tokens less likely than this times the likeliest", default=None)
-    seed: int | None = option("the same seed gives the same text (default: a random one)", default=None)
-    stop: tuple[str, ...] = option("the text ends before this string; may be repeated", default=())
     system: str | None = option("system message of the conversation", default=None)
     raw: bool = option("continue the prompt as it is, without a chat template", default=False)
     no_stdin: bool = option(
@@ -51,12 +43,13 @@ class Options:
     stats: bool = option("close with a table of speeds and draft counters", default=False)
     show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
     json: bool = option("print one JSON object in place of the text", default=False)
+    sampling: Sampling = group("how tokens are chosen", Sampling)
     configuration: Configuration = settings(max_seqs=1)
 
 
 def run(options: Options) -> int:
     """Answer or chat."""
-    sampling = check(options)
+    check(options)
     alone = "--json" if options.json else "--raw" if options.raw else None
     prompt = read_prompt(options.prompt, alone=alone, raw=options.raw, no_stdin=options.no_stdin)
     from stretto.hub.models import resolve
@@ -72,8 +65,8 @@ def run(options: Options) -> int:
     if prompt is None:
         from stretto.cli._chat import chat
 
-        return chat(llm, options, sampling)
-    result = _answer(llm, options, sampling, prompt)
+        return chat(llm, options)
+    result = _answer(llm, options, prompt)
     if options.json:
         print_json(as_json(result, options, llm.backend_choice.name))
     if options.stats:
@@ -83,17 +76,8 @@ def run(options: Options) -> int:
     return 0
 
 
-def check(options: Options) -> Sampling:
-    """The sampling of these options. Raises UserError for whatever can be refused without the model."""
-    sampling = Sampling(
-        max_tokens=options.max_tokens,
-        temperature=options.temp,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
-        seed=options.seed,
-        stop=options.stop,
-    )
+def check(options: Options) -> None:
+    """Raise UserError for whatever can be refused without the model, and not by the limits of one option."""
     template = options.configuration.sources.get("chat_template") == "--chat-template"
     for flag, is_given in (("--system", options.system is not None), ("--chat-template", template)):
         if options.raw and is_given:
@@ -104,9 +88,8 @@ def check(options: Options) -> Sampling:
         raise UserError("--no-stdin needs a prompt", why="nothing else is read", try_="a PROMPT on the command line")
     if options.json and options.show_draft:
         raise UserError("--json and --show-draft exclude each other", why="drafts are marked in text")
-    for text in (options.prompt, options.system, *options.stop):
+    for text in (options.prompt, options.system, *options.sampling.stops):
         check_utf8(text or "", "the command line")
-    return sampling
 
 
 def as_json(result: "Result", options: Options, backend: str) -> dict[str, Any]:
@@ -126,12 +109,12 @@ def as_json(result: "Result", options: Options, backend: str) -> dict[str, Any]:
     }
 
 
-def _answer(llm: "LLM", options: Options, sampling: Sampling, prompt: str) -> "Result":
+def _answer(llm: "LLM", options: Options, prompt: str) -> "Result":
     from stretto.cli._answer import Printer
 
     system = [{"role": "system", "content": options.system}] if options.system is not None else []
     messages = [*system, {"role": "user", "content": prompt}]
-    chunks = llm.stream(prompt, sampling) if options.raw else llm.chat_stream(messages, sampling)
+    chunks = llm.stream(prompt, options.sampling) if options.raw else llm.chat_stream(messages, options.sampling)
     with closing(Printer(llm.tokenizer, options.show_draft, quiet=options.json)) as printer:
         for chunk in chunks:
             printer.add(chunk)

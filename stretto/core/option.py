@@ -11,7 +11,7 @@ is one of them as those readers see it. Types: str, int, float, bool, Path (`~` 
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, cast, get_args, get_origin
@@ -35,7 +35,7 @@ def option(
     help: str,
     *,
     default: Any = REQUIRED,
-    flag: str = "",
+    flag: str | None = "",
     short: str = "",
     metavar: str = "",
     kind: Any = None,
@@ -46,9 +46,9 @@ def option(
 ) -> Any:
     """A field that is an option.
 
-    flag: its name in words (default: that of the field, `--field-name`); short: `-n` beside it. kind: the type of its
-    texts, where the annotation says more. choices, low, high: what a value, or each of several, may be. check: called
-    with a value and its name in place of those limits; it raises UserError.
+    flag: its name in words (default: that of the field, `--field-name`; None: it has no text form); short: `-n` beside
+    it. kind: the type of its texts, where the annotation says more. choices, low, high: what a value, or each of
+    several, may be. check: called with a value and its name in place of those limits; it raises UserError.
     """
     meta = {
         "help": help, "flag": flag, "short": short, "metavar": metavar, "kind": kind, "choices": tuple(choices),
@@ -74,10 +74,10 @@ class Option:
         self.metavar = str("|".join(self.choices) or meta.get("metavar") or _METAVARS.get(self.kind, "TEXT"))
         self._low, self._high = meta.get("low", -math.inf), meta.get("high", math.inf)
         self._check: Callable[[Any, str], None] | None = meta.get("check")
-        name = meta.get("flag") or field.name.replace("_", "-")
-        self.names: tuple[str, ...] = (
-            (name.upper(),) if self.positional else tuple(filter(None, (meta["short"], f"--{name}")))
-        )
+        name = meta.get("flag", "") or field.name.replace("_", "-")
+        flags = tuple(filter(None, (meta.get("short"), f"--{name}")))
+        self.names: tuple[str, ...] = (name.upper(),) if self.positional else flags
+        self.has_text = meta.get("flag", "") is not None
 
     @property
     def name(self) -> str:
@@ -111,13 +111,14 @@ class Option:
         if self._check is not None:
             self._check(value, what)
             return
+        if self.repeats and not isinstance(value, Collection):
+            raise UserError(f"{what} is {value!r}", why="it must be a list", try_=self._advice)
         for item in value if self.repeats else [value]:
             if self.choices and item not in self.choices:
                 why = f"it must be {' or '.join(self.choices)}"
                 raise UserError(f"{what} is {item!r}", why=why, try_=near(str(item), self.choices))
-            if self.kind in (int, float) and not self._is_number(item):
-                shown = f"{item:g}" if isinstance(item, float) else repr(item)
-                raise UserError(f"{what} is {shown}", why=f"it must be {self._expected}", try_=self._advice)
+            if self.kind in (int, float):
+                check_number(item, what, self.kind, self._low, self._high, self._advice)
 
     def _of_text(self, text: str, what: str) -> Any:
         if self.kind is bool:
@@ -129,12 +130,8 @@ class Option:
         try:
             return self.kind(text)
         except ValueError:
-            raise UserError(f"{what} is {text!r}", why=f"it must be {self._expected}", try_=self._advice) from None
-
-    def _is_number(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
-            return False
-        return not (isinstance(value, float) and not math.isfinite(value)) and self._low <= value <= self._high
+            why = f"it must be {_expected(self.kind, self._low, self._high)}"
+            raise UserError(f"{what} is {text!r}", why=why, try_=self._advice) from None
 
     @property
     def _advice(self) -> str:
@@ -144,13 +141,24 @@ class Option:
         """`value` as it would be written."""
         return ",".join(map(str, value)) if self.repeats else str(value)
 
-    @property
-    def _expected(self) -> str:
-        number = "a whole number" if self.kind is int else "a finite number"
-        low, high = (f"{limit:,}" if isinstance(limit, int) else f"{limit:g}" for limit in (self._low, self._high))
-        if self._low == -math.inf:
-            return number
-        return f"{number} from {low} up" if self._high == math.inf else f"{number} from {low} to {high}"
+
+def check_number(
+    value: object, what: str, kind: type, low: float = -math.inf, high: float = math.inf, advice: str = ""
+) -> None:
+    """Raise UserError, which starts with `what`, for anything but a finite number of `kind` (int, float) in limits."""
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if is_number and low <= value <= high and value not in (-math.inf, math.inf):  # type: ignore[operator]
+        return
+    shown = f"{value:g}" if isinstance(value, float) else repr(value)
+    raise UserError(f"{what} is {shown}", why=f"it must be {_expected(kind, low, high)}", try_=advice or None)
+
+
+def _expected(kind: type, low: float, high: float) -> str:
+    number = "a whole number" if kind is int else "a finite number"
+    least, most = (f"{limit:,}" if isinstance(limit, int) else f"{limit:g}" for limit in (low, high))
+    if low == -math.inf:
+        return number
+    return f"{number} from {least} up" if high == math.inf else f"{number} from {least} to {most}"
 
 
 def options_of(kind: type) -> tuple[Option, ...]:

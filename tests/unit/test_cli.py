@@ -104,10 +104,10 @@ BAD: dict[str, tuple[Sequence[str], int, str]] = {
     "switch with value": (["run", "TINY", "hi", "--raw=1"], 2, "--raw takes no value"),
     "not a number": (["run", "TINY", "hi", "--top-k", "many"], 2, "--top-k is 'many'"),
     "temperature nan": (["run", "TINY", "hi", "--temp", "nan"], 2, "--temp is nan"),
-    "temperature below": (["run", "TINY", "hi", "--temp=-1"], 2, "temperature is -1"),
-    "top_p": (["run", "TINY", "hi", "--top-p", "2"], 2, "top_p is 2"),
-    "seed": (["run", "TINY", "hi", "--seed", "-1"], 2, "seed is -1"),
-    "no tokens": (["run", "TINY", "hi", "-n", "0"], 2, "max_tokens is 0"),
+    "temperature below": (["run", "TINY", "hi", "--temp=-1"], 2, "--temp is -1"),
+    "top_p": (["run", "TINY", "hi", "--top-p", "2"], 2, "--top-p is 2"),
+    "seed": (["run", "TINY", "hi", "--seed", "-1"], 2, "--seed is -1"),
+    "no tokens": (["run", "TINY", "hi", "-n", "0"], 2, "--max-tokens is 0"),
     "empty stop": (["run", "TINY", "hi", "--stop", ""], 2, "stop must be"),
     "dtype": (["run", "TINY", "hi", "--dtype", "bfloat32"], 2, "did you mean float32 or bfloat16?"),
     "prefill": (["run", "TINY", "hi", "--prefill", "in8"], 2, "did you mean int8?"),
@@ -280,6 +280,23 @@ class Sample:
 )
 def test_parse(line: str, expected: Sample) -> None:
     assert _flags.parse(Sample, line.split(), "sample") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("rate", "inf", None), ("rate", "-1e400", None), ("rate", "nan", None), ("rate", "x", None), ("rate", "-3", -3),
+        ("sizes", "1,x", None), ("sizes", "1.0", None), ("sizes", "5", (5,)), ("number", "9" * 5000, None),
+        ("quick", "on", True), ("quick", "No", False), ("quick", "2", None),
+    ],
+)  # fmt: skip
+def test_a_text_becomes_a_value_or_is_refused_by_its_name(name: str, text: str, found: Any) -> None:
+    one = next(one for one in options_of(Sample) if one.field == name)
+    if found is not None:
+        assert one.read([text], "HERE") == found
+        return
+    with pytest.raises(UserError, match="HERE is"):
+        one.read([text], "HERE")
 
 
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["--quick", "-n", "--sizes", "--", "1", "a"]), max_size=6))

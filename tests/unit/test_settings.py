@@ -13,6 +13,7 @@ from command import Run
 
 from stretto import LLM, AsyncLLM, Sampling, Settings
 from stretto.cli import _flags
+from stretto.cli import run as run_verb
 from stretto.cli._settings import settings
 from stretto.core.errors import UserError
 from stretto.core.option import options_of
@@ -235,6 +236,49 @@ def test_parts_of_a_draft() -> None:
         read_draft("ngram:max_n=0", "--draft")
     with pytest.raises(UserError, match="did you mean max_n"):
         read_draft("ngram:mx_n=2")
+
+
+# -- how tokens are chosen ---------------------------------------------------------------------------------------------
+
+SAMPLING: dict[str, tuple[str, Any]] = {
+    "max_tokens": ("5", 5),
+    "min_tokens": ("2", 2),
+    "temperature": ("0.5", 0.5),
+    "top_p": ("1e-1", 0.1),
+    "top_k": ("-1", -1),
+    "min_p": ("0.25", 0.25),
+    "presence_penalty": ("-2", -2.0),
+    "frequency_penalty": ("1.5", 1.5),
+    "repetition_penalty": ("1.1", 1.1),
+    "seed": (str(2**64 - 1), 2**64 - 1),
+    "stop": ("a,b", ("a,b",)),
+    "stop_token_ids": ("3,4", (3, 4)),
+    "ignore_eos": ("", True),
+}
+
+
+@pytest.mark.parametrize("name", [one.field for one in options_of(Sampling) if one.has_text])
+def test_a_flag_gives_the_sampling_of_python(name: str) -> None:
+    one = next(one for one in options_of(Sampling) if one.field == name)
+    text, value = SAMPLING[name]
+    words = [f"{one.name}={text}" if text else one.name]
+    want = Sampling(**{name: value})
+    assert _flags.parse(run_verb.Options, ["m", *words], "run").sampling == want != Sampling()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": float("nan")}, {"temperature": 101}, {"temperature": "1"}, {"min_p": True}, {"top_p": 0},
+        {"top_k": -2}, {"top_k": 1.0}, {"seed": 2**64}, {"max_tokens": 0}, {"stop": 5}, {"stop_token_ids": [-1]},
+        {"stop_token_ids": [2**31 + 1]}, {"logprobs": 21}, {"logit_bias": {1: 101.0}}, {"logit_bias": {-1: 1.0}},
+        {"repetition_penalty": 0.0}, {"presence_penalty": float("inf")}, {"min_tokens": None}, {"stop": ""},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_sampling_can_be(bad: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        Sampling(**bad)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
