@@ -216,8 +216,11 @@ class Settings:
         return read_text(template, "chat_template") if isinstance(template, Path) else template
 
     def replace(self, **changes: Any) -> "Settings":
-        """These settings with other values; UserError for a name that is none."""
-        check_names(changes)
+        """These settings with other values; UserError, with near matches, for a name that is none."""
+        known = [one.name for one in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UserError(f"unknown setting {name!r}", why="see docs/SETTINGS.md", try_=near(name, known))
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -231,14 +234,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value if value is None or isinstance(value, str | int) else type(value).__name__
-
-
-def check_names(names: Collection[str]) -> None:
-    """Raise UserError, with near matches, if a name is not that of a setting."""
-    known = [one.name for one in fields(Settings)]
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}", why="see docs/SETTINGS.md", try_=near(name, known))
 
 
 @dataclass(frozen=True, slots=True)

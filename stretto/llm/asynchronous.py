@@ -63,14 +63,13 @@ class AsyncLLM:
     ) -> list[Result]:
         """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
         many = as_prompts(prompts)
-        settings = as_samplings(sampling, len(many))
+        samplings = as_samplings(sampling, len(many))
         if len(many) > self.max_waiting:
             raise UserError(
                 f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
             )
         tasks = [
-            asyncio.ensure_future(_last(self.stream(prompt, setting)))
-            for prompt, setting in zip(many, settings, strict=True)
+            asyncio.ensure_future(_last(self.stream(prompt, one))) for prompt, one in zip(many, samplings, strict=True)
         ]
         try:
             return await asyncio.gather(*tasks)

@@ -12,12 +12,10 @@ import torch
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import generation_hints, ignored_hints
-from stretto.core.drafter import Drafter
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
-from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
-from stretto.core.settings import Settings, check_names, configure
+from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine, EngineConfig
 from stretto.engine.request import Event
 from stretto.hub.models import resolve
@@ -63,9 +61,7 @@ class LLM:
     ) -> None:
         started = time.perf_counter()
         env = env or read_env()
-        check_names(changes)
         self.settings = (settings or configure(besides=changes).settings).replace(**changes)
-        drafting = make_drafting(self.settings.draft)
         file = open_model(resolve(str(model), env=env, progress=True))
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
@@ -89,15 +85,13 @@ class LLM:
             lm = load_model(file, dtype, progress).prepack()
         else:
             lm = load_model(file, torch.float32, progress, team=threads)
-        self.engine = self._engine(lm, drafting, sizes, rows)
+        self.engine = self._engine(lm, sizes, rows)
         for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
 
-    def _engine(
-        self, lm: LM, drafting: tuple[Drafter, DraftPolicy] | tuple[None, None], sizes: Sizes, max_rows: int
-    ) -> Engine:
+    def _engine(self, lm: LM, sizes: Sizes, max_rows: int) -> Engine:
         config = EngineConfig(
             context=sizes.context,
             max_seqs=self.settings.max_seqs,
@@ -106,11 +100,12 @@ class LLM:
             kv_dtype=DTYPES[self.settings.dtype],
             coarse_prompts=self.settings.prefill == "int8",
         )
+        drafter, policy = make_drafting(self.settings.draft)
         return Engine(
             lm,
             config,
-            drafter=drafting[0],
-            draft_policy=drafting[1],
+            drafter=drafter,
+            draft_policy=policy,
             judge=make_judge(self.settings.judge),
             order=make_order(self.settings.order),
             eos_ids=self.tokenizer.eos_ids,
@@ -153,10 +148,10 @@ class LLM:
         progress: called with (finished, total) after every step.
         """
         many = as_prompts(prompts)
-        settings = as_samplings(sampling, len(many))
+        samplings = as_samplings(sampling, len(many))
         with self._opened([]) as streams:
-            for prompt, setting in zip(many, settings, strict=True):
-                self._open(streams, self.add(self.encode(prompt), setting, continues=True))
+            for prompt, one in zip(many, samplings, strict=True):
+                self._open(streams, self.add(self.encode(prompt), one, continues=True))
             return self._run(streams, progress)
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:

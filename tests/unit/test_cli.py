@@ -15,11 +15,13 @@ import pytest
 from command import CONFIG, Run, answer
 from hypothesis import given
 from hypothesis import strategies as st
+from toy import toy_lm
 
 from stretto import cli as cli_package
 from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
+from stretto.cli import doctor as doctor_verb
 from stretto.cli import run as run_verb
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
@@ -240,6 +242,8 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounds["bytes per token"] == 2 * values and bounds["bytes as stored"] == 4 * values
     assert found["native kernels"]["level"] in found["native kernels"]["this CPU runs"]
     assert found["one decode step"]["runs on"].startswith("native") and found["one decode step"]["  matmul ms"] > 0
+    assert found["one decode step"]["layers"] == {"Attention": "2 native", "Dense": "2 native"}
+    assert found["one decode step"]["of these in Python"] == {}
     assert bounds["cache bytes per token"] == 2 * 2 * 2 * 8 * 2, "k and v, two layers, two heads of 8, bf16"
     picked = {
         op
@@ -247,8 +251,17 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for op in re.findall(r'pick\("(\w+)', file.read_text())
     }
     assert set(found["kernels"]) == picked, "the doctor explains every operation that has backends"
+    found = json.loads(cli("doctor", tiny, "--backend", "torch", "--json")[1])["one decode step"]
+    assert found == {"runs on": "torch", "why": "torch was asked for"}
     code, out, _ = cli("doctor")
     assert code == 0 and all(heading in out for heading in ("versions", "kernels", "measured"))
+
+
+def test_the_doctor_says_which_layers_have_no_kernel() -> None:
+    lm = toy_lm(["attention", "gated_delta", "attention"])
+    where = doctor_verb.layers(lm, {"blocks.1.mixer": "aten.x", "blocks.2.mixer.rope": "aten.y"})
+    assert where == {"Attention": "1 native, 1 in Python", "Dense": "2 native", "GatedDelta": "1 in Python"}
+    assert [block.channel is None for block in lm.blocks].count(True) == 1, "a layer may have no channel"
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
