@@ -9,17 +9,19 @@ The names below load on first use, so that `import stretto` (and `stretto --help
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "Sampling", "UserError", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "Sampling", "Settings", "UserError", "__version__"]
 
 if TYPE_CHECKING:
     from stretto.core.errors import UserError
     from stretto.core.sampling import Sampling
+    from stretto.core.settings import Settings
     from stretto.llm import LLM, AsyncLLM
 
 _HOMES = {
     "LLM": "stretto.llm",
     "AsyncLLM": "stretto.llm",
     "Sampling": "stretto.core.sampling",
+    "Settings": "stretto.core.settings",
     "UserError": "stretto.core.errors",
 }
 

@@ -155,9 +155,12 @@ def toy_target(lm: LM, threads: Team | None = None) -> Target:
 
 @dataclass(frozen=True)
 class Letters:
-    """A tokenizer that has a vocabulary and nothing else."""
+    """A tokenizer that knows what its ids mean and nothing else."""
 
-    vocabulary: tuple[str, ...] = ("a", "b")
+    tokens: tuple[str, ...] = ("a", "b")
+
+    def shares_ids(self, other: "Letters") -> bool:
+        return self.tokens == other.tokens
 
 
 class Features(Drafter):

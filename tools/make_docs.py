@@ -1,9 +1,10 @@
-"""Writes the generated pages: docs/CATALOGUE.md from the cards, docs/CLI.md from the help pages, docs/MEASURED.md and
-the comparison in README.md from bench/records/. With `--check` nothing is written: stale pages are shown as a diff and
-the exit code is 1.
+"""Writes the generated pages: docs/CATALOGUE.md from the cards, docs/CLI.md from the help pages, docs/SETTINGS.md from
+the fields of the settings, docs/MEASURED.md and the comparison in README.md from bench/records/. With `--check` nothing
+is written: stale pages are shown as a diff and the exit code is 1.
 """
 
 import argparse
+import dataclasses
 import difflib
 import re
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from records import Record, Result, newest, read_records
 from stretto.core.card import REGISTRIES, Can, Card, Registry
+from stretto.core.env import Env
+from stretto.core.option import options_of
+from stretto.core.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- measured: begin (written by tools/make_docs.py) -->", "<!-- measured: end -->"
@@ -57,6 +61,7 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         root / "docs" / "CATALOGUE.md": catalogue(REGISTRIES),
         root / "docs" / "CLI.md": cli_page(),
+        root / "docs" / "SETTINGS.md": settings_page(),
         root / "docs" / "MEASURED.md": measured(records),
         readme: with_comparison(readme.read_text(encoding="utf-8"), records),
     }
@@ -125,6 +130,41 @@ def cli_page() -> str:
 def fenced(text: str) -> str:
     """`text` as a code block, without trailing blanks."""
     return "\n".join(["```text", *(line.rstrip() for line in text.strip("\n").splitlines()), "```"])
+
+
+# -- the settings ------------------------------------------------------------------------------------------------------
+
+
+def settings_page() -> str:
+    """A row for each setting of a model run, and for each other environment variable."""
+    options = options_of(Settings)
+    rows = {
+        "in Python": [f"`{one.field}`" for one in options],
+        "flag": [f"`{one.name} {one.metavar}`" for one in options],
+        "variable": [f"`{one.variable}`" for one in options],
+        "default": ["" if one.default is None else f"`{one.text_of(one.default)}`" for one in options],
+        "what it says": [one.help for one in options],
+    }
+    variables = [field.metadata for field in dataclasses.fields(Env)]
+    others = {
+        "variable": [f"`{one['variable']}`" for one in variables],
+        "what it says": [one["meaning"] for one in variables],
+    }
+    parts = [
+        "# Settings",
+        "Written by `make docs` from the fields of `stretto/core/settings.py`; do not edit.",
+        "How a model is run. Every setting is a keyword of `LLM` and `AsyncLLM` and a field of `Settings`, a flag of"
+        " the verbs that load a model, and an environment variable. A flag or a keyword wins over the variable, the"
+        " variable over the default; an empty variable counts as not set, and beside a `Settings` object that is handed"
+        " to `LLM` no variable counts. A verb may have a default of its own: its help page shows it. `stretto show` and"
+        " `stretto doctor` print what differs from the defaults, and where it came from. In Python an object may stand"
+        " for a name: a `Drafter` with its `DraftPolicy`, a `Judge`, an `OrderPolicy`.",
+        table(rows),
+        "## Other environment variables",
+        "How stretto works on this machine, read by `stretto/core/env.py`. `stretto doctor` prints them.",
+        table(others),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 # -- measured numbers --------------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ class Stretto:
         from stretto import LLM, Sampling
 
         self.sampling = Sampling
-        settings = {
-            "draft": options["draft"],
-            "prefill": options.get("prefill", "exact"),
-            "max_seqs": options["streams"],
-            "context": options["context"],
-        }
-        self.llm = LLM(model, **settings)
+        self.llm = LLM(
+            model,
+            draft=options["draft"],
+            prefill=options.get("prefill", "exact"),
+            max_seqs=options["streams"],
+            context=options["context"],
+        )
         choice = self.llm.backend_choice
-        settings |= {"backend": choice.name, "why_not_native": choice.why}
+        settings = self.llm.settings.as_dict() | {"backend": choice.name, "why_not_native": choice.why}
         return {"version": f"stretto {stretto.__version__}, {choice.name}", "settings": settings}
 
     def generate(self, prompts: list[Ids], new: int, emit: Emit) -> list[Ids]:

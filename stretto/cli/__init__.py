@@ -1,6 +1,6 @@
 """The command `stretto VERB`: one file per verb, imported when it is called. No torch before it is needed.
 
-A verb file has `Options` (a frozen dataclass, see _flags.py), `run(options) -> int` and `EXAMPLES`. Data goes to
+A verb file has `Options` (a frozen dataclass, see core/option.py), `run(options) -> int` and `EXAMPLES`. Data goes to
 standard output, everything for the person to standard error. Whatever goes wrong ends here: see `main` for exit codes.
 """
 
@@ -21,7 +21,7 @@ import stretto
 from stretto.cli import _flags
 from stretto.cli._terminal import has_colour, paint
 from stretto.core.env import read_display
-from stretto.core.errors import FitError, RunError, UserError
+from stretto.core.errors import FitError, RunError, UserError, near
 
 VERBS: dict[str, str] = {
     "run": "Answer a prompt, or chat in the terminal",
@@ -43,7 +43,7 @@ class Verb(Protocol):
     def run(self, options: Any) -> int: ...
 
 
-class _Terminated(BaseException):
+class _Termination(BaseException):
     """SIGTERM: unwinds the stack, so that files and processes are closed."""
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
     except KeyboardInterrupt:
         return _say(["interrupted"], 130)
-    except _Terminated:
+    except _Termination:
         return _say(["terminated"], 143)
     except BrokenPipeError:
         _drop_output()
@@ -124,7 +124,7 @@ def _dispatch(words: list[str]) -> int:
 def _verb(name: str) -> Verb:
     if name not in VERBS:
         kind = "flag" if name.startswith("-") else "verb"
-        raise UserError(f"unknown {kind} {name!r}", try_=_flags.near(name, list(VERBS)))
+        raise UserError(f"unknown {kind} {name!r}", try_=near(name, list(VERBS)))
     module = "list_" if name == "list" else name  # a submodule `list` would hide the builtin in this file
     return cast(Verb, importlib.import_module(f"stretto.cli.{module}"))
 
@@ -185,13 +185,13 @@ def _drop_output() -> None:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[None]:
-    """SIGTERM raises `_Terminated` inside the block (only the main thread may set handlers)."""
+    """SIGTERM raises `_Termination` inside the block (only the main thread may set handlers)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Termination
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -9,20 +9,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._answer import Printer, stats
-from stretto.cli._flags import near
 from stretto.cli._terminal import has_colour, note, paint
-from stretto.core.errors import UserError
+from stretto.core.errors import UserError, near
 
 if TYPE_CHECKING:
     from stretto.cli.run import Options
-    from stretto.core.sampling import Sampling
     from stretto.llm import LLM
 
 _HELP = "/exit or Ctrl-D leaves, /reset starts over, Ctrl-C stops an answer"
 _COMMANDS = ("/exit", "/reset", "/help")
 
 
-def chat(llm: "LLM", options: "Options", sampling: "Sampling") -> int:
+def chat(llm: "LLM", options: "Options") -> int:
     """Read, answer, repeat. A turn that fails is taken back; the chat goes on."""
     llm.encode_chat([{"role": "user", "content": "."}])  # without a template there is no chat: say so at once
     with suppress(ImportError):
@@ -50,17 +48,17 @@ def chat(llm: "LLM", options: "Options", sampling: "Sampling") -> int:
         elif line:
             messages.append({"role": "user", "content": line})
             try:
-                messages.append({"role": "assistant", "content": answer(llm, options, sampling, messages)})
+                messages.append({"role": "assistant", "content": answer(llm, options, messages)})
             except UserError as problem:
                 messages.pop()
                 note("\n".join([*problem.lines(), "the last message was taken back; /reset starts over"]))
 
 
-def answer(llm: "LLM", options: "Options", sampling: "Sampling", messages: list[dict[str, Any]]) -> str:
+def answer(llm: "LLM", options: "Options", messages: list[dict[str, Any]]) -> str:
     """Stream one answer and return it; Ctrl-C ends it after the step that is running."""
     said: list[str] = []
     printer = Printer(llm.tokenizer, options.show_draft)
-    with _stop_on_sigint() as stopped, closing(printer), closing(llm.chat_stream(messages, sampling)) as chunks:  # type: ignore[type-var]
+    with _stop_on_sigint() as stopped, closing(printer), closing(llm.chat_stream(messages, options.sampling)) as chunks:  # type: ignore[type-var]
         for chunk in chunks:
             printer.add(chunk)
             said.append(chunk.text)

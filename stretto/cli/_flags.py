@@ -1,107 +1,55 @@
-"""Dataclass -> command line: a verb declares its options once, with their help.
+"""Dataclass -> command line: a verb declares its options once, with their help (`option`, `argument`).
 
-    class Options:
-        model: str = argument("alias, .gguf file or checkpoint directory")
-        seed: int | None = option("the same seed gives the same text", default=None)
-
-Types: str, int, float, bool (a switch), Path (`~` is the home folder; shells leave `--flag=~/x` as it is), `T | None`,
-`tuple[T, ...]` (the flag may be repeated; numbers may be separated by commas too). Flags and arguments may be mixed in
-any order, `--` ends the flags, and a flag is never abbreviated, so that adding one breaks no script. Help pages are the
-same on every Python version and terminal.
+A field may also hold a whole dataclass of options, with a heading of its own on the help page (`group`). Flags and
+arguments may be mixed in any order, `--` ends the flags, a flag may be repeated where its field holds several values,
+and it is never abbreviated, so that adding one breaks no script. Help pages are the same on every Python version and
+terminal.
 """
 
 import dataclasses
 import difflib
 import textwrap
-import types
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from stretto.core.env import expand_home
 from stretto.core.errors import UserError
+from stretto.core.option import Option, options_of
 
 T = TypeVar("T")
-REQUIRED: Any = dataclasses.MISSING
 WIDTH = 100
-_EXPECTED = {int: "a whole number", float: "a number"}
-_METAVARS = {int: "N", float: "X", Path: "FILE"}
+Texts = Mapping[str, Sequence[str]]
+"""What was written for the fields that were given."""
 
 
-def argument(help: str, *, default: Any = REQUIRED) -> Any:
-    """A positional argument; optional if it has a default."""
-    return dataclasses.field(default=default, metadata={"help": help, "positional": True})
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Options that a field of a verb holds as one object. build: from their texts and the command, `stretto run`."""
+
+    title: str
+    options: Sequence[Option]
+    build: Callable[[Texts, str], Any]
 
 
-def option(
-    help: str, *, default: Any = REQUIRED, short: str = "", metavar: str = "", choices: Sequence[str] = ()
-) -> Any:
-    """A flag `--field-name`, and `short` beside it."""
-    meta = {"help": help, "positional": False, "short": short, "metavar": metavar, "choices": tuple(choices)}
-    return dataclasses.field(default=default, metadata=meta)
+def group(title: str, kind: type) -> Any:
+    """A field that holds a dataclass of options, with a flag for each that has a text form."""
+    options = [one for one in options_of(kind) if one.has_text]
+
+    def build(texts: Texts, command: str) -> Any:
+        return kind(**{one.field: one.read(texts[one.field], one.name) for one in options if one.field in texts})
+
+    return dataclasses.field(metadata={"group": Group(title, options, build)})
 
 
-class Flag:
-    """One field as the command line sees it."""
-
-    def __init__(self, field: "dataclasses.Field[Any]", hint: Any) -> None:
-        meta = field.metadata
-        self.field, self.help, self.positional = field.name, str(meta["help"]), bool(meta["positional"])
-        parts = [hint] if get_origin(hint) not in (Union, types.UnionType) else list(get_args(hint))
-        kind = next(part for part in parts if part is not type(None))
-        self.repeats = get_origin(kind) is tuple
-        self.kind: Any = get_args(kind)[0] if self.repeats else kind
-        self.required, self.default = field.default is REQUIRED, field.default
-        self.choices: tuple[str, ...] = meta.get("choices", ())
-        self.metavar = meta.get("metavar") or _METAVARS.get(self.kind, "TEXT")
-        name = field.name.replace("_", "-")
-        self.names = (name.upper(),) if self.positional else tuple(filter(None, (meta["short"], f"--{name}")))
-
-    @property
-    def title(self) -> str:
-        """The left column of the help page."""
-        if self.positional:
-            return self.names[0] if self.required else f"[{self.names[0]}]"
-        value = "" if self.kind is bool else " " + ("|".join(self.choices) or self.metavar)
-        return ", ".join(self.names) + value
-
-    @property
-    def note(self) -> str:
-        """The right column."""
-        if self.required and not self.positional:
-            return f"{self.help} (required)"
-        if self.required or self.default in (None, False, ()):
-            return self.help
-        shown: Any = self.default
-        return f"{self.help} (default: {','.join(map(str, shown)) if self.repeats else shown})"
-
-    def read(self, texts: Sequence[str]) -> Any:
-        """The value of the field from what was written on the command line, in order; the last one counts."""
-        if self.kind is bool:
-            return True
-        if self.repeats:
-            cut = self.kind in _EXPECTED
-            return tuple(self._one(part) for text in texts for part in (text.split(",") if cut else [text]))
-        return self._one(texts[-1])
-
-    def _one(self, text: str) -> Any:
-        if self.choices and text not in self.choices:
-            raise UserError(f"{self.names[-1]} is {text!r}", try_=near(text, self.choices))
-        try:
-            return self.kind(expand_home(text) if self.kind is Path else text)
-        except ValueError:
-            raise UserError(f"{self.names[-1]} is {text!r}", why=f"it must be {_EXPECTED[self.kind]}") from None
-
-
-def flags(options: type) -> list[Flag]:
-    """The fields of an options class."""
-    hints = get_type_hints(options)
-    return [Flag(field, hints[field.name]) for field in dataclasses.fields(options)]
+def groups_of(options: type) -> dict[str, Group]:
+    """The groups of a verb's options, by field."""
+    return {f.name: f.metadata["group"] for f in dataclasses.fields(options) if "group" in f.metadata}
 
 
 def parse(options: type[T], words: Sequence[str], verb: str) -> T:
     """An instance of `options`. Raises UserError for anything unknown, missing or of the wrong type."""
-    known = {name: flag for flag in flags(options) for name in flag.names if not flag.positional}
+    own, groups = options_of(options), groups_of(options)
+    flags = [*(one for one in own if not one.positional), *(one for group in groups.values() for one in group.options)]
+    known = {name: one for one in flags for name in one.names}
     found: dict[str, list[str]] = {}
     positional: list[str] = []
     rest = list(words)
@@ -118,58 +66,77 @@ def parse(options: type[T], words: Sequence[str], verb: str) -> T:
                 positional.append(word)
                 continue
             _unknown(name, known, verb)
-        flag = known[name]
-        if flag.kind is bool and equals:
-            raise UserError(f"{name} takes no value", why=f"got {value!r}")
-        if flag.kind is not bool and not equals:
+        one = known[name]
+        if one.kind is bool:
+            if equals:
+                raise UserError(f"{name} takes no value", why=f"got {value!r}")
+            value = "yes"
+        elif not equals:
             if not rest:
-                raise UserError(f"{name} needs a value", why=flag.help)
+                raise UserError(f"{name} needs a value", why=one.help)
             value = rest.pop(0)
-        found.setdefault(flag.field, []).append(value)
-    values = _positionals([f for f in flags(options) if f.positional], positional, verb)
-    for flag in known.values():
-        if flag.field in found:
-            values[flag.field] = flag.read(found[flag.field])
-        elif flag.required:
-            raise UserError(f"{flag.names[-1]} is missing", why=flag.help, try_=f"stretto {verb} --help")
+        found.setdefault(one.name, []).append(value)
+    values = _positionals([one for one in own if one.positional], positional, verb)
+    for one in own:
+        if one.name in found:
+            values[one.field] = one.read(found[one.name], one.name)
+        elif one.required and not one.positional:
+            raise UserError(f"{one.name} is missing", why=one.help, try_=f"stretto {verb} --help")
+    for field, group in groups.items():
+        texts = {one.field: found[one.name] for one in group.options if one.name in found}
+        values[field] = group.build(texts, f"stretto {verb}")
     return options(**values)
 
 
-def _positionals(wanted: Sequence[Flag], words: Sequence[str], verb: str) -> dict[str, Any]:
+def _positionals(wanted: Sequence[Option], words: Sequence[str], verb: str) -> dict[str, Any]:
     if len(words) > len(wanted):
         raise UserError(
             f"unexpected argument {words[len(wanted)]!r}",
-            why=f"stretto {verb} takes {' '.join(f.title for f in wanted) or 'no arguments'}",
+            why=f"stretto {verb} takes {' '.join(map(title, wanted)) or 'no arguments'}",
             try_="quotes around a text with spaces",
         )
-    for flag in wanted[len(words) :]:
-        if flag.required:
-            raise UserError(f"{flag.names[0]} is missing", why=flag.help, try_=f"stretto {verb} --help")
-    return {flag.field: flag.read([word]) for flag, word in zip(wanted, words, strict=False)}
+    for one in wanted[len(words) :]:
+        if one.required:
+            raise UserError(f"{one.name} is missing", why=one.help, try_=f"stretto {verb} --help")
+    return {one.field: one.read([word], one.name) for one, word in zip(wanted, words, strict=False)}
 
 
-def _unknown(name: str, known: Sequence[str] | dict[str, Flag], verb: str) -> NoReturn:
+def _unknown(name: str, known: Sequence[str] | dict[str, Option], verb: str) -> NoReturn:
     close = difflib.get_close_matches(name, list(known), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"stretto {verb} --help"
     raise UserError(f"unknown flag {name}", why="before a text that starts with - write --", try_=hint)
 
 
-def near(word: str, known: Sequence[str]) -> str:
-    """What to try in place of an unknown word."""
-    close = difflib.get_close_matches(word, known, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(known)}"
+# -- help pages --------------------------------------------------------------------------------------------------------
+
+
+def title(one: Option) -> str:
+    """The left column of the help page."""
+    if one.positional:
+        return one.name if one.required else f"[{one.name}]"
+    return ", ".join(one.names) + ("" if one.kind is bool else f" {one.metavar}")
+
+
+def meaning(one: Option) -> str:
+    """The right column."""
+    if one.required and not one.positional:
+        return f"{one.help} (required)"
+    says_nothing = one.required or one.default in (None, False, ())
+    return one.help if says_nothing else f"{one.help} (default: {one.text_of(one.default)})"
 
 
 def page(options: type, verb: str, summary: str, examples: Sequence[str] = ()) -> str:
     """The help page of a verb."""
-    every = flags(options)
-    arguments = [(flag.title, flag.note) for flag in every if flag.positional]
-    switches = [(flag.title, flag.note) for flag in every if not flag.positional]
-    usage = " ".join(["usage: stretto", verb, *(title for title, _ in arguments), "[options]"])
+    own, groups = options_of(options), groups_of(options)
+    arguments = [(title(one), meaning(one)) for one in own if one.positional]
+    switches = [(title(one), meaning(one)) for one in own if not one.positional]
+    usage = " ".join(["usage: stretto", verb, *(name for name, _ in arguments), "[options]"])
     parts = [usage, f"{summary}."]
     if arguments:
         parts.append("\n".join(["arguments:", *columns(arguments)]))
     parts.append("\n".join(["options:", *columns([*switches, ("-h, --help", "show this page")])]))
+    for group in groups.values():
+        parts.append("\n".join([f"{group.title}:", *columns([(title(one), meaning(one)) for one in group.options])]))
     if examples:
         parts.append("\n".join(["examples:", *(f"  {example}" for example in examples)]))
     return "\n\n".join(parts) + "\n"

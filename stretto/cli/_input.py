@@ -1,25 +1,18 @@
 """Where prompts come from: the command line, a pipe, a file. No torch here."""
 
-import codecs
 import os
 import select
 import stat
 import sys
-from pathlib import Path
 from typing import TextIO
 
 from stretto.cli._terminal import is_terminal, note
 from stretto.core.errors import RunError, UserError
+from stretto.core.files import as_text
 
 PATIENCE = 2.0  # seconds without a byte; then the person is told what is waited for
 MOST_BYTES = 64 << 20  # far beyond any context; a program that writes without end must not fill the memory
 _BLOCK = 1 << 16
-_MARKS = {  # longest first: one mark starts with another
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 
 
 def read_prompt(prompt: str | None, *, alone: str | None, raw: bool = False, no_stdin: bool = False) -> str | None:
@@ -53,29 +46,6 @@ def check_utf8(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as problem:
         raise UserError(f"{where} is not UTF-8 text", why=f"byte {problem.start} cannot be read") from None
-
-
-def as_text(data: bytes, where: str) -> str:
-    """The text of a file as it is, line ends too; a byte-order mark is not part of it. Raises UserError for no text."""
-    other = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-    if other is not None:
-        convert = f"convert it: iconv -f {other} -t UTF-8"
-        raise UserError(f"{where} is {other} text", why="only UTF-8 is read", try_=convert)
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{where} is not UTF-8 text", why=f"byte {problem.start} cannot be read") from None
-
-
-def read_template(path: Path | None) -> str | None:
-    """The text of a chat template; UserError if it cannot be read."""
-    if path is None:
-        return None
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"--chat-template {path} cannot be read", why=str(problem)) from None
-    return as_text(data, f"--chat-template {path}")
 
 
 def _empty() -> UserError:

@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stretto.cli._flags import argument, flags, option
+from stretto.cli._flags import groups_of
+from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress, table
 from stretto.cli._text import PARAGRAPH
-from stretto.core.card import DRAFTERS
 from stretto.core.costs import Machine, ModelCost, prefill_bound, step_seconds
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
+from stretto.core.option import argument, option, options_of
 from stretto.core.sampling import Sampling
+from stretto.core.settings import Configuration
 
 if TYPE_CHECKING:
     from stretto.llm import LLM
@@ -27,16 +29,13 @@ class Options:
     """Options of `stretto bench`."""
 
     model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
-    prompt_tokens: tuple[int, ...] = option("lengths of prompts", default=(128, 512, 1024), metavar="N,...")
-    new_tokens: int = option("tokens to decode", default=64)
-    streams: tuple[int, ...] = option("how many texts are decoded at once", default=(1, 8), metavar="N,...")
-    repeat: int = option("runs of every measurement; the median counts", default=3)
-    draft: str = option("as for `stretto run`", default="none", metavar="SPEC")
-    dtype: str = option("float32 is the reference mode", default="bfloat16", choices=("bfloat16", "float32"))
-    backend: str = option("as for `stretto run`", default="auto", choices=("auto", "native", "torch"))
-    prefill: str = option("as for `stretto run`", default="exact", choices=("exact", "int8"))
-    record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)  # noqa: RUF009  a field
+    prompt_tokens: tuple[int, ...] = option("lengths of prompts", default=(128, 512, 1024), metavar="N,...", low=1)
+    new_tokens: int = option("tokens to decode", default=64, low=2)
+    streams: tuple[int, ...] = option("how many texts are decoded at once", default=(1, 8), metavar="N,...", low=1)
+    repeat: int = option("runs of every measurement; the median counts", default=3, low=1)
+    record: Path | None = option("write a benchmark record, the format of bench/records/", default=None)
     json: bool = option("print the record in place of the table", default=False)
+    configuration: Configuration = settings(draft="none")
 
 
 def run(options: Options) -> int:
@@ -49,25 +48,18 @@ def run(options: Options) -> int:
     from stretto.planner.measure import describe_machine, measure_machine, model_cost, prefill_cost
     from stretto.planner.record import as_record, result
 
-    dtype = DTYPES[options.dtype]
-    most = max(options.streams)
-    llm = LLM(
-        path,
-        draft=options.draft,
-        dtype=options.dtype,
-        backend=options.backend,
-        prefill=options.prefill,
-        max_seqs=most,
-        progress=progress("loading"),
-        note=note,
-    )
+    how = options.configuration.settings
+    if "max_seqs" not in options.configuration.sources:
+        how = how.replace(max_seqs=max(options.streams))
+    dtype = DTYPES[how.dtype]
+    llm = LLM(path, how, progress=progress("loading"), note=note)
     lm = llm.engine.runner.model
     samples = measure(llm, options)
     # afterwards: on a shared machine the neighbours of the runs just measured
     machine = measure_machine(dtype, llm.backend_choice.threads)
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
-    words = (Path(options.model).name, llm.backend_choice.name, options.dtype, f"draft {options.draft}")
-    name = "bench " + ", ".join((*words, f"prefill {options.prefill}"))
+    words = (Path(options.model).name, llm.backend_choice.name, how.dtype, f"draft {how.draft}")
+    name = "bench " + ", ".join((*words, f"prefill {how.prefill}"))
     results = [result(quantity, "tokens/s", runs, bounds[quantity]) for quantity, runs in samples.items()]
     where = {**describe_machine(), **asdict(machine)}
     record = as_record(name, shlex.join(["stretto", *_words(options)]), where, results, samples)
@@ -83,20 +75,12 @@ def run(options: Options) -> int:
         share = f"{value / bound:.0%} of {bound:,.0f}"
         rows.append((row["quantity"], f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}", share))
     print(table(("quantity", "tokens/s", "spread", "of bound"), rows))
-    note(f"bound: {machine.bandwidth / 1e9:.1f} GB/s read, {machine.flops / 1e9:,.0f} GFLOP/s in {options.dtype}")
+    note(f"bound: {machine.bandwidth / 1e9:.1f} GB/s read, {machine.flops / 1e9:,.0f} GFLOP/s in {how.dtype}")
     return 0
 
 
 def check(options: Options) -> None:
-    """Raise UserError for whatever can be refused without the model."""
-    for name in ("prompt_tokens", "streams"):
-        if any(n < 1 for n in getattr(options, name)):
-            raise UserError(f"--{name.replace('_', '-')} holds a number below 1", why="nothing would be measured")
-    if options.new_tokens < 2 or options.repeat < 1:
-        raise UserError("--new-tokens must be at least 2 and --repeat at least 1", why="a rate needs an interval")
-    name = options.draft.partition(":")[0]
-    if name not in ("none", "auto"):
-        DRAFTERS.card(name)
+    """Raise UserError for whatever can be refused without the model, and not by the limits of one option."""
     if options.record is not None and not options.record.parent.is_dir():
         raise UserError(f"--record {options.record}: no such folder", try_="a file in a folder that exists")
 
@@ -141,9 +125,11 @@ def _bounds(options: Options, machine: Machine, decode: ModelCost, prefill: Mode
 
 def _words(options: Options) -> list[str]:
     """The command line that measures the same again."""
+    how = options.configuration.settings
+    given = [(one, getattr(options, one.field)) for one in options_of(Options) if not one.positional]
+    given += [(one, getattr(how, one.field)) for one in groups_of(Options)["configuration"].options]
     found = ["bench", options.model]
-    for flag in flags(Options):
-        value = getattr(options, flag.field)
-        if not flag.positional and flag.field not in ("record", "json") and value != flag.default:
-            found += [flag.names[-1], ",".join(map(str, value)) if flag.repeats else str(value)]
+    for one, value in given:
+        if one.field not in ("record", "json") and value != one.default:
+            found += [one.name, one.text_of(value)]
     return found

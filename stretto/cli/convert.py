@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from stretto.cli._flags import argument, near, option
 from stretto.cli._terminal import note, print_json, progress
 from stretto.core.card import CODECS
 from stretto.core.env import read_env
-from stretto.core.errors import UserError
+from stretto.core.errors import UserError, near
+from stretto.core.option import argument, option
 
 if TYPE_CHECKING:
     from stretto.convert.convert import Format
@@ -24,7 +24,7 @@ class Options:
     """Options of `stretto convert`."""
 
     src: str = argument("an alias, a .gguf file or a checkpoint directory")
-    dst: Path = argument("the file or directory to write")  # noqa: RUF009  a field
+    dst: Path = argument("the file or directory to write")
     to: str = option("a checkpoint directory, or a GGUF file", choices=("hf", "gguf"))
     dtype: str | None = option(
         "number format of the matrices: f32, f16, bf16; int8 in hf; q8_0, q4_0, q4_1 in GGUF (default: as they are)",

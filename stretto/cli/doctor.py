@@ -2,18 +2,23 @@
 
 import importlib.metadata
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from stretto.cli._flags import argument, option
+from stretto.cli._settings import said, settings
 from stretto.cli._terminal import has_colour, note, paint, print_json
 from stretto.core.costs import Machine, decode_bound, prefill_bound
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
+from stretto.core.option import argument, option
+from stretto.core.settings import Configuration, Settings
 
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
     from stretto.kernels.native.library import Team
+    from stretto.models.lm import LM
     from stretto.planner.measure import Measured
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
@@ -28,8 +33,8 @@ class Options:
 
     model: str | None = argument("also say what the measured rates allow for this model", default=None)
     build: bool = option("compile the native kernels now, also if they are there", default=False)
-    dtype: str = option("compute dtype of the bounds", default="bfloat16", choices=("bfloat16", "float32"))
     json: bool = option("print one JSON object", default=False)
+    configuration: Configuration = settings(draft="none", max_seqs=1)
 
 
 def run(options: Options) -> int:
@@ -43,18 +48,21 @@ def run(options: Options) -> int:
     import torch
 
     from stretto.convert.model_file import open_model
+    from stretto.llm import DTYPES
     from stretto.planner.measure import describe_machine, gemm_rate, native_bandwidth, read_bandwidth
 
-    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
+    how = options.configuration.settings
+    dtype = DTYPES[how.dtype]
     file = None if path is None else open_model(path)  # first: a bad file needs no measuring
-    native, threads = native_kernels(env, clean=options.build)
+    native, threads = native_kernels(env, how.threads, clean=options.build)
     note("measuring ...")
     bandwidth = read_bandwidth()
     rates = {name: gemm_rate(kind) for name, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}
-    machine = Machine(bandwidth=bandwidth.median, flops=rates[options.dtype].median)
+    machine = Machine(bandwidth=bandwidth.median, flops=rates[how.dtype].median)
     report: dict[str, Any] = {
         "versions": versions(),
         "machine": describe_machine(),
+        "settings": options.configuration.changes(),
         "environment": environment(env),
         "native kernels": native,
         "kernels": kernels(dtype),
@@ -66,8 +74,7 @@ def run(options: Options) -> int:
     }
     if file is not None:
         report["bounds through torch"] = bounds(file, machine, dtype)
-        if options.dtype == "bfloat16":
-            report["one decode step"] = decode_step(file, env)
+        report["one decode step"] = decode_step(file, how, env)
     if options.json:
         print_json(report)
     else:
@@ -87,13 +94,13 @@ def versions() -> dict[str, str]:
 
 
 def environment(env: Env) -> dict[str, str]:
-    """The settings of core/env.py as they are now; passwords in addresses are not shown."""
+    """What the variables of core/env.py say now; passwords in addresses are not shown."""
     found = {field.name: str(getattr(env, field.name)) for field in fields(env)}
     found["cache"] = str(env.cache or "none")
     return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
 
 
-def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Team | None]":
+def native_kernels(env: Env, num_threads: int | None, *, clean: bool) -> "tuple[dict[str, Any], Team | None]":
     """What the native kernels were compiled for, or why they are not there; and the threads that run them."""
     from stretto.kernels.native.build import build, find_compiler, supported_levels
     from stretto.llm.backend import thread_team
@@ -102,13 +109,13 @@ def native_kernels(env: Env, *, clean: bool) -> "tuple[dict[str, Any], Team | No
     found: dict[str, Any] = {"this CPU runs": levels, "compiler": find_compiler(env.cxx) or "none found"}
     try:
         path = build(env.level or levels[0], env.cache_dir, compiler=env.cxx, note=note, clean=clean)
-        threads = thread_team(env)
+        threads = thread_team(env, num_threads)
     except UserError as problem:
         return {**found, "not available": f"{problem.error}: {problem.why}"}, None
     return {**found, "level": threads.library.level, "threads": threads.num_threads, "library": str(path)}, threads
 
 
-def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
+def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, Any]:
     """One token of one stream on the native kernels: its time, its bound, and what its operations take one by one."""
     import time
 
@@ -116,12 +123,12 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
     from stretto.llm import LLM
     from stretto.planner.measure import model_cost, native_bandwidth
 
-    context = min(2 * _STEP_CONTEXT, file.config.context)
-    llm = LLM(file.path, draft="none", context=context, max_seqs=1, env=env)
+    context = settings.context or min(2 * _STEP_CONTEXT, file.config.context)
+    llm = LLM(file.path, settings, context=context, env=env)
     recording, threads = llm.engine.runner.recording, llm.backend_choice.threads
     if recording is None or threads is None:
         return {"runs on": "torch", "why": str(llm.backend_choice.why)}
-    llm.generate([[1] * (context // 2)], Sampling(temperature=0.0, max_tokens=2, ignore_eos=True))
+    llm.generate([[1] * min(_STEP_CONTEXT, context // 2)], Sampling(temperature=0.0, max_tokens=2, ignore_eos=True))
     runs = []
     for _ in range(_STEP_RUNS):
         started = time.perf_counter()
@@ -137,10 +144,24 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
         "bound ms": round(1e3 * bound, 3),
         "achieved ms": round(1e3 * median, 3),
         "share of the bound": f"{bound / median:.0%}",
+        "layers": layers(llm.engine.runner.model, recording.host_operations),
         "operations": len(recording.tape.names),
-        "of these in Python": recording.host_operations or "none",
+        "of these in Python": recording.host_operations,
         **parts,
     }
+
+
+def layers(lm: "LM", in_python: Mapping[str, str]) -> dict[str, str]:
+    """How many mixers and channels of each kind run where. in_python: names of parts that have no native kernel."""
+    found: dict[str, Counter[str]] = {}
+    for i, block in enumerate(lm.blocks):
+        for role, part in (("mixer", block.mixer), ("channel", block.channel)):
+            if part is None:
+                continue
+            name = f"blocks.{i}.{role}"
+            is_native = not any(host == name or host.startswith(f"{name}.") for host in in_python)
+            found.setdefault(type(part).__name__, Counter())["native" if is_native else "in Python"] += 1
+    return {kind: ", ".join(f"{n} {where}" for where, n in places.items()) for kind, places in found.items()}
 
 
 def kernels(dtype: Any) -> dict[str, dict[str, str]]:
@@ -207,7 +228,7 @@ def _figures(samples: tuple[float, ...], median: float) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     import sys
 
-    for heading, values in report.items():
+    for heading, values in (report | {"settings": {"not the defaults": said(report["settings"])}}).items():
         print(paint(heading, "bold", has_colour(sys.stdout)))
         width = max(len(name) for name in values)
         for name, value in values.items():
@@ -216,7 +237,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     if value is None:

@@ -4,11 +4,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stretto.cli._flags import argument, near, option
 from stretto.cli._terminal import has_colour, is_terminal, print_json
 from stretto.core.card import REGISTRIES, Can, Card
 from stretto.core.env import Env, read_env
-from stretto.core.errors import UserError
+from stretto.core.errors import UserError, near
+from stretto.core.option import argument, option
 
 EXAMPLES = ("stretto list", "stretto list drafter", "stretto list model --json")
 SOCKETS = (*(registry.socket for registry in REGISTRIES), "model")

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from stretto.cli._flags import argument, option
 from stretto.cli._terminal import print_json
 from stretto.core.env import read_env
+from stretto.core.option import argument, option
 
 EXAMPLES = ("stretto pull smollm2",)
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.cli._flags import argument, option
+from stretto.cli._settings import said
 from stretto.cli._terminal import harmless, note, print_json
 from stretto.core.env import read_env
+from stretto.core.option import argument, option
+from stretto.core.settings import configure
 
 EXAMPLES = ("stretto show smollm2", "stretto show model.gguf --json")
 
@@ -22,19 +24,20 @@ def run(options: Options) -> int:
     """Open the file, check that every tensor is there, describe it."""
     from stretto.hub.models import resolve
 
+    changes = configure().changes()
     path = resolve(options.model, env=read_env())
     from stretto.convert.model_file import open_model
     from stretto.convert.show import describe
 
     model = open_model(path)
-    found = describe(model)
+    found = describe(model) | {"settings": changes}
     for text in model.notes:
         note(text)
     if options.json:
         print_json(found)
         return 0
     width = max(map(len, found))
-    for name, value in found.items():
+    for name, value in (found | {"settings": said(changes)}).items():
         print(f"{name.replace('_', ' ').ljust(width)}  {harmless(_shown(value))}")
     return 0
 

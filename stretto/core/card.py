@@ -4,7 +4,6 @@ A filler is one file in the folder of its socket and ends with a `CARD`. The fol
 listing files, a file is imported only when it is asked for, and nothing is edited twice.
 """
 
-import difflib
 import enum
 import importlib
 import pkgutil
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.core.errors import UserError
+from stretto.core.errors import UserError, near
 
 
 class Can(enum.Flag):
@@ -71,9 +70,7 @@ class Registry:
         """Load one filler. An unknown name is a UserError with near matches; a broken filler shows its own error."""
         known = self.names()
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"unknown {self.socket} {name!r}", try_=hint)
+            raise UserError(f"unknown {self.socket} {name!r}", try_=near(name, known))
         card: Card = importlib.import_module(f"{self.package}.{name}").CARD
         return card
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from stretto.core.sampling import Noise, Sampling
 from stretto.core.tree import Tree
@@ -165,6 +165,7 @@ class Target:
     eos_ids: frozenset[int] = field(default_factory=frozenset)
 
 
+@runtime_checkable
 class DrafterConfig(Protocol):
     """Settings of a drafter: a frozen dataclass whose fields a user may name (`NAME:field=value,...`)."""
 

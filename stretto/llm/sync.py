@@ -12,18 +12,16 @@ import torch
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import generation_hints, ignored_hints
-from stretto.core.drafter import DrafterConfig, Target
+from stretto.core.drafter import Target
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
-from stretto.core.judge import Judge
-from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.sampling import Sampling
+from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
 from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
-from stretto.kernels.native.library import Team
-from stretto.llm.backend import BACKENDS, Choice, choose
+from stretto.llm.backend import choose
 from stretto.llm.options import approximations, make_drafting, make_judge, make_order
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
 from stretto.llm.sizes import choose_sizes
@@ -36,9 +34,7 @@ from stretto.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
-Drafting = tuple[DrafterConfig, DraftPolicy]
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-PREFILLS = ("exact", "int8")
 NATIVE_ROWS, TORCH_ROWS = 128, 512
 _log = logging.getLogger("stretto")
 STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
@@ -47,127 +43,95 @@ STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a t
 class LLM:
     """One model with one engine. Not thread-safe (see `AsyncLLM`); several can live in one process.
 
-    model: an alias ("smollm2"), a .gguf file or a checkpoint directory. draft: "none", "auto", "ngram",
-    "ngram:max_n=3,nodes=8", or the config of a drafter with a `DraftPolicy`. order: who is served first, "fcfs",
-    "priority:aging=30" or "shortest". dtype: "bfloat16", or "float32" for the reference mode
-    (weights, activations and cache in fp32, through torch). backend: "native" kernels compute with the file's own
-    integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
-    `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
-    faster: prompts, and only prompts, are multiplied with 8-bit activations and attend in 16-bit integers (native
-    only). context: longest sequence, default what the model was made for, or as much of it as memory allows.
-    memory_bytes: for the cache, which all sequences share; default 90% of what is free on the machine and in its
-    control group, less weights and buffers. max_rows: most rows of a step, of prompts and drafts; default 128 on native
-    kernels, whose caches hold the activations of so many, and 512 through torch. note: gets a line when the kernels are
-    compiled, which happens once, and what is to be known of the model and its sizes (default for that: a warning by
-    `logging`).
-    Raises UserError and its subclasses (see stretto.core.errors).
+        LLM("smollm2", draft="none", context=4096)
+
+    model: an alias ("smollm2"), a .gguf file or a checkpoint directory. settings: how it is run; None is what the
+    environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken, and
+    `backend_choice` who computes, and why. progress: called with (done, total) while weights are read. note: gets a
+    line when the kernels are compiled, which happens once, and what is to be known of the model and its sizes (default
+    for that: a warning by `logging`). Raises UserError and its subclasses (see stretto.core.errors).
     """
 
     def __init__(
         self,
         model: str | Path,
+        settings: Settings | None = None,
         *,
-        draft: str | Drafting = "auto",
-        judge: str | Judge = "coupled",
-        order: str | OrderPolicy = "fcfs",
-        dtype: str = "bfloat16",
-        backend: str = "auto",
-        prefill: str = "exact",
-        context: int | None = None,
-        max_seqs: int = 32,
-        max_rows: int | None = None,
-        memory_bytes: int | None = None,
-        chat_template: str | None = None,
         progress: Progress | None = None,
         env: Env | None = None,
         note: Callable[[str], None] | None = None,
+        **changes: Any,
     ) -> None:
         started = time.perf_counter()
         env = env or read_env()
-        if dtype not in DTYPES:
-            raise UserError(f"unknown dtype {dtype!r}", try_=f"one of {', '.join(DTYPES)}")
-        if backend not in BACKENDS:
-            raise UserError(f"unknown backend {backend!r}", try_=f"one of {', '.join(BACKENDS)}")
-        if prefill not in PREFILLS:
-            raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
-        drafting = make_drafting(draft) if isinstance(draft, str) else draft
-        self._approximate = approximations(draft, judge, prefill)
+        self.settings = (settings or configure(besides=changes).settings).replace(**changes)
         file = open_model(resolve(str(model), env=env, progress=True))
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
-        source = chat_template if chat_template is not None else self.tokenizer.chat_template
-        self.template = self._template(source)
+        self.template = ChatTemplate.of(self.tokenizer, self.settings.read_template())
         self.hints = generation_hints(file)
-        self.dtype = dtype
-        if dtype == "float32":
-            if backend == "native":
-                raise UserError("backend='native' with dtype='float32'", why="float32 is the reference, through torch")
-            self.backend_choice = Choice(None, "float32 is the reference mode")
-        else:
-            self.backend_choice = choose(backend, matrix_codecs(file), env, note)
-        threads = self.backend_choice.threads
-        if threads is None and prefill != "exact":
-            raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))
-        rows = max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
+        self._approximate = approximations(self.settings)
+        self.backend_choice = choose(self.settings, matrix_codecs(file), env, note)
+        dtype, threads = DTYPES[self.settings.dtype], self.backend_choice.threads
+        rows = self.settings.max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
         sizes = choose_sizes(
             file,
-            DTYPES[dtype],
+            dtype,
             native=threads is not None,
             max_rows=rows,
-            context=context,
-            memory_bytes=memory_bytes,
+            context=self.settings.context,
+            memory_bytes=self.settings.memory_bytes,
         )
         for text in (*file.notes, *ignored_hints(file), *filter(None, [sizes.note])):
             (note or _log.warning)(text)
         if threads is None:
-            lm = load_model(file, DTYPES[dtype], progress).prepack()
+            lm = load_model(file, dtype, progress).prepack()
         else:
             lm = load_model(file, torch.float32, progress, team=threads)
-        room = Sizes(
-            context=sizes.context,
-            max_seqs=max_seqs,
-            max_rows=rows,
-            memory_bytes=sizes.memory_bytes,
-            kv_dtype=DTYPES[dtype],
-            coarse_prompts=prefill == "int8",
+        self.engine = self._engine(
+            lm,
+            Sizes(
+                context=sizes.context,
+                max_seqs=self.settings.max_seqs,
+                max_rows=rows,
+                memory_bytes=sizes.memory_bytes,
+                kv_dtype=dtype,
+                coarse_prompts=self.settings.prefill == "int8",
+            ),
+            env,
         )
-        self.engine = self._engine(lm, room, threads, drafting, judge, order)
         for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request
         self.load_s = time.perf_counter() - started
 
-    def _engine(
-        self,
-        lm: LanguageModel,
-        sizes: Sizes,
-        threads: Team | None,
-        drafting: Drafting | None,
-        judge: str | Judge,
-        order: str | OrderPolicy,
-    ) -> Engine:
-        tokenizer = self.tokenizer
-        drafter, policy = None, None
-        if drafting is not None:
-            config, policy = drafting
-            drafter = config.build(
-                Target(
-                    model=lm,
-                    context=sizes.context,
-                    max_seqs=sizes.max_seqs,
-                    max_rows=sizes.max_rows,
-                    vocab_size=tokenizer.vocab_size,
-                    threads=threads,
-                    tokenizer=tokenizer,
-                    eos_ids=tokenizer.eos_ids,
-                )
-            )
+    def _engine(self, lm: LanguageModel, sizes: Sizes, env: Env) -> Engine:
+        tokenizer, threads = self.tokenizer, self.backend_choice.threads
+
+        def load(path: str) -> tuple[LanguageModel, Tokenizer]:
+            file = open_model(resolve(path, env=env, progress=True))
+            if threads is None:
+                return load_model(file, DTYPES[self.settings.dtype]).prepack(), open_tokenizer(file)
+            return load_model(file, torch.float32, team=threads), open_tokenizer(file)
+
+        target = Target(
+            model=lm,
+            context=sizes.context,
+            max_seqs=sizes.max_seqs,
+            max_rows=sizes.max_rows,
+            vocab_size=tokenizer.vocab_size,
+            threads=threads,
+            tokenizer=tokenizer,
+            load=load,
+            eos_ids=tokenizer.eos_ids,
+        )
+        drafter, policy = make_drafting(self.settings.draft, target)
         return Engine(
             lm,
             sizes,
             drafter=drafter,
-            judge=make_judge(judge) if isinstance(judge, str) else judge,
-            policies=Policies(order=make_order(order) if isinstance(order, str) else order, draft=policy),
+            judge=make_judge(self.settings.judge),
+            policies=Policies(order=make_order(self.settings.order), draft=policy),
             eos_ids=tokenizer.eos_ids,
             vocab_size=tokenizer.vocab_size,
             threads=threads,
@@ -191,12 +155,6 @@ class LLM:
         UserError if there is no template, and for tools that the template has no place for: the model would never
         see them. `chat_ids` says when a BOS comes first.
         """
-        if self.template is None:
-            raise UserError(
-                f"{self.file.path.name} has no chat template",
-                why="guessing one would change what the model sees",
-                try_="--raw for a plain continuation, or --chat-template FILE",
-            )
         return chat_ids(self.tokenizer, self.template, messages, tools=tools, kwargs=options)
 
     # -- generation ------------------------------------------------------------------------------------------------
@@ -214,10 +172,10 @@ class LLM:
         progress: called with (finished, total) after every step.
         """
         many = as_prompts(prompts)
-        settings = as_samplings(sampling, len(many))
+        samplings = as_samplings(sampling, len(many))
         with self._opened([]) as streams:
-            for prompt, setting in zip(many, settings, strict=True):
-                self._open(streams, self.add(self.encode(prompt), setting, continues=True))
+            for prompt, one in zip(many, samplings, strict=True):
+                self._open(streams, self.add(self.encode(prompt), one, continues=True))
             return self._run(streams, progress)
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:
@@ -345,9 +303,6 @@ class LLM:
             logprobs=tuple(stream.logprobs),
             approximate=self._approximate,
         )
-
-    def _template(self, source: str | None) -> ChatTemplate | None:
-        return None if source is None else ChatTemplate.of(self.tokenizer, source)
 
 
 def open_tokenizer(file: ModelFile) -> Tokenizer:

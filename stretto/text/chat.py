@@ -85,19 +85,10 @@ class ChatTemplate:
             raise ModelFileError("the chat template cannot be compiled", why=_reason(e)) from e
 
     @staticmethod
-    def of(tokenizer: Tokenizer, source: str | None = None) -> "ChatTemplate":
-        """The template of a model, or `source` in its place, with the model's special tokens.
-
-        Raises UserError if there is none.
-        """
+    def of(tokenizer: Tokenizer, source: str | None = None) -> "ChatTemplate | None":
+        """The template of a model, or `source` in its place, with the model's special tokens; None if there is none."""
         source = tokenizer.chat_template if source is None else source
-        if source is None:
-            raise UserError(
-                "this model has no chat template",
-                why="guessing a chat format gives bad answers silently",
-                try_="--chat-template FILE, or send plain text",
-            )
-        return ChatTemplate(source, tokenizer.special_tokens)
+        return None if source is None else ChatTemplate(source, tokenizer.special_tokens)
 
     def render(
         self,
@@ -158,7 +149,7 @@ class ChatTemplate:
 
 def chat_ids(
     tokenizer: Tokenizer,
-    template: ChatTemplate,
+    template: ChatTemplate | None,
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -170,8 +161,14 @@ def chat_ids(
     A template writes every special token itself, BOS among them, and for a checkpoint folder nothing is added, whatever
     the tokenizer puts before plain text: so do `apply_chat_template`, vLLM and SGLang. In GGUF files a template may
     leave its BOS to `add_bos_token`: where that is set (`Tokenizer.template_adds_bos`) the BOS comes first, unless the
-    template wrote it.
+    template wrote it. Raises UserError without a template, and for what `ChatTemplate.render` refuses.
     """
+    if template is None:
+        raise UserError(
+            "this model has no chat template",
+            why="guessing a chat format gives bad answers silently",
+            try_="--chat-template FILE, or --raw for a plain continuation",
+        )
     text = template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, kwargs=kwargs)
     ids = tokenizer.encode(text, add_bos=False)
     if tokenizer.template_adds_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:

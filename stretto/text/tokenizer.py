@@ -67,6 +67,12 @@ class Tokenizer:
         """Number of ids; the model's matrices may have more rows."""
         return len(self._vocabulary.tokens)
 
+    def shares_ids(self, other: "Tokenizer") -> bool:
+        """Whether every id that both have means the same."""
+        ours, theirs = self._vocabulary, other._vocabulary
+        n = min(len(ours.tokens), len(theirs.tokens))
+        return ours.style == theirs.style and list(ours.tokens[:n]) == list(theirs.tokens[:n])
+
     @property
     def bos_id(self) -> int | None:
         """The token that begins a text, whether or not the file puts it before every text (`add_bos`)."""

@@ -152,8 +152,9 @@ def test_only_known_arguments_reach_the_template(name: str) -> None:
 
 def test_models_without_a_template_are_refused(smollm2: Tokenizer) -> None:
     fields = {k: v for k, v in smollm2.to_gguf_metadata().items() if k != "tokenizer.chat_template"}
+    bare = Tokenizer.from_gguf(fields)
     with pytest.raises(UserError, match="--chat-template FILE"):
-        ChatTemplate.of(Tokenizer.from_gguf(fields))
+        chat_ids(bare, ChatTemplate.of(bare), HI)
 
 
 # --- Templates that would run for ever or fill memory

@@ -15,14 +15,16 @@ import pytest
 from command import CONFIG, Run, answer
 from hypothesis import given
 from hypothesis import strategies as st
+from toy import toy_lm
 
 from stretto import cli as cli_package
 from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
+from stretto.cli import doctor as doctor_verb
 from stretto.cli import run as run_verb
-from stretto.cli._flags import argument, option
 from stretto.core.errors import UserError
+from stretto.core.option import argument, option, options_of
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
@@ -33,8 +35,9 @@ def test_help_of_every_verb(cli: Run, verb: str) -> None:
     assert (code, err) == (0, "") and out == help_text(verb) and cli(verb, "-h")[1] == out
     assert out.startswith(f"usage: stretto {verb} ") and VERBS[verb] in out
     options = cli_package._verb(verb).Options
-    for field in dataclasses.fields(options):
-        assert field.name.replace("_", "-") in out.lower() and field.metadata["help"]
+    of_groups = [one for group in _flags.groups_of(options).values() for one in group.options]
+    for one in (*options_of(options), *of_groups):
+        assert f" {one.name}" in out.replace("[", " ") and one.help.split()[0] in out
     assert "--json" in out and max(map(len, out.splitlines())) <= 120
 
 
@@ -102,11 +105,11 @@ BAD: dict[str, tuple[Sequence[str], int, str]] = {
     "no value": (["run", "TINY", "hi", "--seed"], 2, "--seed needs a value"),
     "switch with value": (["run", "TINY", "hi", "--raw=1"], 2, "--raw takes no value"),
     "not a number": (["run", "TINY", "hi", "--top-k", "many"], 2, "--top-k is 'many'"),
-    "temperature nan": (["run", "TINY", "hi", "--temp", "nan"], 2, "temperature is nan"),
-    "temperature below": (["run", "TINY", "hi", "--temp=-1"], 2, "temperature is -1"),
-    "top_p": (["run", "TINY", "hi", "--top-p", "2"], 2, "top_p is 2"),
-    "seed": (["run", "TINY", "hi", "--seed", "-1"], 2, "seed is -1"),
-    "no tokens": (["run", "TINY", "hi", "-n", "0"], 2, "max_tokens is 0"),
+    "temperature nan": (["run", "TINY", "hi", "--temp", "nan"], 2, "--temp is nan"),
+    "temperature below": (["run", "TINY", "hi", "--temp=-1"], 2, "--temp is -1"),
+    "top_p": (["run", "TINY", "hi", "--top-p", "2"], 2, "--top-p is 2"),
+    "seed": (["run", "TINY", "hi", "--seed", "-1"], 2, "--seed is -1"),
+    "no tokens": (["run", "TINY", "hi", "-n", "0"], 2, "--max-tokens is 0"),
     "empty stop": (["run", "TINY", "hi", "--stop", ""], 2, "stop must be"),
     "dtype": (["run", "TINY", "hi", "--dtype", "bfloat32"], 2, "did you mean float32 or bfloat16?"),
     "prefill": (["run", "TINY", "hi", "--prefill", "in8"], 2, "did you mean int8?"),
@@ -203,6 +206,7 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
     records = importlib.import_module("records")
     path = tmp_path / "r.json"
     words = ["bench", tiny, "--prompt-tokens", "16,24", "--new-tokens", "4", "--streams", "1,2", "--repeat", "2"]
+    words += ["--ctx", "100", "--mem", "8MiB", "--draft", "ngram"]
     code, out, err = cli(*words, "--record", path, "--json")
     assert code == 0, err
     record = records.parse(json.loads(path.read_text()))
@@ -220,10 +224,17 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
 
 def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRETTO_WHEEL_INDEX", "https://me:secret@host/simple")
-    code, out, _ = cli("doctor", tiny, "--json")
+    monkeypatch.setenv("STRETTO_CTX", "64")
+    code, out, _ = cli("doctor", tiny, "--threads", "1", "--json")
     found = json.loads(out)
     assert code == 0 and "secret" not in out and found["environment"]["wheel_index"] == "https://***@host/simple"
     assert found["kernels"]["attention"]["runs on"] == "torch"
+    assert found["settings"] == {
+        "draft": {"value": "none", "from": "stretto doctor"},
+        "max_seqs": {"value": 1, "from": "stretto doctor"},
+        "context": {"value": 64, "from": "STRETTO_CTX"},
+        "threads": {"value": 1, "from": "--threads"},
+    }
     assert found["measured"]["read GB/s"]["median"] > 0
     # Counted by hand: embedding (= head) 258 x 32, per layer q o 32 x 32, k v 16 x 32, three of 48 x 32, two norms.
     values = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32) + 32
@@ -231,6 +242,8 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounds["bytes per token"] == 2 * values and bounds["bytes as stored"] == 4 * values
     assert found["native kernels"]["level"] in found["native kernels"]["this CPU runs"]
     assert found["one decode step"]["runs on"].startswith("native") and found["one decode step"]["  matmul ms"] > 0
+    assert found["one decode step"]["layers"] == {"Attention": "2 native", "Dense": "2 native"}
+    assert found["one decode step"]["of these in Python"] == {}
     assert bounds["cache bytes per token"] == 2 * 2 * 2 * 8 * 2, "k and v, two layers, two heads of 8, bf16"
     picked = {
         op
@@ -238,8 +251,17 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for op in re.findall(r'pick\("(\w+)', file.read_text())
     }
     assert set(found["kernels"]) == picked, "the doctor explains every operation that has backends"
+    found = json.loads(cli("doctor", tiny, "--backend", "torch", "--json")[1])["one decode step"]
+    assert found == {"runs on": "torch", "why": "torch was asked for"}
     code, out, _ = cli("doctor")
     assert code == 0 and all(heading in out for heading in ("versions", "kernels", "measured"))
+
+
+def test_the_doctor_says_which_layers_have_no_kernel() -> None:
+    lm = toy_lm(["attention", "gated_delta", "attention"])
+    where = doctor_verb.layers(lm, {"blocks.1.mixer": "aten.x", "blocks.2.mixer.rope": "aten.y"})
+    assert where == {"Attention": "1 native, 1 in Python", "Dense": "2 native", "GatedDelta": "1 in Python"}
+    assert [block.channel is None for block in lm.blocks].count(True) == 1, "a layer may have no channel"
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -250,7 +272,7 @@ class Sample:
     """Every kind of field."""
 
     first: str = argument("needed")
-    second: Path | None = argument("not needed", default=None)  # noqa: RUF009  a field
+    second: Path | None = argument("not needed", default=None)
     number: int | None = option("n", short="-n", default=None)
     words: tuple[str, ...] = option("w", default=())
     sizes: tuple[int, ...] = option("s", default=(1, 2))
@@ -271,6 +293,23 @@ class Sample:
 )
 def test_parse(line: str, expected: Sample) -> None:
     assert _flags.parse(Sample, line.split(), "sample") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("rate", "inf", None), ("rate", "-1e400", None), ("rate", "nan", None), ("rate", "x", None), ("rate", "-3", -3),
+        ("sizes", "1,x", None), ("sizes", "1.0", None), ("sizes", "5", (5,)), ("number", "9" * 5000, None),
+        ("quick", "on", True), ("quick", "No", False), ("quick", "2", None),
+    ],
+)  # fmt: skip
+def test_a_text_becomes_a_value_or_is_refused_by_its_name(name: str, text: str, found: Any) -> None:
+    one = next(one for one in options_of(Sample) if one.field == name)
+    if found is not None:
+        assert one.read([text], "HERE") == found
+        return
+    with pytest.raises(UserError, match="HERE is"):
+        one.read([text], "HERE")
 
 
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["--quick", "-n", "--sizes", "--", "1", "a"]), max_size=6))

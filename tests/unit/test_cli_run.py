@@ -27,7 +27,8 @@ def test_json_of_an_answer(cli: Run, tiny: Path) -> None:
     assert found["text"] == oracle.decode(found["token_ids"])
     assert found["usage"]["prompt_tokens"] == 12 and found["usage"]["completion_tokens"] == len(found["token_ids"])
     assert found["usage"]["total_tokens"] == 12 + len(found["token_ids"])
-    assert (found["seed"], found["draft"], found["dtype"], found["model"]) == (5, "none", "float32", str(tiny))
+    assert (found["seed"], found["settings"]["draft"], found["settings"]["dtype"]) == (5, "none", "float32")
+    assert found["model"] == str(tiny) and found["backend"] == "torch"
     numbers = ("load_s", "prefill_s", "decode_s", "prompt_per_second", "predicted_per_second")
     assert all(found["timings"][name] > 0 for name in numbers) and found["timings"]["draft_n"] == 0
 

@@ -19,6 +19,7 @@ from stretto.convert.load import load_model, matrix_codecs
 from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
 from stretto.core.errors import ModelFileError, UserError
+from stretto.core.settings import Settings
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import NativeWeight
 from stretto.llm.backend import choose
@@ -182,7 +183,7 @@ def test_rows_run_natively_in_their_own_integers(tmp_path: Path) -> None:
 def test_rows_of_odd_width_run_through_torch(saved: Checkpoints, tmp_path: Path) -> None:
     rows, _ = written_by_others(saved("llama")[0], tmp_path)  # mlp.down_proj has 48 inputs
     model = open_model(rows)
-    choice = choose("auto", matrix_codecs(model), read_env())
+    choice = choose(Settings(), matrix_codecs(model), read_env())
     assert choice.threads is None and choice.why == "no native layout for int8 in rows of 48 values"
 
 

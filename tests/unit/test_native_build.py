@@ -15,6 +15,7 @@ import pytest
 
 from stretto.core.env import read_env
 from stretto.core.errors import RunError, UserError
+from stretto.core.settings import configure
 from stretto.kernels.native import build as builder
 from stretto.kernels.native.build import build, find_compiler, supported_levels
 from stretto.kernels.native.library import load
@@ -160,9 +161,9 @@ def test_the_library_says_what_it_was_compiled_for() -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match="STRETTO_LEVEL=avx9"):
-        thread_team(read_env({"STRETTO_LEVEL": "avx9"}))
-    with pytest.raises(UserError, match="STRETTO_THREADS=-1"):
-        read_env({"STRETTO_THREADS": "-1"})
+        thread_team(read_env({"STRETTO_LEVEL": "avx9"}), None)
+    with pytest.raises(UserError, match="STRETTO_THREADS is -1"):
+        configure(environ={"STRETTO_THREADS": "-1"})
 
 
 def test_a_forked_process_ends_without_the_threads() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import make_docs
 import records
 import setup_env
 from stretto.core.card import REGISTRIES, Can, Card, Registry
+from stretto.core.env import Env
+from stretto.core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +132,13 @@ def test_the_catalogue_shows_what_a_card_says() -> None:
     header, _, row = [line for line in page.splitlines() if line.startswith("|")]
     assert header == "| name | idea | source | can | output |"  # nobody has a state or a cost
     assert row == ("| `toy` | a \\| b | [2312.06635](https://arxiv.org/abs/2312.06635) | causal, tree | exact |")
+
+
+def test_the_settings_page_is_up_to_date_and_has_a_row_for_each() -> None:
+    path = ROOT / "docs" / "SETTINGS.md"
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert len(rows) == len(fields(Settings)) + len(fields(Env))
+    assert make_docs.pages(ROOT)[path] == path.read_text(encoding="utf-8")
 
 
 def test_every_socket_has_a_heading() -> None:
