@@ -190,7 +190,8 @@ def test_the_text_is_plain_decodings_for_any_draft(card, penalty):
 
     def random_draft(_text):
         n = rng.randrange(0, 6)
-        parents = None if rng.random() < 0.5 else tuple(rng.randrange(-1, i) for i in range(n))
+        is_tree = Can.TREE in card.can and rng.random() < 0.5
+        parents = tuple(rng.randrange(-1, i) for i in range(n)) if is_tree else None
         return Draft(tuple(rng.randrange(W) for _ in range(n)), parents)
 
     for seed in range(10):

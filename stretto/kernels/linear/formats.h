@@ -285,7 +285,7 @@ STRETTO_FORMAT(q6_k) {
 };
 
 // Blocks of 32 E2M1 numbers with a power of two, 2^(e - 127), held as e. Codes are twice the numbers, plus 16.
-constexpr uint8_t E2M1[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+inline constexpr uint8_t E2M1[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
 STRETTO_FORMAT(mxfp4) {
     using Codes = Looked<E2M1>;
