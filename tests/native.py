@@ -26,6 +26,8 @@ def team(level: str = LEVELS[0], num_threads: int = 2) -> Team:
 
 LAYOUTS = team().library.enum("Format")
 """Codecs with a native layout."""
+PLAIN = tuple(name for name in LAYOUTS if CODECS.card(name).make().is_plain)
+"""Those of them whose numbers are not quantized."""
 
 
 def int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
@@ -38,11 +40,11 @@ def stored(codec: str, rows: int, width: int) -> Stored:
     made = card.make()
     if Can.ENCODE in card.can:
         return made.encode(torch.randn(rows, width) * torch.rand(rows, 1) * 4)
-    data = torch.randint(0, 256, (rows, width // made.block, made.block_bytes), dtype=torch.uint8)
-    scale = (torch.rand(rows, width // made.block) * 0.02 - 0.005).half().view(torch.uint8).view(rows, -1, 2)
-    places = {"q6_k": [208], "q5_0": [0], "q5_1": [0, 2], "q4_k": [0, 2], "q5_k": [0, 2]}[codec]
-    for place in places:
-        data[..., place : place + 2] = scale
+    dtype, first, last = made.floats
+    shape = (rows, width // made.block)
+    data = torch.randint(0, 256, (*shape, made.block_bytes), dtype=torch.uint8)
+    scales = torch.rand(*shape, (last - first) // dtype.itemsize) * 0.02 - 0.005
+    data[..., first:last] = scales.to(dtype).view(torch.uint8)
     return Stored(made, (rows, width), data.flatten(1))
 
 

@@ -17,7 +17,8 @@ from stretto.core.errors import ModelFileError, UserError
 from stretto.core.stored import Stored
 
 STEP = 1 << 20  # values handled at a time: 4 MB of fp32
-_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float8_e8m0fnu: 0xFF}
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by size in bytes
 
 
 class BlockCodec(Codec):
@@ -47,8 +48,7 @@ class BlockCodec(Codec):
         """Of uint8 [N, bytes] of blocks, or of heads, on the CPU: the first that holds NaN or infinity. Looks at
         exponents, where they lie: a load reads every block of a model here."""
         dtype, first, last = self.floats
-        held = holders.numpy()[:, first:last]
-        bits = held.view(np.uint16) if dtype.itemsize == 2 else held.view(np.uint32)
+        bits = holders.numpy()[:, first:last].view(_WORDS[dtype.itemsize])
         bad = bits & _EXPONENTS[dtype] == _EXPONENTS[dtype]
         return int(bad.any(axis=1).argmax()) if bad.any() else None
 

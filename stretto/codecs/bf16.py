@@ -13,6 +13,7 @@ class BF16(BlockCodec):
 
     name, block, block_bytes = "bf16", 1, 2
     floats = (torch.bfloat16, 0, 2)
+    gguf_type, gguf_file_type = 30, 32
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return self.scales(blocks)
@@ -35,6 +36,6 @@ CARD = Card(
     make=BF16,
     idea="the upper half of single precision",
     paper="bfloat16",
-    can=Can.ENCODE | Can.EXACT_REENCODE,
+    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE,
     cost="16 bits a value",
 )

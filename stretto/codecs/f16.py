@@ -13,6 +13,7 @@ class F16(BlockCodec):
 
     name, block, block_bytes = "f16", 1, 2
     floats = (torch.float16, 0, 2)
+    gguf_type, gguf_file_type = 1, 1
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return self.scales(blocks)
@@ -27,6 +28,6 @@ CARD = Card(
     make=F16,
     idea="plain half precision",
     paper="IEEE 754",
-    can=Can.ENCODE | Can.EXACT_REENCODE,
+    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE,
     cost="16 bits a value",
 )

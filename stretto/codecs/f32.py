@@ -13,6 +13,7 @@ class F32(BlockCodec):
 
     name, block, block_bytes = "f32", 1, 4
     floats = (torch.float32, 0, 4)
+    gguf_type, gguf_file_type = 0, 0
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return self.scales(blocks)
@@ -27,6 +28,6 @@ CARD = Card(
     make=F32,
     idea="plain single precision",
     paper="IEEE 754",
-    can=Can.ENCODE | Can.EXACT_REENCODE,
+    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE,
     cost="32 bits a value",
 )

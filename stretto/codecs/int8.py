@@ -64,6 +64,6 @@ CARD = Card(
     make=Int8,
     idea="signed bytes, and one scale for all of a row",
     paper="compressed-tensors",
-    can=Can.ENCODE,
+    can=Can.ENCODE | Can.NATIVE,
     cost="8 bits a value + 4 bytes a row",
 )

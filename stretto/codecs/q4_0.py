@@ -22,6 +22,7 @@ class Q4_0(BlockCodec):
 
     name, block, block_bytes = "q4_0", 32, 18
     floats = (torch.float16, 0, 2)
+    gguf_type, gguf_file_type = 2, 2
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return nibbles(blocks[:, 2:]).float().sub_(8).mul_(self.scales(blocks))
@@ -43,6 +44,6 @@ CARD = Card(
     make=Q4_0,
     idea="32 nibbles share a scale",
     paper="GGUF",
-    can=Can.ENCODE,
+    can=Can.ENCODE | Can.NATIVE,
     cost="4.5 bits a value",
 )

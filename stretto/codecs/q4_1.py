@@ -18,6 +18,7 @@ class Q4_1(BlockCodec):
 
     name, block, block_bytes = "q4_1", 32, 20
     floats = (torch.float16, 0, 4)
+    gguf_type, gguf_file_type = 3, 3
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, m = self.scales(blocks).chunk(2, dim=1)
@@ -41,6 +42,6 @@ CARD = Card(
     make=Q4_1,
     idea="32 nibbles share a scale and a minimum",
     paper="GGUF",
-    can=Can.ENCODE,
+    can=Can.ENCODE | Can.NATIVE,
     cost="5 bits a value",
 )

@@ -16,6 +16,7 @@ class Q4_K(BlockCodec):
 
     name, block, block_bytes = "q4_k", 256, 144
     floats = (torch.float16, 0, 4)
+    gguf_type = 12
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, dmin = self.scales(blocks).chunk(2, dim=1)
@@ -29,6 +30,6 @@ CARD = Card(
     make=Q4_K,
     idea="nibbles with six-bit scales and minima per 32 values",
     paper="GGUF",
-    can=Can(0),
+    can=Can.NATIVE,
     cost="4.5 bits a value",
 )

@@ -15,6 +15,7 @@ class Q5_0(BlockCodec):
 
     name, block, block_bytes = "q5_0", 32, 22
     floats = (torch.float16, 0, 2)
+    gguf_type, gguf_file_type = 6, 8
 
     def unpack(self, blocks: Tensor) -> Tensor:
         q = nibbles(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])
@@ -26,6 +27,6 @@ CARD = Card(
     make=Q5_0,
     idea="32 five-bit codes share a scale",
     paper="GGUF",
-    can=Can(0),
+    can=Can.NATIVE,
     cost="5.5 bits a value",
 )

@@ -15,6 +15,7 @@ class Q5_1(BlockCodec):
 
     name, block, block_bytes = "q5_1", 32, 24
     floats = (torch.float16, 0, 4)
+    gguf_type, gguf_file_type = 7, 9
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, m = self.scales(blocks).chunk(2, dim=1)
@@ -27,6 +28,6 @@ CARD = Card(
     make=Q5_1,
     idea="32 five-bit codes share a scale and a minimum",
     paper="GGUF",
-    can=Can(0),
+    can=Can.NATIVE,
     cost="6 bits a value",
 )

@@ -16,6 +16,7 @@ class Q5_K(BlockCodec):
 
     name, block, block_bytes = "q5_k", 256, 176
     floats = (torch.float16, 0, 4)
+    gguf_type = 13
 
     def unpack(self, blocks: Tensor) -> Tensor:
         d, dmin = self.scales(blocks).chunk(2, dim=1)
@@ -32,6 +33,6 @@ CARD = Card(
     make=Q5_K,
     idea="five-bit codes with six-bit scales and minima per 32 values",
     paper="GGUF",
-    can=Can(0),
+    can=Can.NATIVE,
     cost="5.5 bits a value",
 )

@@ -18,6 +18,7 @@ class Q6_K(BlockCodec):
 
     name, block, block_bytes = "q6_k", 256, 210
     floats = (torch.float16, 208, 210)
+    gguf_type = 14
 
     def unpack(self, blocks: Tensor) -> Tensor:
         low = nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 16, 16)
@@ -32,6 +33,6 @@ CARD = Card(
     make=Q6_K,
     idea="six-bit codes with a signed byte scale per 16 values",
     paper="GGUF",
-    can=Can(0),
+    can=Can.NATIVE,
     cost="6.5625 bits a value",
 )

@@ -19,6 +19,7 @@ class Q8_0(BlockCodec):
 
     name, block, block_bytes = "q8_0", 32, 34
     floats = (torch.float16, 0, 2)
+    gguf_type, gguf_file_type = 8, 7
 
     def unpack(self, blocks: Tensor) -> Tensor:
         return blocks[:, 2:].view(torch.int8).float().mul_(self.scales(blocks))
@@ -43,6 +44,6 @@ CARD = Card(
     make=Q8_0,
     idea="32 signed bytes share a scale",
     paper="GGUF",
-    can=Can.ENCODE,
+    can=Can.ENCODE | Can.NATIVE,
     cost="8.5 bits a value",
 )

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from stretto.convert._shared import codec_named
 from stretto.convert.gguf_ import Typed, Value
 from stretto.convert.model_file import ModelFile
 from stretto.convert.show import SAMPLING_KEYS, generation_hints
 from stretto.core.files import read_json
 from stretto.text.tokenizer import Tokenizer
 
-_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _UNUSED = 5  # tokenizer.ggml.token_type of ids that only pad the embedding
 # Whole files that a directory-to-directory conversion carries over.
@@ -40,8 +40,8 @@ def gguf_metadata(model: ModelFile, codec: str) -> tuple[dict[str, Value], list[
     found, notes = (dict(model.metadata), list[str]()) if model.is_gguf else _translated(model)
     for key in ("general.file_type", "split.no", "split.count", "split.tensors.count"):
         found.pop(key, None)
-    if codec in _FILE_TYPES:
-        found["general.file_type"] = _FILE_TYPES[codec]
+    if (file_type := codec_named(codec).gguf_file_type) is not None:
+        found["general.file_type"] = file_type
     found["general.quantization_version"] = 2
     return {key: _typed(key, value) for key, value in found.items()}, notes
 

@@ -27,12 +27,14 @@ from stretto.convert._shared import (
     replace_file,
     write_bytes,
 )
+from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.stored import Stored
 
 MAGIC = b"GGUF"
-CODEC_OF_TYPE = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0"}
-CODEC_OF_TYPE |= {12: "q4_k", 13: "q5_k", 14: "q6_k", 30: "bf16"}
+_TYPES = [(number, name) for name in CODECS.names() if (number := codec_named(name).gguf_type) is not None]
+CODEC_OF_TYPE = dict(sorted(_TYPES))
+"""What each ggml type is called here: the codecs say it themselves."""
 TYPE_OF_CODEC = {codec: number for number, codec in CODEC_OF_TYPE.items()}
 MAX_PAIRS, MAX_TENSORS, MAX_STRING, MAX_ALIGNMENT = 1 << 16, 1 << 17, 1 << 24, 1 << 16
 MAX_ELEMENTS = 1 << 24  # of all arrays of a file together

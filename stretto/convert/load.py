@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from stretto.convert._shared import codec_named
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import ModelFileError
 from stretto.core.stored import Stored
@@ -53,7 +54,7 @@ def matrix_codecs(model: ModelFile) -> set[str]:
         lm = LM(model.config)
     matrices = [name for name, module, _ in lm.targets() if isinstance(module, Linear) and not name.endswith(".bias")]
     held = [model.held(model.names[name].name) for name in matrices if name in model.names]
-    return {storage(tensor.codec, tensor.shape[-1]) for tensor in held}
+    return {storage(codec_named(tensor.codec), tensor.shape[-1]) for tensor in held}
 
 
 def value_shape(name: str, module: torch.nn.Module, leaf: str) -> tuple[int, ...]:

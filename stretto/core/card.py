@@ -26,6 +26,8 @@ class Can(enum.Flag):
     BITWISE_CAUSAL = enum.auto()  # mixer: changing token t leaves outputs < t bit-identical (FFT forms do not)
     ENCODE = enum.auto()  # codec: can write
     EXACT_REENCODE = enum.auto()  # codec: encode(decode(p)) has the bytes of p
+    NATIVE = enum.auto()  # codec: native kernels multiply with weights that are stored so
+    NATIVE = enum.auto()  # codec: native kernels multiply with weights that are stored so
     SAMPLED = enum.auto()  # judge: works at temperature > 0
 
 

@@ -23,6 +23,21 @@ class Codec(ABC):
     block: int  # values that share a scale: rows must be a multiple of it
     block_bytes: int  # bytes that a block takes
     head_bytes: int = 0  # bytes in front of the blocks of a row: what all of them share
+    gguf_type: int | None = None  # the ggml type of a tensor in a GGUF file, where there is one
+    gguf_file_type: int | None = None  # `general.file_type` of a file that holds mostly this, where one is defined
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every value is stored by itself, with nothing that it shares with others."""
+        return self.block == 1 and self.head_bytes == 0
+
+    gguf_type: int | None = None  # the ggml type of a tensor in a GGUF file, where there is one
+    gguf_file_type: int | None = None  # `general.file_type` of a file that holds mostly this, where one is defined
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every value is stored by itself, with nothing that it shares with others."""
+        return self.block == 1 and self.head_bytes == 0
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape."""

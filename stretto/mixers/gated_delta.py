@@ -11,28 +11,26 @@ I - beta k k^T can flip a direction (parity needs it). Paper: arXiv 2412.06464. 
 are one over the concatenation of q, k and v, which is the same function.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stretto.core.card import Can, Card
-from stretto.core.errors import UserError
+from stretto.core.card import Card
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.core.state import LayerCache, StateSpec
 from stretto.kernels.gates import log_decay, sigmoid_gate, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.kernels.rmsnorm import rms_norm, unit_length
-from stretto.kernels.short_conv import short_conv
+from stretto.kernels.rmsnorm import unit_length
+from stretto.mixers import _shared as parts
 
 _UNIT_EPS = 1e-6  # under the root: without it beta |k|^2 can pass 2 and the state explodes
 
 
 class GatedDelta(Mixer):
-    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+    can = parts.RECURRENT
     wide_params = ("A_log", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +45,7 @@ class GatedDelta(Mixer):
         eps: float = 1e-6  # of the output norm
 
         def __post_init__(self) -> None:
-            if self.num_v_heads % self.num_k_heads:
-                raise UserError(
-                    f"gated_delta: {self.num_v_heads} value heads for {self.num_k_heads} key heads",
-                    why="every key head serves the same number of value heads",
-                    try_="num_v_heads that is a multiple of num_k_heads",
-                )
+            parts.check_groups("gated_delta", num_v_heads=self.num_v_heads, num_k_heads=self.num_k_heads)
 
         @property
         def d_key(self) -> int:
@@ -76,52 +69,37 @@ class GatedDelta(Mixer):
         self.d_model = c.d_model
         segments = {"q": c.d_key, "k": c.d_key, "v": c.d_value, "z": c.d_value, "b": c.num_v_heads, "a": c.num_v_heads}
         self.in_proj = Linear(c.d_model, segments)
-        bound = c.conv_width**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(c.d_conv, c.conv_width).uniform_(-bound, bound))
+        self.conv_weight = parts.conv_weight(c.d_conv, c.conv_width)
         self.A_log = nn.Parameter(torch.empty(c.num_v_heads).uniform_(1e-4, 16.0).log())
-        dt = torch.empty(c.num_v_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt_bias = parts.time_step_bias(c.num_v_heads)
         self.norm_weight = nn.Parameter(torch.ones(c.head_v_dim))
         self.out_proj = Linear(c.d_value, {"out": c.d_model})
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
-        return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot"),
-            StateSpec(
-                name="memory",
-                shape=(c.num_v_heads, c.head_k_dim, c.head_v_dim),
-                dtype=torch.float32,
-                kind="slot",
-            ),
-        )
+        return parts.conv_state(c.d_conv, c.conv_width), parts.memory_state(c.num_v_heads, c.head_k_dim, c.head_v_dim)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
-        wide = torch.promote_types(x_TD.dtype, torch.float32)
         projected: Tensor = self.in_proj(x_TD, seqs)
-        qkv, z, b, a = projected.split_with_sizes([c.d_conv, c.d_value, c.num_v_heads, c.num_v_heads], -1)
-        conv_state = None if cache is None else slot(cache, "conv")
-        qkv = short_conv(qkv, self.conv_weight, seqs=seqs, state=conv_state, activation="silu")
+        qkv, z_TF, b, a = projected.split_with_sizes([c.d_conv, c.d_value, c.num_v_heads, c.num_v_heads], -1)
+        qkv = parts.conv_silu(qkv, self.conv_weight, None, seqs, cache)
         q, k, v = qkv.split_with_sizes([c.d_key, c.d_key, c.d_value], -1)
-        q_TGK, k_TGK = (part.view(len(x_TD), c.num_k_heads, c.head_k_dim).to(wide) for part in (q, k))
-        beta_TH = sigmoid_gate(b.to(wide), scale=2.0 if c.allow_neg_eigval else 1.0)
-        g_TH = log_decay(time_step(a.to(wide), self.dt_bias), self.A_log)
+        q_TGK, k_TGK = (parts.widen(part.view(-1, c.num_k_heads, c.head_k_dim)) for part in (q, k))
+        beta_TH = sigmoid_gate(parts.widen(b), scale=2.0 if c.allow_neg_eigval else 1.0)
+        g_TH = log_decay(time_step(parts.widen(a), self.dt_bias), self.A_log)
         y_THV = glr(
             unit_length(q_TGK, eps=_UNIT_EPS),
             unit_length(k_TGK, eps=_UNIT_EPS),
-            v.view(len(x_TD), c.num_v_heads, c.head_v_dim).to(wide),
+            parts.widen(v.view(-1, c.num_v_heads, c.head_v_dim)),
             g=g_TH,
             beta=beta_TH,
             seqs=seqs,
-            state=None if cache is None else slot(cache, "memory"),
+            state=parts.memory(cache),
             scale=c.head_k_dim**-0.5,
         )
-        gate_THV = z.view(len(x_TD), c.num_v_heads, c.head_v_dim).to(wide)
-        y_THV = rms_norm(y_THV, self.norm_weight, eps=c.eps, gate=gate_THV, norm_before_gate=True)
-        out: Tensor = self.out_proj(y_THV.flatten(1).to(x_TD.dtype), seqs)
-        return out
+        return parts.gated_output(y_THV, z_TF, self.out_proj, seqs, norm=self.norm_weight, eps=c.eps)
 
 
 CARD = Card(

@@ -9,25 +9,23 @@ delta has dt_rank numbers, B and C have S, shared by all channels. The bias of t
 so that no rule about biases resets it, and stays in fp32. Paper: arXiv 2312.00752.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stretto.core.card import Can, Card
+from stretto.core.card import Card
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.core.state import LayerCache, StateSpec
 from stretto.kernels.dscan import dscan
 from stretto.kernels.gates import time_step
 from stretto.kernels.linear import Linear
-from stretto.kernels.rowwise import glu
-from stretto.kernels.short_conv import short_conv
+from stretto.mixers import _shared as parts
 
 
 class Mamba(Mixer):
-    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+    can = parts.RECURRENT
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +57,12 @@ class Mamba(Mixer):
         c = self.config = config
         self.d_model = c.d_model
         self.in_proj = Linear(c.d_model, {"x": c.d_inner, "z": c.d_inner}, bias=c.bias)
-        bound = c.conv_width**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(c.d_inner, c.conv_width).uniform_(-bound, bound))
+        self.conv_weight = parts.conv_weight(c.d_inner, c.conv_width)
         self.conv_bias = nn.Parameter(torch.zeros(c.d_inner)) if c.conv_bias else None
         self.x_proj = Linear(c.d_inner, {"delta": c.d_step, "B": c.d_state, "C": c.d_state})
         self.dt_proj = Linear(c.d_step, {"dt": c.d_inner})
         nn.init.uniform_(self.dt_proj.weight, -(c.d_step**-0.5), c.d_step**-0.5)
-        dt = torch.empty(c.d_inner).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt_bias = parts.time_step_bias(c.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, c.d_state + 1).log().repeat(c.d_inner, 1))
         self.D = nn.Parameter(torch.ones(c.d_inner))
         self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
@@ -74,31 +70,16 @@ class Mamba(Mixer):
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
-        return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_inner), kind="slot"),
-            StateSpec(name="ssm", shape=(c.d_state, c.d_inner), dtype=torch.float32, kind="slot"),
-        )
+        return parts.conv_state(c.d_inner, c.conv_width), parts.memory_state(c.d_state, c.d_inner)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
-        wide = torch.promote_types(x_TD.dtype, torch.float32)
         x_TF, z_TF = self.in_proj.split(self.in_proj(x_TD, seqs))
-        conv_state = None if cache is None else slot(cache, "conv")
-        x_TF = short_conv(x_TF, self.conv_weight, self.conv_bias, seqs=seqs, state=conv_state, activation="silu")
+        x_TF = parts.conv_silu(x_TF, self.conv_weight, self.conv_bias, seqs, cache)
         delta, B_TS, C_TS = self.x_proj.split(self.x_proj(x_TF, seqs))
-        dt_TF = time_step(self.dt_proj(delta, seqs).to(wide), self.dt_bias)
-        y_TF = dscan(
-            x_TF.to(wide),
-            dt_TF,
-            B_TS,
-            C_TS,
-            A_log_FS=self.A_log,
-            D_F=self.D,
-            seqs=seqs,
-            state=None if cache is None else slot(cache, "ssm"),
-        )
-        y_TF = glu(z_TF.to(wide), y_TF, activation="silu", num_step_rows=len(y_TF))
-        out: Tensor = self.out_proj(y_TF.to(x_TD.dtype), seqs)
-        return out
+        dt_TF = time_step(parts.widen(self.dt_proj(delta, seqs)), self.dt_bias)
+        memory = parts.memory(cache)
+        y_TF = dscan(parts.widen(x_TF), dt_TF, B_TS, C_TS, A_log_FS=self.A_log, D_F=self.D, seqs=seqs, state=memory)
+        return parts.gated_output(y_TF, z_TF, self.out_proj, seqs)
 
 
 CARD = Card(

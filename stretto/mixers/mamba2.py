@@ -16,21 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stretto.core.card import Can, Card
-from stretto.core.errors import UserError
+from stretto.core.card import Card
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.core.state import LayerCache, StateSpec
 from stretto.kernels.gates import log_decay, scale_heads, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.kernels.rmsnorm import rms_norm
-from stretto.kernels.rowwise import glu
-from stretto.kernels.short_conv import short_conv
+from stretto.mixers import _shared as parts
 
 
 class Mamba2(Mixer):
-    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+    can = parts.RECURRENT
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +46,7 @@ class Mamba2(Mixer):
         time_step_limit: tuple[float, float] = (0.0, math.inf)
 
         def __post_init__(self) -> None:
-            if self.num_heads % self.num_groups:
-                raise UserError(
-                    f"mamba2: {self.num_heads} heads in {self.num_groups} groups",
-                    why="the heads of a group share their keys, so groups must be equal",
-                    try_="num_groups that divides num_heads",
-                )
+            parts.check_groups("mamba2", num_heads=self.num_heads, num_groups=self.num_groups)
 
         @property
         def d_inner(self) -> int:
@@ -73,61 +65,40 @@ class Mamba2(Mixer):
         c = self.config = config
         self.d_model = c.d_model
         self.in_proj = Linear(c.d_model, {"z": c.d_inner, "xBC": c.d_conv, "dt": c.num_heads}, bias=c.bias)
-        bound = c.conv_width**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(c.d_conv, c.conv_width).uniform_(-bound, bound))
+        self.conv_weight = parts.conv_weight(c.d_conv, c.conv_width)
         self.conv_bias = nn.Parameter(torch.zeros(c.d_conv)) if c.conv_bias else None
         self.A_log = nn.Parameter(torch.empty(c.num_heads).uniform_(1.0, 16.0).log())
         self.D = nn.Parameter(torch.ones(c.num_heads))
-        dt = torch.empty(c.num_heads).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt_bias = parts.time_step_bias(c.num_heads)
         self.norm_weight = nn.Parameter(torch.ones(c.d_inner)) if c.norm else None
         self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
-        return (
-            StateSpec(name="conv", shape=(c.conv_width - 1, c.d_conv), kind="slot"),
-            StateSpec(
-                name="ssm",
-                shape=(c.num_heads, c.d_state, c.head_dim),
-                dtype=torch.float32,
-                kind="slot",
-            ),
-        )
+        return parts.conv_state(c.d_conv, c.conv_width), parts.memory_state(c.num_heads, c.d_state, c.head_dim)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
-        wide = torch.promote_types(x_TD.dtype, torch.float32)
-        z, xBC, dt = self.in_proj.split(self.in_proj(x_TD, seqs))
-        conv_state = None if cache is None else slot(cache, "conv")
-        xBC = short_conv(xBC, self.conv_weight, self.conv_bias, seqs=seqs, state=conv_state, activation="silu")
+        z_TF, xBC, dt = self.in_proj.split(self.in_proj(x_TD, seqs))
+        xBC = parts.conv_silu(xBC, self.conv_weight, self.conv_bias, seqs, cache)
         x, B, C = xBC.split_with_sizes([c.d_inner, c.num_groups * c.d_state, c.num_groups * c.d_state], -1)
-        x_THV = x.view(len(x), c.num_heads, c.head_dim).to(wide)
-        B_TGS, C_TGS = (part.view(len(x), c.num_groups, c.d_state) for part in (B, C))
-        dt_TH = time_step(dt.to(wide), self.dt_bias, limit=c.time_step_limit)
-        y_THV = glr(
-            C_TGS,
-            B_TGS,
-            scale_heads(x_THV, dt_TH),
-            g=log_decay(dt_TH, self.A_log),
-            seqs=seqs,
-            state=None if cache is None else slot(cache, "ssm"),
+        x_THV = parts.widen(x.view(-1, c.num_heads, c.head_dim))
+        B_TGS, C_TGS = (part.view(-1, c.num_groups, c.d_state) for part in (B, C))
+        dt_TH = time_step(parts.widen(dt), self.dt_bias, limit=c.time_step_limit)
+        v_THV, g_TH = scale_heads(x_THV, dt_TH), log_decay(dt_TH, self.A_log)
+        y_THV = glr(C_TGS, B_TGS, v_THV, g=g_TH, seqs=seqs, state=parts.memory(cache))
+        y_TF = scale_heads(x_THV, self.D, add=y_THV).flatten(1)
+        return parts.gated_output(
+            y_TF,
+            z_TF,
+            self.out_proj,
+            seqs,
+            norm=self.norm_weight,
+            eps=c.eps,
+            groups=c.num_groups,
+            norm_before_gate=c.norm_before_gate,
         )
-        y = scale_heads(x_THV, self.D, add=y_THV).flatten(1)
-        if c.norm:
-            y = rms_norm(
-                y,
-                self.norm_weight,
-                eps=c.eps,
-                groups=c.num_groups,
-                gate=z.to(wide),
-                norm_before_gate=c.norm_before_gate,
-            )
-        else:
-            y = glu(z.to(wide), y, activation="silu", num_step_rows=len(y))
-        out: Tensor = self.out_proj(y.to(x_TD.dtype), seqs)
-        return out
 
 
 CARD = Card(

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stretto.core.card import Can, Card
+from stretto.core.card import Card
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec, slot
+from stretto.core.state import LayerCache, StateSpec
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.kernels.rmsnorm import rms_norm
 from stretto.kernels.rope import Rope, apply_rope
+from stretto.mixers import _shared as parts
 
 
 class Retention(Mixer):
-    can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE | Can.BITWISE_CAUSAL
+    can = parts.RECURRENT
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -51,29 +51,25 @@ class Retention(Mixer):
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         c = self.config
-        return (
-            StateSpec(name="memory", shape=(c.num_heads, c.head_k_dim, c.head_v_dim), dtype=torch.float32, kind="slot"),
-        )
+        return (parts.memory_state(c.num_heads, c.head_k_dim, c.head_v_dim),)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
-        wide = torch.promote_types(x_TD.dtype, torch.float32)
-        parts = self.in_proj.split(self.in_proj(x_TD, seqs))
-        q_THK, k_THK, v_THV, z_THV = (part.unflatten(1, (c.num_heads, -1)) for part in parts)
+        q, k, v, z_TF = self.in_proj.split(self.in_proj(x_TD, seqs))
+        q_THK, k_THK, v_THV = (part.unflatten(1, (c.num_heads, -1)) for part in (q, k, v))
+        v_THV = parts.widen(v_THV)
         powers = torch.arange(5, 5 + c.num_heads, device=x_TD.device)
-        g_H = torch.log1p(-torch.exp2(-powers.to(wide)))
+        g_H = torch.log1p(-torch.exp2(-powers.to(v_THV.dtype)))
         y_THV = glr(
-            apply_rope(q_THK, self.rope, seqs).to(wide),
-            apply_rope(k_THK, self.rope, seqs).to(wide),
-            v_THV.to(wide),
+            parts.widen(apply_rope(q_THK, self.rope, seqs)),
+            parts.widen(apply_rope(k_THK, self.rope, seqs)),
+            v_THV,
             g=g_H.expand(len(x_TD), -1),
             seqs=seqs,
-            state=None if cache is None else slot(cache, "memory"),
+            state=parts.memory(cache),
             scale=c.head_k_dim**-0.5,
         )
-        y_THV = rms_norm(y_THV, self.norm_weight, eps=c.eps, gate=z_THV.to(wide), norm_before_gate=True)
-        out: Tensor = self.out_proj(y_THV.flatten(1).to(x_TD.dtype), seqs)
-        return out
+        return parts.gated_output(y_THV, z_TF, self.out_proj, seqs, norm=self.norm_weight, eps=c.eps)
 
 
 CARD = Card(

@@ -16,12 +16,6 @@ from stretto.core.stored import Stored
 
 CARDS = CODECS.cards()
 WRITERS = CODECS.cards(Can.ENCODE)
-# Where the fp16 scales of a block are (first byte of each); the plain formats are their own scale, int8 has an fp32
-# number in front of a row.
-SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q4_k": (0, 2), "q5_k": (0, 2)}
-SCALES |= {"q6_k": (208,), "f16": (0,), "bf16": (0,), "f32": (2,)}
-SCALES |= {"int8": (2,)}
-INFINITY = {"f32": b"\x80\x7f", "bf16": b"\x80\x7f", "int8": b"\x80\x7f"}  # the upper bytes; fp16 is 00 7c
 
 
 def each(cards):
@@ -29,39 +23,45 @@ def each(cards):
 
 
 def ggml_type(card: Card) -> gguf.GGMLQuantizationType:
-    return gguf.GGMLQuantizationType[card.name.upper()]
+    """The type of a format that ggml has, by the number that the codec gives."""
+    kind = gguf.GGMLQuantizationType(card.make().gguf_type)
+    assert kind.name.lower() == card.name
+    return kind
+
+
+def is_ggml(card: Card) -> bool:
+    """Whether the package is the reference. The definitions of the others stand here."""
+    assert card.make().gguf_type is not None or card.name == "int8", "this format needs a definition of its own"
+    return card.make().gguf_type is not None
 
 
 def sane(card: Card, rows: int, blocks: int, seed: int = 0) -> Stored:
     """Random bytes with finite scales: [rows, blocks * block]."""
     codec, rng = card.make(), np.random.default_rng(seed)
-    raw = rng.integers(0, 256, (rows, blocks, codec.block_bytes), dtype=np.uint8)
-    if card.name == "int8":
-        scales = rng.standard_normal((rows, 1)).astype(np.float32).view(np.uint8)
-        return Stored(codec, (rows, blocks), torch.from_numpy(np.concatenate([scales, raw[:, :, 0]], axis=1)))
-    if card.name in ("f32", "bf16"):
-        values = rng.standard_normal((rows, blocks)).astype(np.float32)
-        raw = np.ascontiguousarray(values.view(np.uint8).reshape(rows, blocks, 4)[:, :, 4 - codec.block_bytes :])
-    else:
-        for at in SCALES[card.name]:
-            d = rng.standard_normal((rows, blocks, 1)).astype(np.float16)
-            raw[:, :, at : at + 2] = d.view(np.uint8)
-    data = torch.from_numpy(raw.reshape(rows, blocks * codec.block_bytes))
-    return Stored(codec, (rows, blocks * codec.block), data)
+    dtype, first, last = codec.floats
+    heads = torch.from_numpy(rng.integers(0, 256, (rows, 1, codec.head_bytes), dtype=np.uint8))
+    raw = torch.from_numpy(rng.integers(0, 256, (rows, blocks, codec.block_bytes), dtype=np.uint8))
+    holders = heads if codec.head_bytes else raw
+    if holders.numel():
+        scales = torch.from_numpy(rng.standard_normal((*holders.shape[:2], (last - first) // dtype.itemsize)))
+        scales = scales.abs() if dtype == torch.float8_e8m0fnu else scales  # that type has no sign
+        holders[:, :, first:last] = scales.to(dtype).view(torch.uint8)
+    return Stored(codec, (rows, blocks * codec.block), torch.cat([heads.flatten(1), raw.flatten(1)], dim=1))
 
 
 def reference(card: Card, data: torch.Tensor) -> np.ndarray:
     raw = data.contiguous().numpy()
     with np.errstate(all="ignore"):
-        if card.name == "int8":  # a product of 24 and 8 bits is exact in fp64, and rounded once
-            scales = np.ascontiguousarray(raw[:, :4]).view(np.float32).astype(np.float64)
-            return (scales * raw[:, 4:].view(np.int8)).astype(np.float32)
-        return quants.dequantize(raw, ggml_type(card))
+        if is_ggml(card):
+            return quants.dequantize(raw, ggml_type(card))
+        # a product of 24 and 8 bits is exact in fp64, and rounded once
+        scales = np.ascontiguousarray(raw[:, :4]).view(np.float32).astype(np.float64)
+        return (scales * raw[:, 4:].view(np.int8)).astype(np.float32)
 
 
 def encoded_by_the_reference(card: Card, x: np.ndarray) -> np.ndarray:
     """The bytes of x [rows, width] fp32."""
-    if card.name != "int8":
+    if is_ggml(card):
         return quants.quantize(x, ggml_type(card)).view(np.uint8)
     rows = []
     for row in x:  # number by number, each operation rounded to fp32
@@ -78,15 +78,21 @@ def bits_equal(got: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def test_the_cards_name_their_codecs():
-    assert {card.name for card in CARDS} == set(SCALES)
     for card in CARDS:
         codec = card.make()
         assert codec.name == card.name
-        if card.name == "int8":
-            assert (codec.block, codec.block_bytes, codec.head_bytes) == (1, 1, 4)
-        else:
+        if is_ggml(card):
             assert (codec.block, codec.block_bytes) == gguf.GGML_QUANT_SIZES[ggml_type(card)]
             assert codec.head_bytes == 0
+
+
+def test_ggml_types_and_file_types_are_those_of_the_package():
+    numbers = [codec.gguf_type for card in CARDS if (codec := card.make()).gguf_type is not None]
+    assert len(set(numbers)) == len(numbers) > 10
+    for card in CARDS:
+        if (number := card.make().gguf_file_type) is not None:
+            known = gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_").removesuffix("_MOE")
+            assert known.lower() == card.name
 
 
 @each(CARDS)
@@ -277,9 +283,10 @@ def test_encode_takes_views_and_other_dtypes(card):
     half = x.to(torch.bfloat16).requires_grad_()
     assert torch.equal(codec.encode(half).data, codec.encode(half.detach().float()).data)
     long = torch.randn(1, STEP + 32)
-    if codec.head_bytes == 0:
-        assert torch.equal(codec.encode(long).data[0, -codec.row_bytes(32) :], codec.encode(long[0, -32:]).data)
-    assert (codec.encode(long).decode(torch.float32) - long).abs().max() < 0.5
+    if codec.head_bytes == 0:  # a row is its blocks
+        assert torch.equal(codec.encode(long).data.view(-1), codec.encode(long.view(-1, 32)).data.view(-1))
+    else:
+        assert (codec.encode(long).decode(torch.float32) - long).abs().max() < 0.5
 
 
 @each(WRITERS)
@@ -295,8 +302,8 @@ def test_a_row_that_is_no_multiple_of_the_block_is_refused(card):
 @each([card for card in WRITERS if card.name not in ("f32", "bf16")])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_values_that_a_scale_cannot_hold_are_refused(card, bad):
-    if card.name == "int8" and bad == 1e30:
-        return  # an fp32 scale can
+    if bad < torch.finfo(card.make().floats[0]).max:
+        return  # this one can
     x = torch.ones(2, 32)
     x[1, 7] = bad
     with pytest.raises(UserError, match="cannot be stored"):
@@ -334,7 +341,7 @@ def test_codecs_that_do_not_claim_exact_reencode_lack_it(card):
     assert not torch.equal(card.make().encode(packed.decode(torch.float32)).data, packed.data)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "int8"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "mxfp4", "int8"])
 def test_what_was_encoded_stays(name):
     """The symmetric formats keep their own output, although not every stored block."""
     once = CODECS.card(name).make().encode(torch.randn(300, 128))
@@ -354,15 +361,17 @@ def test_bf16_keeps_nan_wherever_it_stands():
 def test_scales_that_are_not_finite_are_refused(card):
     packed = sane(card, 3, 4)
     check_finite(packed, "w", "m.gguf")
-    assert SCALES[card.name]
-    for at in SCALES[card.name]:
+    dtype, first, last = packed.codec.floats
+    bad = torch.tensor([torch.nan, torch.inf, -torch.inf]).to(dtype)
+    bad = bad[~bad.float().isfinite()]  # of a type without infinity: NaN
+    assert len(bad)
+    for at in range(first, last, dtype.itemsize):
         for row in (0, 2):
-            for negative in (0, 0x80):
+            for value in bad:
                 data = packed.data.clone()
                 # the last block of the row, or the head of all
                 start = at if packed.codec.head_bytes else 3 * packed.codec.block_bytes + at
-                low, high = INFINITY.get(card.name, b"\x00\x7c")
-                data[row, start : start + 2] = torch.tensor([low, high | negative], dtype=torch.uint8)
+                data[row, start : start + dtype.itemsize] = value.view(1).view(torch.uint8)
                 with pytest.raises(ModelFileError, match=f"m.gguf: tensor 'w' .* row {row}"):
                     check_finite(Stored(packed.codec, packed.shape, data), "w", "m.gguf")
                     pytest.fail(f"byte {at} of row {row} was not looked at")

@@ -183,8 +183,8 @@ def test_the_text_is_plain_decodings_for_any_draft(card, penalty):
 
     def random_draft(_text):
         n = rng.randrange(0, 6)
-        chain = rng.random() < 0.5
-        tree = Tree.drafted([row - 1 if chain else rng.randrange(row) for row in range(1, n + 1)])
+        is_tree = Can.TREE in card.can and rng.random() < 0.5
+        tree = Tree.drafted([rng.randrange(row) if is_tree else row - 1 for row in range(1, n + 1)])
         return Draft(tuple(rng.randrange(W) for _ in range(n)), tree)
 
     for seed in range(10):

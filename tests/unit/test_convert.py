@@ -46,7 +46,7 @@ def unpermuted(rows: np.ndarray, num_heads: int) -> np.ndarray:
     return rows.reshape(num_heads, dim // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "mxfp4"])
 def test_the_gguf_package_reads_our_llama(dtype: str, saved: Checkpoints, tmp_path: Path) -> None:
     source, _ = saved("llama")
     report = convert(source, tmp_path / "m.gguf", "gguf", dtype)
@@ -54,9 +54,11 @@ def test_the_gguf_package_reads_our_llama(dtype: str, saved: Checkpoints, tmp_pa
     theirs = {name: value.numpy() for name, value in load_file(source / "model.safetensors").items()}
     kinds = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
     kinds |= {"bf16": gguf.GGMLQuantizationType.BF16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
+    kinds |= {"mxfp4": gguf.GGMLQuantizationType.MXFP4}
+    in_blocks = dtype in ("q8_0", "mxfp4")
 
     def expected(x: np.ndarray) -> np.ndarray:
-        kind = kinds[dtype] if x.shape[-1] % 32 == 0 or dtype != "q8_0" else kinds["f16"]
+        kind = kinds[dtype] if x.shape[-1] % 32 == 0 or not in_blocks else kinds["f16"]
         return gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind)
 
     names = {"embed_tokens": "token_embd", "norm": "output_norm"}
@@ -74,7 +76,7 @@ def test_the_gguf_package_reads_our_llama(dtype: str, saved: Checkpoints, tmp_pa
             got, want = tensors[f"blk.{i}.ffn_{ours}.weight"], expected(theirs[f"{hf}.mlp.{ours}_proj.weight"])
             np.testing.assert_array_equal(got, want)
     assert len(tensors) == len(theirs) == report.num_tensors
-    assert set(report.kept) == ({"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"} if dtype == "q8_0" else set())
+    assert set(report.kept) == ({"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"} if in_blocks else set())
     assert all(reason.startswith("f16") for reason in report.kept.values())
     wanted = {"general.architecture": "llama", "llama.block_count": 2, "llama.embedding_length": 32}
     wanted |= {"llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.feed_forward_length": 48}

@@ -69,5 +69,5 @@ def test_negative_eigenvalues_flip_a_stored_value() -> None:
 
 
 def test_uneven_heads_are_refused() -> None:
-    with pytest.raises(UserError, match="4 value heads for 3 key heads"):
+    with pytest.raises(UserError, match="num_v_heads 4 is no multiple of num_k_heads 3"):
         CARD.make(d_model=16, num_k_heads=3, num_v_heads=4)

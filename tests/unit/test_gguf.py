@@ -106,7 +106,7 @@ def test_we_read_what_the_package_writes(tmp_path, alignment):
     writer.add_uint64("x.u64", 1 << 63)
     writer.add_array("x.nested", [[1, 2], [3]])
     rng, expected = np.random.default_rng(0), {}
-    for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16"):
+    for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "mxfp4"):
         x = rng.standard_normal((5, 64)).astype(np.float32)
         kind = gguf.GGMLQuantizationType[name.upper()]
         stored = quants.quantize(x, kind)

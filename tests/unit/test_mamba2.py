@@ -45,5 +45,5 @@ def test_equals_falcon_h1(norm: bool, norm_before_gate: bool) -> None:
 
 
 def test_unequal_groups_are_refused() -> None:
-    with pytest.raises(UserError, match="4 heads in 3 groups"):
+    with pytest.raises(UserError, match="num_heads 4 is no multiple of num_groups 3"):
         CARD.make(d_model=16, num_heads=4, num_groups=3)

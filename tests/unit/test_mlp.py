@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from native import LAYOUTS, LEVELS, run_rows, stored, team
+from native import LAYOUTS, LEVELS, PLAIN, run_rows, stored, team
 from torch import Tensor
 
 from stretto.core.errors import UserError
 from stretto.core.stored import Stored
 from stretto.kernels.linear import matmul
-from stretto.kernels.linear.native import PLAIN, NativeWeight, tile
+from stretto.kernels.linear.native import NativeWeight, tile
 from stretto.kernels.mlp import gated_mlp
 from stretto.kernels.rowwise import Activation, glu
 

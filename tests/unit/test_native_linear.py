@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import LAYOUTS, LEVELS, run_rows, stored, team
+from native import LAYOUTS, LEVELS, PLAIN, run_rows, stored, team
 from torch import Tensor
 
-from stretto.core.card import CODECS
+from stretto.core.card import CODECS, Can
 from stretto.core.stored import Stored
 from stretto.kernels.linear import lookup, matmul
-from stretto.kernels.linear.native import PLAIN, NativeWeight, storage, tile
+from stretto.kernels.linear.native import NativeWeight, storage, tile
 
 
 def product(x: Tensor, segments: Sequence[Stored], bias: Tensor | None = None, **where: object) -> Tensor:
@@ -29,6 +29,10 @@ def relative_error(x: Tensor, y: Tensor, segments: Sequence[Stored], bias: Tenso
 # 16-bit fixed point rounds every input by at most 2^-15 of the largest of its 32, uniformly: for normal inputs that is
 # 2e-5 to 4e-5 of their size (the scale is a power of two), twice that for a few outputs; plain layouts compute in fp32
 ERROR = {**dict.fromkeys(LAYOUTS, 8e-5), **dict.fromkeys(PLAIN, 1e-6)}
+
+
+def test_the_cards_say_which_codecs_have_a_layout() -> None:
+    assert {card.name for card in CODECS.cards(Can.NATIVE)} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("codec", LAYOUTS)
@@ -80,7 +84,10 @@ def test_lookup_is_the_decoded_row(codec: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 130), st.integers(1, 8), st.sampled_from(["q4_1", "q8_0", "int8", "f32", "bf16"])
+    st.integers(1, 40),
+    st.integers(1, 130),
+    st.integers(1, 8),
+    st.sampled_from([name for name in LAYOUTS if CODECS.card(name).make().block <= 32]),
 )
 def test_any_shape(rows: int, out: int, groups: int, codec: str) -> None:
     width = 32 * groups - (1 if codec in PLAIN and groups > 1 else 0)
@@ -145,9 +152,10 @@ def test_a_weight_counts_what_it_streams() -> None:
 
 
 def test_rows_that_are_no_whole_groups_are_named() -> None:
-    assert storage("int8", 64) == storage("int8", 96) == "int8"
-    assert storage("int8", 40) == "int8 in rows of 40 values"
-    assert storage("bf16", 40) == "bf16"
+    int8, bf16 = (CODECS.card(name).make() for name in ("int8", "bf16"))
+    assert storage(int8, 64) == storage(int8, 96) == "int8"
+    assert storage(int8, 40) == "int8 in rows of 40 values"
+    assert storage(bf16, 40) == "bf16"
 
 
 def test_a_scale_of_a_row_multiplies_its_sum_once() -> None:

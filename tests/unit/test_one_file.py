@@ -1,9 +1,14 @@
-"""What the README promises: a filler is one file. Files are added to a copy of the package, and the laws find them."""
+"""What the README promises: a filler is one file. Files are added to a copy of the package, and the laws find them.
+
+A codec whose weights native kernels multiply with is one struct more: how its blocks lie in tiles.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -93,6 +98,65 @@ class Added(OrderPolicy):
 
 CARD = Card(name="added", make=Added, idea="last come, first served", paper="none", can=Can(0))
 '''
+JUDGE = '''
+"""The drafts of a chain that plain decoding would have given."""
+
+from stretto.core.card import Can, Card
+from stretto.core.drafter import Verdict
+from stretto.core.judge import Head, Judge
+
+
+class Added(Judge):
+    can = Can.CHAIN | Can.SAMPLED
+    head: Head = "picks"
+
+    def judge(self, draft, rows, position, noise):
+        kept = 0
+        while kept < len(draft) and draft.tokens[kept] == rows[kept]:
+            kept += 1
+        return Verdict(tuple(range(1, kept + 1)), tuple(rows[: kept + 1]))
+
+
+CARD = Card(name="added", make=Added, idea="as plain decoding", paper="none", can=Added.can)
+'''
+CODEC = '''
+"""IQ4_NL: 32 nibbles name bytes of a table, which share a scale. Format: GGUF (ggml block_iq4_nl). Read only."""
+
+import torch
+from torch import Tensor
+
+from stretto.codecs._shared import BlockCodec, nibbles
+from stretto.core.card import Can, Card
+
+TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+class IQ4_NL(BlockCodec):
+    """18 bytes for 32 values."""
+
+    name, block, block_bytes = "iq4_nl", 32, 18
+    floats = (torch.float16, 0, 2)
+    gguf_type, gguf_file_type = 20, 25
+
+    def unpack(self, blocks: Tensor) -> Tensor:
+        table = torch.tensor(TABLE, dtype=torch.float32, device=blocks.device)
+        return table[nibbles(blocks[:, 2:]).int()].mul_(self.scales(blocks))
+
+
+CARD = Card(name="iq4_nl", make=IQ4_NL, idea="nibbles name bytes of a table", paper="GGUF", can=Can.NATIVE)
+'''
+STRUCT = """
+inline constexpr uint8_t IQ4_NL[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+STRETTO_FORMAT(iq4_nl) : Simple<Looked<IQ4_NL>, 7, false> {
+    static constexpr int BLOCK_BYTES = 18;
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 2, codes[0][lane]);
+        put(record, lane, read_u16(p), 0);
+    }
+};
+
+"""
 MIXER_CARD = """
 CARD = Card(
     name="added", make=Retention.Config, tiny={"d_model": 16, "num_heads": 4}, idea="retention", paper="2307.08621",
@@ -107,29 +171,76 @@ def mixer() -> str:
     return source[: source.index("def main")].replace("import Can", "import Can, Card") + MIXER_CARD
 
 
-# Where the file goes, what it holds, and tests that must have run for it.
-FILES = {
-    "mixers": (mixer, ["tests/contracts/test_mixer.py", "tests/engine/test_native.py"], 25),
-    "channels": (lambda: CHANNEL, ["tests/contracts/test_channel.py", "tests/engine/test_native.py"], 25),
-    "drafters": (lambda: DRAFTER, ["tests/contracts/test_drafter.py", "tests/engine/test_drafters.py"], 8),
-    "engine/policies/order": (lambda: ORDER, ["tests/unit/test_policies.py", "tests/engine/test_simulator.py"], 4),
-}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A file for `folder`, named as its filler, and which tests of `tests` must find it: at least this many."""
+
+    folder: str
+    make: Callable[[], str]
+    tests: Sequence[str]
+    least: int
+    name: str = "added"
+    chosen: str = "added"  # of the tests, an expression for -k
+    struct: str = ""  # in C++
 
 
-@pytest.mark.parametrize("folder", FILES)
-def test_one_file_is_a_filler(folder: str, tmp_path: Path) -> None:
-    make, tests, least = FILES[folder]
+EXAMPLES = [
+    Example(
+        folder="mixers",
+        make=mixer,
+        tests=["tests/contracts/test_mixer.py", "tests/engine/test_native.py"],
+        least=25,
+    ),
+    Example(
+        folder="channels",
+        make=lambda: CHANNEL,
+        tests=["tests/contracts/test_channel.py", "tests/engine/test_native.py"],
+        least=25,
+    ),
+    Example(
+        folder="drafters",
+        make=lambda: DRAFTER,
+        tests=["tests/contracts/test_drafter.py", "tests/engine/test_drafters.py"],
+        least=8,
+    ),
+    Example(
+        folder="engine/policies/order",
+        make=lambda: ORDER,
+        tests=["tests/unit/test_policies.py", "tests/engine/test_simulator.py"],
+        least=4,
+    ),
+    Example(folder="engine/judges", make=lambda: JUDGE, tests=["tests/contracts/test_judge.py"], least=3),
+    Example(
+        folder="codecs",
+        make=lambda: CODEC,
+        tests=["tests/contracts/test_codec.py", "tests/unit/test_native_linear.py"],
+        least=17,
+        name="iq4_nl",
+        # what compares levels would compile the kernels once for each
+        chosen="iq4_nl and not bits_depend and not coarse or the_cards or ggml_types",
+        struct=STRUCT,
+    ),
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.folder)
+def test_one_file_is_a_filler(example: Example, tmp_path: Path) -> None:
     for name in ("stretto", "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     (tmp_path / "tools").mkdir()
-    (tmp_path / "stretto" / folder / "added.py").write_text(make())
+    (tmp_path / "stretto" / example.folder / f"{example.name}.py").write_text(example.make())
+    if example.struct:
+        formats = tmp_path / "stretto" / "kernels" / "linear" / "formats.h"
+        before, end, after = formats.read_text().partition("// -- by number")
+        formats.write_text(before + example.struct.lstrip() + end + after)
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "added", *tests]
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    chosen = ["-k", example.chosen, *example.tests]
+    words = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
     passed = int(done.stdout.rpartition(" passed")[0].split()[-1])
-    assert passed >= least, done.stdout
+    assert passed >= example.least, done.stdout
     listed = "from stretto.core.card import REGISTRIES; print([r.names() for r in REGISTRIES])"
     names = subprocess.run([sys.executable, "-P", "-c", listed], env=env, capture_output=True, text=True, check=True)
-    assert names.stdout.count("'added'") == 1
+    assert names.stdout.count(f"'{example.name}'") == 1

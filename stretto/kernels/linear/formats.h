@@ -9,7 +9,10 @@
 // Vector i (0..7) of a group holds codes 4i..4i+3 of every row, one per byte.
 #pragma once
 
-#include "fields.h"
+#include <string>
+#include <type_traits>
+#include <utility>
+
 #include "vec.h"
 
 namespace formats {
@@ -17,6 +20,26 @@ namespace formats {
 using namespace vec;
 
 constexpr int HALF = 16, TILE = 32, GROUP = 32;
+
+// -- the list of layouts -------------------------------------------------------------------------------------------------
+
+// Begins the struct of a layout and enters it into the list. NAME is that of the codec whose bytes it holds; the number
+// that stands for a layout is its place among these structs. Nothing else names them.
+//
+//     STRETTO_FORMAT(q4_0) : Simple<Nibbles, 3, false> { ... };
+#define STRETTO_FORMAT(NAME)                                                                                          \
+    struct NAME;                                                                                                      \
+    template <>                                                                                                       \
+    struct Entry<__COUNTER__ - FIRST> {                                                                               \
+        using Format = NAME;                                                                                          \
+        static constexpr const char* name = #NAME;                                                                    \
+    };                                                                                                                \
+    struct NAME
+
+constexpr int FIRST = __COUNTER__ + 1;
+
+template <int N>
+struct Entry;
 
 // -- codes: four, five, six and eight bits ----------------------------------------------------------------------------
 
@@ -48,6 +71,12 @@ struct Nibbles {
                     p[64 * j + 4 * lane + b] = uint8_t((c[0] & 15) | (c[4] & 15) << 4);
                 }
     }
+};
+
+// Nibbles that stand for the entries of a table.
+template <const uint8_t (&TABLE)[16]>
+struct Looked : Nibbles {
+    static INLINE I32 at(const uint8_t* p, int i) { return lookup(TABLE, Nibbles::at(p, i)); }
 };
 
 // Nibbles, then bit i of every byte of one word: the fifth bit of vector i.
@@ -130,7 +159,7 @@ struct Simple {
     }
 };
 
-struct Q4_0 : Simple<Nibbles, 3, false> {
+STRETTO_FORMAT(q4_0) : Simple<Nibbles, 3, false> {
     static constexpr int BLOCK_BYTES = 18;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         file_nibbles(p + 2, codes[0][lane]);
@@ -138,7 +167,7 @@ struct Q4_0 : Simple<Nibbles, 3, false> {
     }
 };
 
-struct Q4_1 : Simple<Nibbles, -1, true> {
+STRETTO_FORMAT(q4_1) : Simple<Nibbles, -1, true> {
     static constexpr int BLOCK_BYTES = 20;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         file_nibbles(p + 4, codes[0][lane]);
@@ -146,7 +175,7 @@ struct Q4_1 : Simple<Nibbles, -1, true> {
     }
 };
 
-struct Q5_0 : Simple<Fives, 4, false> {
+STRETTO_FORMAT(q5_0) : Simple<Fives, 4, false> {
     static constexpr int BLOCK_BYTES = 22;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         file_nibbles(p + 6, codes[0][lane]);
@@ -155,7 +184,7 @@ struct Q5_0 : Simple<Fives, 4, false> {
     }
 };
 
-struct Q5_1 : Simple<Fives, -1, true> {
+STRETTO_FORMAT(q5_1) : Simple<Fives, -1, true> {
     static constexpr int BLOCK_BYTES = 24;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         file_nibbles(p + 8, codes[0][lane]);
@@ -164,7 +193,7 @@ struct Q5_1 : Simple<Fives, -1, true> {
     }
 };
 
-struct Q8_0 : Simple<Bytes, 7, false> {
+STRETTO_FORMAT(q8_0) : Simple<Bytes, 7, false> {
     static constexpr int BLOCK_BYTES = 34;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         for (int j = 0; j < GROUP; j++) codes[0][lane][j] = uint8_t(p[2 + j] + 128);
@@ -210,7 +239,7 @@ struct Super {
     }
 };
 
-struct Q4_K : Super<Nibbles> {
+STRETTO_FORMAT(q4_k) : Super<Nibbles> {
     static constexpr int BLOCK_BYTES = 144;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         halves(p + 16, lane, codes);
@@ -218,7 +247,7 @@ struct Q4_K : Super<Nibbles> {
     }
 };
 
-struct Q5_K : Super<Fives> {
+STRETTO_FORMAT(q5_k) : Super<Fives> {
     static constexpr int BLOCK_BYTES = 176;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         halves(p + 48, lane, codes);
@@ -230,7 +259,7 @@ struct Q5_K : Super<Fives> {
 
 // Q6_K: sixteen sub-blocks of 16 share an fp16 d, each with a signed byte.
 //     record: codes of 8 groups | d [16] | scales [16][16] signed bytes
-struct Q6_K {
+STRETTO_FORMAT(q6_k) {
     using Codes = Sixes;
     static constexpr int ROW_BYTES = 0;
     static constexpr int GROUPS = 8, PARTS = 2, LOG_ZERO = 5, BLOCK_BYTES = 210;
@@ -255,8 +284,27 @@ struct Q6_K {
     }
 };
 
+// Blocks of 32 E2M1 numbers with a power of two, 2^(e - 127), held as e. Codes are twice the numbers, plus 16.
+inline constexpr uint8_t E2M1[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+
+STRETTO_FORMAT(mxfp4) {
+    using Codes = Looked<E2M1>;
+    static constexpr int GROUPS = 1, PARTS = 1, LOG_ZERO = 4, BLOCK_BYTES = 17, RECORD = Codes::BYTES + HALF, ROW_BYTES = 0;
+    static constexpr bool MINIMUM = false;
+    static INLINE const uint8_t* codes(const uint8_t* record, int) { return record; }
+    static INLINE F32 scale(const uint8_t* record, int, int) {  // half the power of two: e = 0 makes it subnormal
+        I32 exponent = shl<23>(load_u8(record + Codes::BYTES));
+        return mul(bits(max(exponent, set1i(0x00400000))), set1(0.5f));
+    }
+    static INLINE F32 minimum(const uint8_t*, int) { return set1(0.0f); }
+    static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
+        file_nibbles(p + 1, codes[0][lane]);
+        record[Codes::BYTES + lane] = p[0];
+    }
+};
+
 // A scale for all of a row, which multiplies its sum: records are nothing but codes, and their scale is 1.
-struct Int8 {
+STRETTO_FORMAT(int8) {
     using Codes = Bytes;
     static constexpr int GROUPS = 1, PARTS = 1, LOG_ZERO = 7, BLOCK_BYTES = 32, RECORD = Codes::BYTES, ROW_BYTES = 4;
     static constexpr bool MINIMUM = false;
@@ -269,38 +317,45 @@ struct Int8 {
 };
 
 // Plain numbers: the values of input k for 16 rows, then for the other 16, then of input k + 1.
-struct F32Rows {
+STRETTO_FORMAT(f32) {
     static constexpr int ITEM = 4;
     static INLINE F32 lanes(const uint8_t* p) { return load((const float*)p); }
 };
-struct F16Rows {
+STRETTO_FORMAT(f16) {
     static constexpr int ITEM = 2;
     static INLINE F32 lanes(const uint8_t* p) { return load_f16((const uint16_t*)p); }
 };
-struct BF16Rows {
+STRETTO_FORMAT(bf16) {
     static constexpr int ITEM = 2;
     static INLINE F32 lanes(const uint8_t* p) { return load_bf16((const uint16_t*)p); }
 };
 
-STRETTO_ENUM(Format, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, int8, f32, f16, bf16)
+// -- by number ---------------------------------------------------------------------------------------------------------
 
-// Calls `use(type)` with the layout of `format`: quantized ones and plain ones have different members.
-template <class Quantized, class Plain>
+constexpr int NUM_FORMATS = __COUNTER__ - FIRST;
+
+// Their names, in order.
+template <int... N>
+std::string names(std::integer_sequence<int, N...>) {
+    std::string all;
+    ((all += (N == 0 ? "" : ",") + std::string(Entry<N>::name)), ...);
+    return all;
+}
+
+// Whether a layout holds plain numbers: those have no codes and no scales.
+template <class F, class = void>
+constexpr bool IS_PLAIN = true;
+template <class F>
+constexpr bool IS_PLAIN<F, std::void_t<typename F::Codes>> = false;
+
+// Calls `use(layout)` with the layout of this number: quantized ones and plain ones have different members.
+template <int N = 0, class Quantized, class Plain>
 INLINE auto dispatch(int32_t format, Quantized quantized, Plain plain) {
-    switch (format) {
-        case q4_0: return quantized(Q4_0());
-        case q4_1: return quantized(Q4_1());
-        case q5_0: return quantized(Q5_0());
-        case q5_1: return quantized(Q5_1());
-        case q8_0: return quantized(Q8_0());
-        case q4_k: return quantized(Q4_K());
-        case q5_k: return quantized(Q5_K());
-        case q6_k: return quantized(Q6_K());
-        case int8: return quantized(Int8());
-        case f16: return plain(F16Rows());
-        case bf16: return plain(BF16Rows());
-        default: return plain(F32Rows());
-    }
+    using F = typename Entry<N>::Format;
+    if constexpr (N + 1 < NUM_FORMATS)
+        if (format != N) return dispatch<N + 1>(format, quantized, plain);
+    if constexpr (IS_PLAIN<F>) return plain(F());
+    else return quantized(F());
 }
 
 // Of the records of one tile.

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stretto.core.codec import Codec
 from stretto.core.stored import Stored
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields, Team
 from stretto.kernels.native.tape import ALL_ROWS, Tape, aligned, current, why_not_here
 
-PLAIN = ("f32", "f16", "bf16")
 TILE = 32  # rows of a tile
 _GROUP, _BLOCK = 32, 640  # inputs of a group, bytes of eight rows and one group
 _READ_CHUNK = 64 << 10
@@ -25,7 +25,7 @@ _READ_CHUNK = 64 << 10
 class Tiles:
     """Rows of a weight that share a codec: `data` uint8, tiles of 32 rows."""
 
-    codec: str
+    codec: Codec
     num_rows: int
     data: Tensor
 
@@ -50,9 +50,9 @@ def read_bytes(buffer: Tensor, team: Team) -> None:
     team.run_once("read_bytes", [{"data": buffer, "size": buffer.nbytes, "sums": sums}])
 
 
-def storage(codec: str, d_in: int) -> str:
+def storage(codec: Codec, d_in: int) -> str:
     """How a matrix of this codec and width is stored: a name of the library's `Format`, or in words what is none."""
-    return codec if codec in PLAIN or d_in % _GROUP == 0 else f"{codec} in rows of {d_in} values"
+    return codec.name if codec.is_plain or d_in % _GROUP == 0 else f"{codec.name} in rows of {d_in} values"
 
 
 def tile(segments: Sequence[Stored], team: Team) -> NativeWeight:
@@ -68,7 +68,7 @@ def tile(segments: Sequence[Stored], team: Team) -> NativeWeight:
 
 
 def _tiles(run: Sequence[Stored], team: Team) -> Tiles:
-    codec, d_in = run[0].codec.name, run[0].shape[1]
+    codec, d_in = run[0].codec, run[0].shape[1]
     d_out = sum(stored.shape[0] for stored in run)
     layout = team.library.code("Format", storage(codec, d_in))
     tile_bytes = team.library.tile_bytes(layout, d_in)
@@ -77,7 +77,7 @@ def _tiles(run: Sequence[Stored], team: Team) -> Tiles:
         pieces = list(run)
     else:  # a tile spans two segments: join their bytes first
         joined = torch.cat([stored.data for stored in run])
-        pieces = [Stored(run[0].codec, (d_out, d_in), joined)]
+        pieces = [Stored(codec, (d_out, d_in), joined)]
     calls: list[Fields] = []
     first = 0
     for stored in pieces:
@@ -103,7 +103,7 @@ def linear(x_TD: Tensor, weight: NativeWeight, bias: Tensor | None, *, num_step_
     require(x_TD.dtype == torch.float32 and x_TD.stride(1) == 1, "multiplies what are no fp32 rows")
     assert x_TD.shape[1] == d_in
     fixed = None
-    if any(part.codec not in PLAIN for part in weight.parts):
+    if not all(part.codec.is_plain for part in weight.parts):
         fixed = fixed_point(x_TD)
     return product(x_TD, fixed, weight, bias)
 
@@ -157,7 +157,7 @@ def product(x: Tensor, fixed: Tensor | None, weight: NativeWeight, bias: Tensor 
             rows=tape.rows(x),
             d_in=d_in,
             d_out=part.num_rows,
-            format=tape.library.code("Format", part.codec),
+            format=tape.library.code("Format", part.codec.name),
             coarse_prompts=tape.coarse_prompts,
             tiles=part.data,
             bias=None if bias is None else bias[rows],
@@ -173,6 +173,6 @@ def lookup(tokens_T: Tensor, weight: NativeWeight, *, scale: float) -> Tensor:
     """Record the rows of `weight` that the step's tokens name, times `scale`: [T, D] fp32."""
     tape, (part,) = current(), weight.parts
     y = tape.empty(ALL_ROWS, weight.shape[1])
-    code = tape.library.code("Format", part.codec)
+    code = tape.library.code("Format", part.codec.name)
     tape.emit("embed", d_in=weight.shape[1], format=code, tiles=part.data, multiplier=scale, y=y)
     return y

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stretto.kernels.linear import Weight
-from stretto.kernels.linear.native import PLAIN, TILE, NativeWeight, fixed_point, fixed_point_rows, product
+from stretto.kernels.linear.native import TILE, NativeWeight, fixed_point, fixed_point_rows, product
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.rowwise import Activation
@@ -14,7 +14,7 @@ def why_not(x: Tensor, gate_up: Weight, down: Weight) -> str | None:
     """Quantized tiles of one codec for gate and up, quantized ones for down, and a tape must be there to record on."""
     if not (isinstance(gate_up, NativeWeight) and isinstance(down, NativeWeight)):
         return "the weights are not in tiles"
-    if len(gate_up.parts) > 1 or any(part.codec in PLAIN for part in (*gate_up.parts, *down.parts)):
+    if len(gate_up.parts) > 1 or any(part.codec.is_plain for part in (*gate_up.parts, *down.parts)):
         return "gate and up have two codecs, or a weight is not quantized"
     if down.shape[1] % TILE:
         return f"the hidden width is no multiple of {TILE}"
@@ -42,7 +42,7 @@ def gated_mlp(
         rows=tape.rows(x_TD),
         d_in=x_TD.shape[1],
         d_hidden=d_hidden,
-        format=tape.library.code("Format", part.codec),
+        format=tape.library.code("Format", part.codec.name),
         coarse_prompts=tape.coarse_prompts,
         act=tape.library.code("Activation", activation),
         tiles=part.data,

@@ -15,5 +15,8 @@ STRETTO_FIELDS(Row, sampling::Row, x, argmax, width, temperature, top_p, log_min
 STRETTO_EXPORT_ENUM(RowKind)
 STRETTO_EXPORT_ENUM(Activation)
 
-extern "C" const char* Format_names() { return formats::Format_list; }
+extern "C" const char* Format_names() {
+    static const std::string all = formats::names(std::make_integer_sequence<int, formats::NUM_FORMATS>());
+    return all.c_str();
+}
 extern "C" const char* level() { return LEVEL; }

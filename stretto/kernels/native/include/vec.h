@@ -88,6 +88,10 @@ INLINE I32 dot2(I32 acc, I32 a, I32 b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
     return acc;
 }
+// The entries of `table` whose numbers are the bytes of `a`, which are below 16.
+INLINE I32 lookup(const uint8_t (&table)[16], I32 a) {
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), a.v)};
+}
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
@@ -212,6 +216,11 @@ INLINE I32 dot4(I32 acc, I32 u, I32 s) { return {dot4_half(acc.a, u.a, s.a), dot
 INLINE I32 dot2(I32 acc, I32 a, I32 b) {
     return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(a.a, b.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(a.b, b.b))};
 }
+// The entries of `table` whose numbers are the bytes of `x`, which are below 16.
+INLINE I32 lookup(const uint8_t (&table)[16], I32 x) {
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
+}
 INLINE F32 select_less(F32 x, F32 y, F32 yes, F32 no) {
     return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
@@ -309,6 +318,13 @@ INLINE I32 dot2(I32 acc, I32 a, I32 b) {
         acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(low) + uint32_t(high));
     }
     return acc;
+}
+// The entries of `table` whose numbers are the bytes of `a`, which are below 16.
+INLINE I32 lookup(const uint8_t (&table)[16], I32 a) {
+    uint8_t b[64];
+    storei(b, a);
+    for (uint8_t& x : b) x = table[x];
+    return loadi(b);
 }
 INLINE F32 select_less(F32 a, F32 b, F32 yes, F32 no) { EACH(F32, a.v[i] < b.v[i] ? yes.v[i] : no.v[i]); }
 // Bit i is set where a < b in lane i.
