@@ -28,8 +28,8 @@ from stretto.core.codec import Codec
 from stretto.core.errors import RunError, UserError
 from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
-from stretto.models.family import Source
 from stretto.models.lm import LM
+from stretto.models.table import Source
 
 Format = Literal["hf", "gguf"]
 Progress = Callable[[int, int], None]

@@ -16,8 +16,8 @@ from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import storage
 from stretto.kernels.native.library import Team
-from stretto.models.family import Source
 from stretto.models.lm import LM
+from stretto.models.table import Source
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`: numbers of the model filled so far."""

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,9 @@ from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json
 from stretto.core.stored import Stored
-from stretto.models.family import Family, Names
+from stretto.models.family import Family
 from stretto.models.lm import LMConfig
+from stretto.models.table import Names
 
 GGUF_FREQUENCIES = "rope_freqs.weight"
 # First bytes of what people have beside their models -> what it is, and what to do.
@@ -246,7 +247,7 @@ def families() -> list[Family]:
     return found
 
 
-def _family(names: Callable[[Family], tuple[str, ...]], announced: object, where: str) -> Family:
+def _family(names: Callable[[Family], Iterable[str]], announced: object, where: str) -> Family:
     known = {name: family for family in families() for name in names(family)}
     if announced in known:
         return known[str(announced)]

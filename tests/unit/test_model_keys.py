@@ -18,8 +18,9 @@ from stretto.convert.model_file import families, open_model
 from stretto.core.errors import ModelFileError
 from stretto.mixers.attention import Attention
 from stretto.models._keys import GGUF_KEYS, GGUF_ROPE_KEYS, HF_KEYS, HF_ROPE_KEYS
-from stretto.models.family import Family, Reader
+from stretto.models.family import Family
 from stretto.models.lm import LMConfig
+from stretto.models.reader import Reader
 
 MODELS = ("llama", "mistral", "qwen2", "qwen3", "granite", "hybrid-rope", "mamba2")
 ROTATED = tuple(name for name in MODELS if name != "mamba2")

@@ -18,8 +18,8 @@ from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.mixers.attention import Attention
 from stretto.models import llama
-from stretto.models._rope import hf_rope, rope_to_hf
-from stretto.models.family import Reader
+from stretto.models.parts.rope import hf_rope, rope_to_hf
+from stretto.models.reader import Reader
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """How config.json and GGUF files spell a rotary embedding."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,18 @@ from torch import Tensor
 from stretto.core.errors import ModelFileError
 from stretto.kernels.rope import Rope
 from stretto.models._keys import GGUF_ROPE_KEYS, HF_ROPE_KEYS
-from stretto.models.family import Reader
+from stretto.models.lm import Layer
+from stretto.models.reader import Reader
+from stretto.models.table import Known, Way
 
 _KINDS = ("default", "linear", "llama3", "yarn")
 _ORIGINAL = "original_max_position_embeddings"
+
+
+def rope_of(layers: Sequence[Layer]) -> Rope | None:
+    """The rotary embedding of the first mixer that has one."""
+    ropes = (getattr(layer.mixer, "rope", None) for layer in layers)
+    return next((rope for rope in ropes if rope is not None), None)
 
 
 def stretched(rope: Rope | None, context: int) -> int:
@@ -198,3 +207,38 @@ def rope_extra(rope: Rope | None) -> dict[str, Tensor]:
     if rope is None or rope.scaling not in ("llama3", "divisors"):
         return {}
     return {"rope_freqs.weight": Rope(dim=rope.dim, base=rope.base).frequencies() / rope.frequencies()}
+
+
+# Ways of the field `rope` of a mixer ----------------------------------------------------------------------------------
+
+
+def _is_there(rope: Rope | None) -> bool:
+    return rope is not None
+
+
+ROPE = (
+    Way(lambda read, known: hf_rope(read, known["head_dim"]), lambda rope, config: rope_to_hf(rope), _is_there),
+    Way(lambda read, known: gguf_rope(read, known["head_dim"]), lambda rope, config: rope_to_gguf(rope), _is_there),
+)
+"""Positions are always rotated: in config.json and in GGUF metadata."""
+
+
+def _if_positioned(read: Reader, known: Known) -> Rope | None:
+    return hf_rope(read, known["head_dim"]) if read.get("position_embedding_type", None) == "rope" else None
+
+
+def _if_finetuned(read: Reader, known: Known) -> Rope | None:
+    return gguf_rope(read, known["head_dim"]) if read.flag("rope.scaling.finetuned", True) else None
+
+
+OPTIONAL_ROPE = (
+    Way(
+        _if_positioned,
+        lambda rope, config: {"position_embedding_type": "rope", **rope_to_hf(rope)} if rope is not None else {},
+    ),
+    Way(
+        _if_finetuned,
+        lambda rope, config: {"rope.scaling.finetuned": True, **rope_to_gguf(rope)} if rope is not None else {},
+    ),
+)
+"""Files say whether positions are rotated at all; Granite's `also` says no, unless a layer says yes."""
