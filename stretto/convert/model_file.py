@@ -218,7 +218,12 @@ def _open_gguf(path: Path) -> ModelFile:
         known["stretto.rope_divisors"] = file.stored(GGUF_FREQUENCIES).decode(torch.float32).flatten().tolist()
     ours = family.read_gguf(known)
     names = family.gguf_names(ours)
-    return ModelFile(path, family, ours, names, file, table.__getitem__, file.metadata, is_gguf=True)
+    blocks = range(len(ours.layers), known[f"{known['general.architecture']}.block_count"])
+    ahead = frozenset(name for name in shapes if name.startswith(tuple(f"blk.{i}." for i in blocks)))
+    notes = (f"{path}: {len(blocks)} layers that predict further tokens are not used",) if ahead else ()
+    return ModelFile(
+        path, family, ours, names, file, table.__getitem__, file.metadata, is_gguf=True, surplus=ahead, notes=notes
+    )
 
 
 def _refuse_neighbours(path: Path, metadata: Mapping[str, Any], tensors: Sequence[str]) -> None:

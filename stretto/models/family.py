@@ -25,7 +25,8 @@ class Family:
     """One architecture family.
 
     hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
-    of them, or as `announce` says. ignore: endings of tensors that are not needed.
+    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not
+    needed.
     mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
     by format, how files say which kind each layer is. outer: the keys around the layers.
     also: by format, keys that are written beside those of the tables, and before them.
@@ -47,6 +48,7 @@ class Family:
     gguf_skeleton: Skeleton = GGUF_SKELETON
     also: Mapping[Format, Mapping[str, Any]] = field(default_factory=dict)
     announce: Callable[[Format, LMConfig], str] | None = None
+    ignore_under: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "attn_rot_embd", "attn_rot_embd.weight", "rope_freqs.weight")
 
     def read_hf(self, config: Config) -> LMConfig:

@@ -7,6 +7,7 @@ from typing import Any
 from stretto.models.lm import LMConfig
 from stretto.models.reader import MAX_LAYERS, Reader
 from stretto.models.table import Source
+from stretto.models.ways import plus_one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +25,7 @@ class Skeleton:
 
     def norm_source(self, name: str) -> Source:
         """The weight of a norm."""
-        if self.centred:
-            return Source(name=f"{name}.weight", load=lambda w: w + 1, save=lambda w: w - 1)
-        return Source(name=f"{name}.weight")
+        return plus_one(f"{name}.weight") if self.centred else Source(name=f"{name}.weight")
 
     def names(self, config: LMConfig) -> dict[str, Source]:
         """Everything but mixers and channels."""

@@ -1,10 +1,16 @@
-"""The usual ways of a key: counts, numbers, flags, what a family fixes, and what GGUF leaves to its tensor list."""
+"""The usual ways of a key: counts, numbers, flags, what a family fixes, what GGUF leaves to its tensor list.
+
+And the parametrisations of numbers in which formats differ.
+"""
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from stretto.core.errors import ModelFileError
 from stretto.models.reader import MAX_LAYERS, Reader
-from stretto.models.table import Known, Way
+from stretto.models.table import Known, Source, Way
 
 
 def nothing(value: Any, config: Any) -> dict[str, Any]:
@@ -104,3 +110,28 @@ def tensors_of(read: Reader) -> dict[str, tuple[int, ...]]:
     """The tensors of the file: name -> shape."""
     found: dict[str, tuple[int, ...]] = read.config["stretto.tensors"]
     return found
+
+
+# Parametrisations -----------------------------------------------------------------------------------------------------
+
+
+def plus_one(name: str) -> Source:
+    """Our number is that of the file plus one."""
+    return Source(name=name, load=lambda w: w + 1, save=lambda w: w - 1)
+
+
+def minus_one(name: str) -> Source:
+    """Our number is that of the file minus one."""
+    return Source(name=name, load=lambda w: w - 1, save=lambda w: w + 1)
+
+
+def log_of_minus(a: Tensor) -> Tensor:
+    """`A_log` from A."""
+    if not bool((a < 0).all()):
+        raise ModelFileError("ssm_a has numbers that are not negative", why="a state that grows is no model's")
+    return torch.log(-a)
+
+
+def minus_exp(log: Tensor) -> Tensor:
+    """A from `A_log`."""
+    return -torch.exp(log)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -179,11 +180,16 @@ def stored_as(values: torch.Tensor, load: Any, save: Any) -> torch.Tensor:
 def test_which_tensors_are_stored_in_another_parametrisation(saved: Checkpoints) -> None:
     """By the tables, so that the law above excuses nothing else."""
     found = {}
-    for name in ("llama", "qwen3", "granite", "mamba2", "hybrid-rope"):
+    for name in ("llama", "qwen3", "granite", "mamba2", "hybrid-rope", "qwen3_5"):
         model = open_model(saved(name)[0])
         stored = model.family.gguf_names(model.config)
-        found[name] = {ours.split(".", 3)[-1] for ours in stored if stored[ours].save or model.names[ours].load}
-    assert found == {"llama": set(), "qwen3": set(), "granite": set(), "mamba2": {"A_log"}, "hybrid-rope": {"A_log"}}
+        found[name] = {re.sub(r"^blocks\.\d+\.", "", n) for n in stored if stored[n].save or model.names[n].load}
+    assert found.pop("qwen3_5") == {
+        *("mixer.A_log", "mixer.q_norm", "mixer.k_norm"),
+        *("mixer_norm.weight", "channel_norm.weight", "norm.weight"),
+    }
+    assert found.pop("mamba2") == found.pop("hybrid-rope") == {"mixer.A_log"}
+    assert not any(found.values())
 
 
 def test_small_tensors_are_not_rounded_to_the_codec_of_the_matrices(saved: Checkpoints, tmp_path: Path) -> None:

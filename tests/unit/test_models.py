@@ -180,6 +180,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "endless layers": ("llama", {"num_hidden_layers": 1 << 30}, "num_hidden_layers"),
     "heads that do not divide": ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
     "groups that do not divide": ("mamba2", {"n_groups": 3}, "n_groups"),
+    "a gate that is not there": ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
+    "more than a head is turned": (
+        "qwen3_5",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.5}},
+        "partial_rotary_factor",
+    ),
     "limits": ("mamba2", {"time_step_limit": [1.0, 0.5]}, "time_step_limit"),
     "epsilon": ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps"),
 }

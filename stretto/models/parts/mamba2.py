@@ -4,14 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from stretto.core.errors import ModelFileError
 from stretto.mixers.mamba2 import Mamba2
 from stretto.models.reader import Reader
 from stretto.models.table import Key, Known, Part, Row, Source, Way, linear, refuse_to_write, row
-from stretto.models.ways import count, divisor, fixed, flag, held, known_as
+from stretto.models.ways import count, divisor, fixed, flag, held, known_as, log_of_minus, minus_exp
 
 
 def tensors(c: Mamba2.Config) -> Iterator[Row]:
@@ -30,18 +26,6 @@ def tensors(c: Mamba2.Config) -> Iterator[Row]:
     yield Row("D", Source(name="D"), Source(name="ssm_d", shape=column))
     yield row("dt_bias", "dt_bias", "ssm_dt.bias")
     yield Row("norm_weight", Source(name="norm.weight"), Source(name="ssm_norm.weight", shape=groups))
-
-
-def log_of_minus(a: Tensor) -> Tensor:
-    """`A_log` from A."""
-    if not bool((a < 0).all()):
-        raise ModelFileError("ssm_a has numbers that are not negative", why="a state that grows is no model's")
-    return torch.log(-a)
-
-
-def minus_exp(log: Tensor) -> Tensor:
-    """A from `A_log`."""
-    return -torch.exp(log)
 
 
 def _fill_expanded(read: Reader, known: Known) -> int:
