@@ -239,7 +239,7 @@ def _copies(model: ModelFile, lm: LM, choose: Callable[[str, set[str], tuple[int
     used = {model.names[ours].name for ours, _, _ in lm.targets()}
     outs: dict[str, _Out] = {}
     for name in model.tensors.names():
-        if name not in used and not model.is_gguf:
+        if name not in used and not model.is_gguf and not name.startswith(model.family.ignore_under):
             continue  # buffers that no reader needs, perhaps of a type that we do not write
         held = model.held(name)
         codec = choose(name, {held.codec}, held.shape) if name in matrices else held.codec

@@ -153,7 +153,9 @@ def _open_hf(path: Path) -> ModelFile:
         return Held(codec=codec, shape=shape, nbytes=codec_named(codec).nbytes(shape))
 
     ours = family.read_hf(config)
-    model = ModelFile(path, family, ours, family.hf_names(ours), file, held, {}, is_gguf=False)
+    unused = [start for start in family.ignore_under if any(name.startswith(start) for name in file.names())]
+    notes = (f"{path}: tensors under {' and '.join(unused)} are not used",) if unused else ()
+    model = ModelFile(path, family, ours, family.hf_names(ours), file, held, {}, is_gguf=False, notes=notes)
     return _with_head(model)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stretto.core.errors import ModelFileError
 from stretto.models._keys import GGUF_KEYS, HF_KEYS
 from stretto.models.lm import Layer, LMConfig
 from stretto.models.parts.outer import OUTER
@@ -29,6 +30,7 @@ class Family:
     needed.
     mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
     by format, how files say which kind each layer is. outer: the keys around the layers.
+    inside: the key of config.json with the language model's, where a model can do more than text.
     also: by format, keys that are written beside those of the tables, and before them.
 
     GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
@@ -48,12 +50,13 @@ class Family:
     gguf_skeleton: Skeleton = GGUF_SKELETON
     also: Mapping[Format, Mapping[str, Any]] = field(default_factory=dict)
     announce: Callable[[Format, LMConfig], str] | None = None
+    inside: str | None = None
     ignore_under: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "attn_rot_embd", "attn_rot_embd.weight", "rope_freqs.weight")
 
     def read_hf(self, config: Config) -> LMConfig:
         """A config.json. Raises ModelFileError for every key that changes the result and is not supported."""
-        read = Reader(config, "config.json")
+        read = Reader(config, "config.json") if self.inside is None else self._inner(config, self.inside)
         found = self.from_hf(read)
         read.refuse_unread(HF_KEYS)
         return found
@@ -65,6 +68,15 @@ class Family:
         found = self.from_gguf(read)
         read.refuse_unread(GGUF_KEYS)
         return found
+
+    def _inner(self, config: Config, key: str) -> Reader:
+        """The config of the language model in that of a larger one, which says by itself whether the head is tied."""
+        inner = Reader(config, "config.json").need(key)
+        if not isinstance(inner, Mapping):
+            raise ModelFileError(f"config.json: {key} is {inner!r}, and no set of values")
+        return Reader(
+            {**inner, **{k: config[k] for k in ("tie_word_embeddings",) if k in config}}, f"config.json, {key}"
+        )
 
     def from_hf(self, read: Reader) -> LMConfig:
         """The model of a config.json; unread keys are the caller's concern."""

@@ -16,6 +16,8 @@ from stretto.models.reader import MAX_LAYERS, Reader
 from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, named_kinds
 from stretto.models.table import changed
 
+MTP = "mtp."
+
 
 def every(read: Reader, layers: int) -> list[str]:
     """Every so many-th layer is attention."""
@@ -56,5 +58,5 @@ FAMILY = Family(
     outer=changed(OUTER, {"context": context(32768)}),
     hf_skeleton=replace(HF_SKELETON, centred=True),
     gguf_skeleton=replace(GGUF_SKELETON, channel_norm="post_attention_norm"),
-    ignore_under=("mtp.",),
+    ignore_under=(MTP,),
 )

@@ -8,14 +8,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from checkpoints import SPECS, Checkpoints, close, whole
+from checkpoints import IDS, SPECS, Checkpoints, close, whole
 from gguf import quants
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from stretto.codecs._shared import BlockCodec
 from stretto.convert.convert import convert
 from stretto.convert.load import load_model, matrix_codecs, stored_columns
-from stretto.convert.model_file import open_model
+from stretto.convert.model_file import families, open_model
 from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError
 from stretto.core.stored import Stored
@@ -149,6 +150,43 @@ def test_columns_of_every_codec_move_exactly(codec: str, chunk: int) -> None:
     moved = stored_columns(stored, order)
     assert torch.equal(moved.decode(torch.float32), stored.decode(torch.float32)[:, order])
     assert moved.codec.name == (codec if chunk % made.block == 0 else "f32")
+
+
+# The model that reads images -----------------------------------------------------------------------------------------
+
+VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_language_model_of_one_that_reads_images(tied: bool, saved: Checkpoints, tmp_path: Path) -> None:
+    text = {key: value for key, value in SPECS["qwen3_5"].items() if key != "model_type"}
+    spec = {"text_config": text, "vision_config": VISION | {"out_hidden_size": 32, "num_position_embeddings": 4}}
+    torch.manual_seed(0)
+    theirs = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model("qwen3_5", tie_word_embeddings=tied, **spec)
+    ).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p)) if p.dim() == 1 else p.mul_(3)
+        want = theirs(torch.tensor([IDS]), use_cache=False).logits[0]
+    theirs.save_pretrained(tmp_path / "m")
+    model = open_model(tmp_path / "m")
+    assert model.config.tie_embeddings == tied and "model.visual." in model.notes[0]
+    close(whole(load_model(model)), want)
+    convert(tmp_path / "m", tmp_path / "copy", "hf")
+    kept, copied = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "copy"))
+    assert kept.keys() == copied.keys() and all(torch.equal(kept[key], copied[key]) for key in kept)
+    convert(tmp_path / "m", tmp_path / "m.gguf", "gguf")
+    text_alone = open_model(tmp_path / "m.gguf")
+    assert text_alone.family.name == "qwen3_5" and not text_alone.notes
+    close(whole(load_model(text_alone)), want)
+
+
+def test_a_config_without_the_language_model_is_refused(tmp_path: Path) -> None:
+    family = next(f for f in families() if f.name == "qwen3_5_vl")
+    for inner in (None, "qwen"):
+        with pytest.raises(ModelFileError, match="text_config"):
+            family.read_hf({"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": inner})
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
