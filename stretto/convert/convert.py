@@ -16,12 +16,12 @@ from typing import BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from stretto.convert._compressed import INT8, description
 from stretto.convert._export import HF_FILES, gguf_metadata, hf_files
 from stretto.convert._shared import replace_file
 from stretto.convert.gguf_ import TYPE_OF_CODEC, write_gguf
 from stretto.convert.load import check_tensors, stored_columns, stored_rows, stored_values, value_shape
 from stretto.convert.model_file import ModelFile, open_model
+from stretto.convert.quantized.compressed_tensors import INT8, description
 from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
 from stretto.core.codec import Codec

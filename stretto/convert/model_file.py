@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 
 import stretto.models
-from stretto.convert._compressed import Int8Rows, described
 from stretto.convert._shared import codec_named
 from stretto.convert.gguf_ import MAGIC
 from stretto.convert.gguf_split import open_gguf, parts_of
+from stretto.convert.quantized import method_of
 from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json
@@ -143,10 +143,10 @@ def _open_hf(path: Path) -> ModelFile:
     where = str(path / "config.json")
     config = read_json(path / "config.json")
     family = _family(lambda f: f.hf, _announced(config), where)
-    is_int8 = described(config, where)
+    quantized = method_of(config, where)
     config.pop("quantization_config", None)
     plain = open_checkpoint(path)
-    file = Int8Rows(plain) if is_int8 else plain
+    file = plain if quantized is None else quantized.read(plain)
 
     def held(name: str) -> Held:
         codec, shape = file.held(name)
