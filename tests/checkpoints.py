@@ -1,5 +1,6 @@
 """Random checkpoints of every family, made by transformers, with its logits."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ SPECS: dict[str, dict[str, Any]] = {
     | {"position_embedding_type": "rope", "mamba_n_groups": 2, "attention_bias": True, "mamba_proj_bias": True},
     "hybrid-attention": HYBRID | {"position_embedding_type": "rope", "layer_types": ["full_attention"] * 4},
 }
+QWEN35: dict[str, Any] = BASE | {
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    **rope("default", partial_rotary_factor=0.5),
+}
+SPECS |= {
+    "qwen3_5": QWEN35,
+    "qwen3_5-irregular": QWEN35
+    | {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]}
+    | {"attention_bias": True, "linear_num_value_heads": 6, "tie_word_embeddings": True},
+}
 
 
 class Checkpoints:
@@ -97,14 +115,16 @@ class Checkpoints:
         self._root = root
         self._done: dict[str, tuple[Path, torch.Tensor]] = {}
 
-    def __call__(self, name: str) -> tuple[Path, torch.Tensor]:
-        if name not in self._done:
-            self._done[name] = self._make(name)
-        return self._done[name]
+    def __call__(self, name: str, changes: Mapping[str, Any] | None = None) -> tuple[Path, torch.Tensor]:
+        """changes: to the spec of that name."""
+        made = f"{name} {changes}" if changes else name
+        if made not in self._done:
+            folder = f"{name}-{len(self._done)}" if changes else name
+            self._done[made] = self._make(folder, {**SPECS[name], **(changes or {})})
+        return self._done[made]
 
-    def _make(self, name: str) -> tuple[Path, torch.Tensor]:
+    def _make(self, name: str, spec: dict[str, Any]) -> tuple[Path, torch.Tensor]:
         torch.manual_seed(len(name))
-        spec = dict(SPECS[name])
         theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.pop("model_type"), **spec)).eval()
         with torch.no_grad():
             for p in theirs.parameters():  # at their initial size, weights hide what is left out

@@ -16,20 +16,20 @@ from typing import BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from stretto.convert._compressed import INT8, description
 from stretto.convert._export import HF_FILES, gguf_metadata, hf_files
 from stretto.convert._shared import replace_file
 from stretto.convert.gguf_ import TYPE_OF_CODEC, write_gguf
-from stretto.convert.load import check_tensors, stored_rows, stored_values, value_shape
+from stretto.convert.load import check_tensors, stored_columns, stored_rows, stored_values, value_shape
 from stretto.convert.model_file import ModelFile, open_model
+from stretto.convert.quantized.compressed_tensors import INT8, description
 from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
 from stretto.core.codec import Codec
 from stretto.core.errors import RunError, UserError
 from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
-from stretto.models.family import Source
 from stretto.models.lm import LM
+from stretto.models.table import Source
 
 Format = Literal["hf", "gguf"]
 Progress = Callable[[int, int], None]
@@ -217,13 +217,16 @@ def _fits(model: ModelFile, parts: list[_Part], codec: str) -> bool:
         if stored.codec.name == codec:
             continue
         values = stored.decode(torch.float32).flatten()
-        ours = values if part.source.load is None else part.source.load(values.double()).float()
-        back = _codec(codec).encode(ours).decode(torch.float32)
-        if part.source.save is not None:
-            back = part.source.save(back.double()).float()
-        if not torch.equal(back, values):
+        theirs = _mapped(_mapped(values, part.source.load), part.target.save)
+        back = _codec(codec).encode(theirs).decode(torch.float32)
+        if not torch.equal(_mapped(_mapped(back, part.target.load), part.source.save), values):
             return False
     return True
+
+
+def _mapped(values: Tensor, f: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Numbers in another parametrisation (see `Source`), rounded once to fp32."""
+    return values if f is None else f(values.double()).float()
 
 
 def _copies(model: ModelFile, lm: LM, choose: Callable[[str, set[str], tuple[int, ...]], str]) -> dict[str, _Out]:
@@ -236,7 +239,7 @@ def _copies(model: ModelFile, lm: LM, choose: Callable[[str, set[str], tuple[int
     used = {model.names[ours].name for ours, _, _ in lm.targets()}
     outs: dict[str, _Out] = {}
     for name in model.tensors.names():
-        if name not in used and not model.is_gguf:
+        if name not in used and not model.is_gguf and not name.startswith(model.family.ignore_under):
             continue  # buffers that no reader needs, perhaps of a type that we do not write
         held = model.held(name)
         codec = choose(name, {held.codec}, held.shape) if name in matrices else held.codec
@@ -251,8 +254,11 @@ def _matrix(model: ModelFile, parts: list[_Part], codec: str) -> Stored:
     pieces = []
     for part in parts:
         piece = stored_rows(model.tensors.stored(part.source.name), part.source)
-        order = part.target.order
-        pieces.append(piece if order is None else piece.permute_rows(torch.argsort(order)))
+        if part.target.order is not None:
+            piece = piece.permute_rows(torch.argsort(part.target.order))
+        if part.target.columns is not None:
+            piece = stored_columns(piece, torch.argsort(part.target.columns))
+        pieces.append(piece)
     return _encoded(pieces, codec)
 
 
@@ -262,7 +268,7 @@ def _small(model: ModelFile, parts: list[_Part], shape: tuple[int, ...], codec: 
         ours = stored_values(model.tensors.stored(part.source.name), part.source, part.shape)
         if part.target.order is not None:
             ours = ours[torch.argsort(part.target.order)]
-        values.append(ours if part.target.save is None else part.target.save(ours.double()).float())
+        values.append(_mapped(ours, part.target.save))
     return _codec(codec).encode(torch.cat(values).reshape(shape))
 
 

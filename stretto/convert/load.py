@@ -17,8 +17,8 @@ from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import storage
 from stretto.kernels.native.library import Team
-from stretto.models.family import Source
 from stretto.models.lm import LM
+from stretto.models.table import Source
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)`: numbers of the model filled so far."""
@@ -53,8 +53,12 @@ def matrix_codecs(model: ModelFile) -> set[str]:
     with torch.device("meta"):
         lm = LM(model.config)
     matrices = [name for name, module, _ in lm.targets() if isinstance(module, Linear) and not name.endswith(".bias")]
-    held = [model.held(model.names[name].name) for name in matrices if name in model.names]
-    return {storage(codec_named(tensor.codec), tensor.shape[-1]) for tensor in held}
+    sources = [model.names[name] for name in matrices if name in model.names]
+    held = [(model.held(source.name), source.columns) for source in sources]
+    return {
+        storage(codec_named(tensor.codec if _moves_blocks(tensor.codec, columns) else "f32"), tensor.shape[-1])
+        for tensor, columns in held
+    }
 
 
 def value_shape(name: str, module: torch.nn.Module, leaf: str) -> tuple[int, ...]:
@@ -91,7 +95,9 @@ def check_tensors(model: ModelFile, lm: LM) -> None:
         if model.held(theirs).shape[0] != rows:
             _wrong_shape(model, Source(name=theirs), model.held(theirs).shape, f"{rows} rows")
     used = {model.names[name].name for name in shapes}
-    extra = sorted(n for n in present - used - model.surplus if not n.endswith(model.family.ignore))
+    family = model.family
+    extra = sorted(present - used - model.surplus)
+    extra = [name for name in extra if not name.endswith(family.ignore) and not name.startswith(family.ignore_under)]
     extra = [name for name in extra if not (name.endswith(".bias") and _is_zero(model, name))]
     if extra:
         raise ModelFileError(
@@ -143,10 +149,35 @@ def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str, team:
 
 
 def stored_rows(stored: Stored, source: Source) -> Stored:
-    """Our rows of a stored matrix: bytes only, exact in every codec."""
+    """Our rows of a stored matrix, as bytes and exact in every codec (see `stored_columns` for the exception)."""
     if source.rows is not None:
         stored = stored.rows(source.rows[0], sum(source.rows))
-    return stored if source.order is None else stored.permute_rows(source.order)
+    if source.order is not None:
+        stored = stored.permute_rows(source.order)
+    return stored if source.columns is None else stored_columns(stored, source.columns)
+
+
+def stored_columns(stored: Stored, order: torch.Tensor) -> Stored:
+    """A matrix whose column i is column order[i] of `stored`. Whole blocks of the codec move as bytes; where the order
+    tears them apart, the values are decoded, into f32."""
+    codec = stored.codec
+    if not _moves_blocks(codec.name, order):
+        return codec_named("f32").encode(stored.decode(torch.float32)[:, order])
+    head, blocks = stored.data[:, : codec.head_bytes], stored.data[:, codec.head_bytes :]
+    moved = blocks.unflatten(1, (-1, codec.block_bytes))[:, order[:: codec.block] // codec.block]
+    return Stored(codec, stored.shape, torch.cat([head, moved.flatten(1)], 1))
+
+
+def _moves_blocks(codec: str, order: torch.Tensor | None) -> bool:
+    """Whether an order of columns, where there is one, keeps the blocks of a codec together."""
+    if order is None:
+        return True
+    block = codec_named(codec).block
+    if len(order) % block:
+        return False
+    first = order[::block]
+    whole = (first[:, None] + torch.arange(block)).flatten()
+    return bool((first % block == 0).all()) and torch.equal(whole, order)
 
 
 def stored_values(stored: Stored, source: Source, shape: tuple[int, ...]) -> torch.Tensor:

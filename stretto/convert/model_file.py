@@ -8,7 +8,7 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +16,17 @@ from typing import Any, Protocol
 import torch
 
 import stretto.models
-from stretto.convert._compressed import Int8Rows, described
 from stretto.convert._shared import codec_named
 from stretto.convert.gguf_ import MAGIC
 from stretto.convert.gguf_split import open_gguf, parts_of
+from stretto.convert.quantized import method_of
 from stretto.convert.safetensors_ import open_checkpoint
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json
 from stretto.core.stored import Stored
-from stretto.models.family import Family, Names
+from stretto.models.family import Family
 from stretto.models.lm import LMConfig
+from stretto.models.table import Names
 
 GGUF_FREQUENCIES = "rope_freqs.weight"
 # First bytes of what people have beside their models -> what it is, and what to do.
@@ -142,17 +143,19 @@ def _open_hf(path: Path) -> ModelFile:
     where = str(path / "config.json")
     config = read_json(path / "config.json")
     family = _family(lambda f: f.hf, _announced(config), where)
-    is_int8 = described(config, where)
+    quantized = method_of(config, where)
     config.pop("quantization_config", None)
     plain = open_checkpoint(path)
-    file = Int8Rows(plain) if is_int8 else plain
+    file = plain if quantized is None else quantized.read(plain)
 
     def held(name: str) -> Held:
         codec, shape = file.held(name)
         return Held(codec=codec, shape=shape, nbytes=codec_named(codec).nbytes(shape))
 
     ours = family.read_hf(config)
-    model = ModelFile(path, family, ours, family.hf_names(ours), file, held, {}, is_gguf=False)
+    unused = [start for start in family.ignore_under if any(name.startswith(start) for name in file.names())]
+    notes = (f"{path}: tensors under {' and '.join(unused)} are not used",) if unused else ()
+    model = ModelFile(path, family, ours, family.hf_names(ours), file, held, {}, is_gguf=False, notes=notes)
     return _with_head(model)
 
 
@@ -217,7 +220,12 @@ def _open_gguf(path: Path) -> ModelFile:
         known["stretto.rope_divisors"] = file.stored(GGUF_FREQUENCIES).decode(torch.float32).flatten().tolist()
     ours = family.read_gguf(known)
     names = family.gguf_names(ours)
-    return ModelFile(path, family, ours, names, file, table.__getitem__, file.metadata, is_gguf=True)
+    blocks = range(len(ours.layers), known[f"{known['general.architecture']}.block_count"])
+    ahead = frozenset(name for name in shapes if name.startswith(tuple(f"blk.{i}." for i in blocks)))
+    notes = (f"{path}: {len(blocks)} layers that predict further tokens are not used",) if ahead else ()
+    return ModelFile(
+        path, family, ours, names, file, table.__getitem__, file.metadata, is_gguf=True, surplus=ahead, notes=notes
+    )
 
 
 def _refuse_neighbours(path: Path, metadata: Mapping[str, Any], tensors: Sequence[str]) -> None:
@@ -246,7 +254,7 @@ def families() -> list[Family]:
     return found
 
 
-def _family(names: Callable[[Family], tuple[str, ...]], announced: object, where: str) -> Family:
+def _family(names: Callable[[Family], Iterable[str]], announced: object, where: str) -> Family:
     known = {name: family for family in families() for name in names(family)}
     if announced in known:
         return known[str(announced)]

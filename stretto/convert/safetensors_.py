@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from stretto.codecs.int8 import split
-from stretto.convert._compressed import INT8, SCALE
 from stretto.convert._shared import (
     MAX_VALUES,
     absent,
@@ -28,6 +27,7 @@ from stretto.convert._shared import (
     replace_file,
     write_tensor,
 )
+from stretto.convert.quantized.compressed_tensors import INT8, SCALE
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.stored import Stored
 

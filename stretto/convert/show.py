@@ -12,8 +12,8 @@ from stretto.core.errors import ModelFileError
 from stretto.core.files import read_json
 from stretto.core.sampling import Sampling
 from stretto.core.state import StateSpec
-from stretto.mixers.attention import Attention
 from stretto.models.lm import LM
+from stretto.models.parts import part_of
 
 # Hint -> its GGUF key. The names on the left are those of generation_config.json and of our sampling parameters.
 SAMPLING_KEYS = {
@@ -133,16 +133,10 @@ def _announced(model: ModelFile) -> str:
 
 
 def _heads(model: ModelFile) -> dict[str, int | None]:
-    """Of the first attention layer, where there is one."""
-    for layer in model.config.layers:
-        if isinstance(mixer := layer.mixer, Attention.Config):
-            return {
-                "num_heads": mixer.num_heads,
-                "num_kv_heads": mixer.num_kv_heads,
-                "head_dim": mixer.head_dim,
-                "window": mixer.window,
-            }
-    return {}
+    """Of the first layer of attention, where there is one."""
+    mixers = (layer.mixer for layer in model.config.layers)
+    shown = ({name: getattr(mixer, name) for name in part_of(mixer).shown} for mixer in mixers)
+    return next((fields for fields in shown if fields), {})
 
 
 def _tokenizer_kind(model: ModelFile) -> str | None:

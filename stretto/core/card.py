@@ -27,7 +27,6 @@ class Can(enum.Flag):
     ENCODE = enum.auto()  # codec: can write
     EXACT_REENCODE = enum.auto()  # codec: encode(decode(p)) has the bytes of p
     NATIVE = enum.auto()  # codec: native kernels multiply with weights that are stored so
-    NATIVE = enum.auto()  # codec: native kernels multiply with weights that are stored so
     SAMPLED = enum.auto()  # judge: works at temperature > 0
 
 

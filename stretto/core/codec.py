@@ -31,14 +31,6 @@ class Codec(ABC):
         """Whether every value is stored by itself, with nothing that it shares with others."""
         return self.block == 1 and self.head_bytes == 0
 
-    gguf_type: int | None = None  # the ggml type of a tensor in a GGUF file, where there is one
-    gguf_file_type: int | None = None  # `general.file_type` of a file that holds mostly this, where one is defined
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether every value is stored by itself, with nothing that it shares with others."""
-        return self.block == 1 and self.head_bytes == 0
-
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape."""
         rows = 1

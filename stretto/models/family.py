@@ -1,74 +1,62 @@
-"""`Family`: how one foreign architecture is read and written. One small file per family defines one.
+"""`Family`: how one foreign architecture is read and written. One small file per family declares one.
 
-A family translates a config key by key and says where each of our tensors lies in a file. A key that changes the result
-and that the family did not read is refused by name (`_keys.py` lists them). `Source` covers every difference seen in
-practice: another name, part of a fused tensor, another row order, another shape, another parametrisation of the same
-number.
+A declaration names the architecture in both formats, the parts of its layers, how kinds of layers alternate, and what
+is spelled in a way of its own. Keys and tensors stand in the tables of the parts (`parts/`); the readers and writers
+here are derived from them. A key that changes the result and that no row read is refused by name (`_keys.py`).
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from stretto.core.errors import ModelFileError
 from stretto.models._keys import GGUF_KEYS, HF_KEYS
-from stretto.models.lm import LMConfig
-
-Config = Mapping[str, Any]
-MAX_LAYERS = 100_000  # a damaged number must not fill the memory
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where one of our tensors lies in a file.
-
-    rows: (first, count) if it is a row range of a larger tensor there.
-    order: our row i is row order[i] of the (part of the) tensor in the file; whole rows move, exact in every codec.
-    shape: its shape in the file, where that is not ours; dimensions of size 1 may be missing or added.
-    load, save: elementwise maps from the file's numbers to ours and back (fp32), for another parametrisation.
-    """
-
-    name: str
-    rows: tuple[int, int] | None = None
-    order: Tensor | None = None
-    shape: tuple[int, ...] | None = None
-    load: Callable[[Tensor], Tensor] | None = None
-    save: Callable[[Tensor], Tensor] | None = None
-
-
-Names = Mapping[str, Source]
-"""Our tensor name (see `LM.targets`) -> where it is stored. May name more than the model has (optional biases)."""
+from stretto.models.lm import Layer, LMConfig
+from stretto.models.parts.outer import OUTER
+from stretto.models.parts.rope import rope_extra, rope_of
+from stretto.models.reader import Config, Reader
+from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, Skeleton, alike
+from stretto.models.table import Format, Key, Known, Names, Part, read_keys, refuse_to_write, write_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """One architecture family. hf, gguf: the names by which files announce it; ignore: endings of names not needed.
+    """One architecture family.
 
-    Files are read through `read_hf` and `read_gguf`. GGUF metadata reach `from_gguf` with one key of ours,
-    `stretto.tensors`: name -> shape, because GGUF leaves to the tensor list whether there are biases or a head of its
-    own. Frequency divisors arrive as `stretto.rope_divisors`. gguf_extra: tensors that a GGUF file holds in place of
-    config keys.
+    hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
+    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not
+    needed.
+    mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
+    by format, how files say which kind each layer is. outer: the keys around the layers.
+    inside: the key of config.json with the language model's, where a model can do more than text.
+    also: by format, keys that are written beside those of the tables, and before them.
+
+    GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
+    tensor list whether there are biases or a head of its own. Frequency divisors arrive as `stretto.rope_divisors`.
     """
 
     name: str
-    hf: tuple[str, ...]
+    hf: Mapping[str, str]
     gguf: tuple[str, ...]
-    from_hf: Callable[["Reader"], LMConfig]
-    to_hf: Callable[[LMConfig], dict[str, Any]]
-    hf_names: Callable[[LMConfig], Names]
-    from_gguf: Callable[["Reader"], LMConfig]
-    to_gguf: Callable[[LMConfig], dict[str, Any]]
-    gguf_names: Callable[[LMConfig], Names]
-    gguf_extra: Callable[[LMConfig], dict[str, Tensor]] = lambda config: {}
+    mixers: Mapping[str, Part]
+    channel: Part | None = None
+    pattern: Mapping[Format, Pattern] = field(
+        default_factory=lambda: {"hf": alike("num_hidden_layers"), "gguf": alike("block_count")}
+    )
+    outer: tuple[Key, ...] = OUTER
+    hf_skeleton: Skeleton = HF_SKELETON
+    gguf_skeleton: Skeleton = GGUF_SKELETON
+    also: Mapping[Format, Mapping[str, Any]] = field(default_factory=dict)
+    announce: Callable[[Format, LMConfig], str] | None = None
+    inside: str | None = None
+    ignore_under: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ("rotary_emb.inv_freq", "attn_rot_embd", "attn_rot_embd.weight", "rope_freqs.weight")
 
     def read_hf(self, config: Config) -> LMConfig:
         """A config.json. Raises ModelFileError for every key that changes the result and is not supported."""
-        read = Reader(config, "config.json")
+        read = Reader(config, "config.json") if self.inside is None else self._inner(config, self.inside)
         found = self.from_hf(read)
         read.refuse_unread(HF_KEYS)
         return found
@@ -81,79 +69,100 @@ class Family:
         read.refuse_unread(GGUF_KEYS)
         return found
 
+    def _inner(self, config: Config, key: str) -> Reader:
+        """The config of the language model in that of a larger one, which says by itself whether the head is tied."""
+        inner = Reader(config, "config.json").need(key)
+        if not isinstance(inner, Mapping):
+            raise ModelFileError(f"config.json: {key} is {inner!r}, and no set of values")
+        return Reader(
+            {**inner, **{k: config[k] for k in ("tie_word_embeddings",) if k in config}}, f"config.json, {key}"
+        )
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """Reads a foreign config and refuses what would change the result without being supported.
+    def from_hf(self, read: Reader) -> LMConfig:
+        """The model of a config.json; unread keys are the caller's concern."""
+        return self._read("hf", read)
 
-    prefix: stands before every key (`llama.`). single: numbers are stored as fp32, and are read as the shortest
-    decimal that rounds to them (1e-05, not 9.99999974737875e-06). seen: the keys that were asked for, without prefix.
-    """
+    def from_gguf(self, read: Reader) -> LMConfig:
+        """The model of GGUF metadata; unread keys are the caller's concern."""
+        return self._read("gguf", read)
 
-    config: Config
-    where: str
-    prefix: str = ""
-    single: bool = False
-    seen: set[str] = field(default_factory=set, compare=False)
+    def to_hf(self, config: LMConfig) -> dict[str, Any]:
+        """The model as a config.json. Raises ModelFileError for what its keys cannot say."""
+        architecture = self._announced("hf", config)
+        return {
+            "architectures": [architecture],
+            "model_type": self.hf[architecture],
+            **self._write("hf", config, architecture),
+        }
 
-    def get(self, key: str, default: Any) -> Any:
-        """The value, or `default` where the key is absent or null."""
-        self.seen.add(key)
-        value = self.config.get(self.prefix + key)
-        return default if value is None else value
+    def to_gguf(self, config: LMConfig) -> dict[str, Any]:
+        """The same as GGUF metadata."""
+        arch = self._announced("gguf", config)
+        keys = self._write("gguf", config, f"GGUF ({arch})")
+        return {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
 
-    def need(self, key: str) -> Any:
-        """The value of a key that must be there."""
-        value = self.get(key, None)
-        if value is None:
-            raise ModelFileError(
-                f"{self.where} has no {self.prefix + key!r}", why="the architecture cannot be built without it"
-            )
-        return value
+    def hf_names(self, config: LMConfig) -> Names:
+        """Our tensors in a checkpoint."""
+        return self._names("hf", config, self.hf_skeleton)
 
-    def count(self, key: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
-        """A positive integer up to `most`; without default it must be there."""
-        value = self.need(key) if default is None else self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            self.refuse(key, value, f"it must be a positive integer up to {most}")
-        return int(value)
+    def gguf_names(self, config: LMConfig) -> Names:
+        """Our tensors in a GGUF file."""
+        return self._names("gguf", config, self.gguf_skeleton)
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; without default it must be there."""
-        value = self.need(key) if default is None else self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            self.refuse(key, value, "it must be a finite number")
-        return float(str(np.float32(value))) if self.single else float(value)
+    def gguf_extra(self, config: LMConfig) -> dict[str, Tensor]:
+        """Tensors that a GGUF file holds in place of keys: stretched frequencies that no key can say (llama3)."""
+        return rope_extra(rope_of(config.layers))
 
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            self.refuse(key, value, "it must be true or false")
-        return bool(value)
+    def _announced(self, form: Format, config: LMConfig) -> str:
+        return self.announce(form, config) if self.announce else next(iter(self.hf if form == "hf" else self.gguf))
 
-    def expect(self, key: str, *allowed: Any) -> None:
-        """The key must be absent, null or one of `allowed`; anything else is refused by name."""
-        value = self.get(key, None)
-        if value is not None and value not in allowed:
-            names = ", ".join(map(repr, allowed)) or "only files without it"
-            self.refuse(key, value, f"it changes the result; supported: {names}")
+    def _read(self, form: Format, read: Reader) -> LMConfig:
+        at = next(i for i, key in enumerate(self.outer) if key.field == "layers")
+        known = read_keys(self.outer[:at], form, read, {"family": self.name})
+        known["layers"] = self._layers(form, read, known)
+        known = read_keys(self.outer[at:], form, read, known)
+        return LMConfig(**{f.name: known[f.name] for f in fields(LMConfig) if f.name in known})
 
-    def refuse_unread(self, changing: Mapping[str, tuple[Any, ...]]) -> None:
-        """Refuse every key of `changing` that nobody asked for and whose value is not neutral. changing: key -> its
-        neutral values; null and absence are neutral, too. Of several the first of the table is named."""
-        for key, neutral in changing.items():
-            if key not in self.seen:
-                self.expect(key, *neutral)
+    def _layers(self, form: Format, read: Reader, known: Known) -> tuple[Layer, ...]:
+        kinds = self.pattern[form].read(read)
+        made: dict[str, Layer] = {}
+        for block, kind in enumerate(kinds):
+            if kind not in made:
+                here = {**known, "block": block}
+                channel = None if self.channel is None else self.channel.read(form, read, here)
+                made[kind] = Layer(mixer=self.mixers[kind].read(form, read, here), channel=channel)
+        return tuple(made[kind] for kind in kinds)
 
-    def divide(self, total: int, key: str, parts: int) -> int:
-        """total / parts, which must leave nothing; `key` is what gave `parts`."""
-        if total % parts:
-            self.refuse(key, parts, f"it must divide {total}")
-        return total // parts
+    def _write(self, form: Format, config: LMConfig, where: str) -> dict[str, Any]:
+        kinds = [self._kind(layer, where) for layer in config.layers]
+        first = {kind: config.layers[kinds.index(kind)] for kind in dict.fromkeys(kinds)}
+        if any(layer != first[kind] for kind, layer in zip(kinds, config.layers, strict=True)):
+            refuse_to_write("layers of one kind that differ", where)
+        keys: dict[str, Any] = {}
+        write_keys(self.outer, form, config, where, keys)
+        for kind, layer in first.items():
+            write_keys(self.mixers[kind].keys, form, layer.mixer, where, keys)
+            if self.channel is not None:
+                write_keys(self.channel.keys, form, layer.channel, where, keys)
+        return {**self.also.get(form, {}), **keys, **self.pattern[form].write(kinds, keys)}
 
-    def refuse(self, key: str, value: Any, why: str) -> NoReturn:
-        """Raise ModelFileError over one key."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
-        raise ModelFileError(f"{self.where}: {self.prefix + key} = {shown} is not supported", why=why)
+    def _kind(self, layer: Layer, where: str) -> str:
+        """The kind of a layer, by the type of its mixer's config."""
+        kind = next((kind for kind, part in self.mixers.items() if part.config is type(layer.mixer)), None)
+        if kind is None or (layer.channel is None) != (self.channel is None):
+            refuse_to_write(f"a layer of {type(layer.mixer).__qualname__}", where)
+        return kind
+
+    def _names(self, form: Format, config: LMConfig, skeleton: Skeleton) -> Names:
+        found = skeleton.names(config)
+        for i, layer in enumerate(config.layers):
+            theirs = skeleton.block.format(i)
+            parts: list[tuple[str, Part, Any]] = [("mixer", self.mixers[self._kind(layer, self.name)], layer.mixer)]
+            if self.channel is not None:
+                parts.append(("channel", self.channel, layer.channel))
+            for slot, part, held in parts:
+                before = f"{theirs}.{part.module}." if form == "hf" else f"{theirs}."
+                for row in part.tensors(held):
+                    source = row.hf if form == "hf" else row.gguf
+                    found[f"blocks.{i}.{slot}.{row.ours}"] = replace(source, name=before + source.name)
+        return found

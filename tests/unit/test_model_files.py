@@ -20,7 +20,7 @@ from stretto.convert.model_file import open_model
 from stretto.convert.show import describe
 from stretto.core.errors import ModelFileError, UserError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "mamba2", "hybrid-nope")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "mamba2", "hybrid-nope", "qwen3_5")
 HEAD = "lm_head.weight"
 
 

@@ -18,15 +18,22 @@ from stretto.convert.model_file import families, open_model
 from stretto.core.errors import ModelFileError
 from stretto.mixers.attention import Attention
 from stretto.models._keys import GGUF_KEYS, GGUF_ROPE_KEYS, HF_KEYS, HF_ROPE_KEYS
-from stretto.models.family import Family, Reader
+from stretto.models.family import Family
 from stretto.models.lm import LMConfig
+from stretto.models.reader import Reader
 
-MODELS = ("llama", "mistral", "qwen2", "qwen3", "granite", "hybrid-rope", "mamba2")
+MODELS = ("llama", "mistral", "qwen2", "qwen3", "granite", "hybrid-rope", "mamba2", "qwen3_5")
 ROTATED = tuple(name for name in MODELS if name != "mamba2")
+# Which of the three positions of an image turns a pair: where text stands they are one.
+SECTIONS = {"qwen3_5": ("mrope_section", "mrope_interleaved", "rope.dimension_sections")}
+
+# Keys that a family needs: what is neutral for others is another model.
+NEEDED = {"qwen3_5": ("attn_output_gate", "partial_rotary_factor")}
 
 
-# Qwen's window needs three keys to be one.
+# Qwen's window needs three keys to be one; what `rope_parameters` says goes before a key outside.
 COMPANIONS: dict[str, dict[str, Any]] = {
+    "partial_rotary_factor": {"rope_parameters": None},
     "sliding_window": {"use_sliding_window": True, "max_window_layers": 0},
     "use_sliding_window": {"sliding_window": 4, "max_window_layers": 0},
 }
@@ -94,7 +101,7 @@ def test_config_keys_are_read_or_refused(name: str, saved: Checkpoints) -> None:
         changed = {**config, **COMPANIONS.get(key, {}), key: other_than(neutral)}
         counts(lambda: family.read_hf(changed), plain, key)  # noqa: B023  called at once
         for value in (None, *neutral):
-            if key not in config and value is not True:
+            if key not in config and value is not True and (value is None or key not in NEEDED.get(name, ())):
                 assert family.read_hf({**config, key: value}) == plain, f"{key} = {value} is neutral"
 
 
@@ -113,6 +120,9 @@ def test_rotary_config_keys_are_read_or_refused(name: str, spelling: str, saved:
         base = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 16, **own}
         plain = family.read_hf(config | {spelling: base})
         for key, neutral in HF_ROPE_KEYS.items():
+            if key in SECTIONS.get(name, ()):
+                assert family.read_hf(config | {spelling: base | {key: other_than(neutral)}}) == plain
+                continue
             counts(lambda: family.read_hf(config | {spelling: base | {key: other_than(neutral)}}), plain, key)  # noqa: B023
         for key in ("rope_theta", *own, *(["original_max_position_embeddings"] if kind != "linear" else [])):
             value = read_keys.get(key, 3.0)
@@ -129,6 +139,9 @@ def test_gguf_keys_are_read_or_refused(name: str, gguf_files: dict[str, Path]) -
     keys = {**GGUF_KEYS, **(GGUF_ROPE_KEYS if name in ROTATED else {})}
     read = {"rope.scaling.factor": 4.0, "rope.scale_linear": 4.0, "rope.freq_base": 7e5} if name in ROTATED else {}
     for key, neutral in keys.items():
+        if key in SECTIONS.get(name, ()):
+            assert model.family.read_gguf({**known, f"{arch}.{key}": other_than(neutral)}) == model.config
+            continue
         counts(lambda: model.family.read_gguf({**known, f"{arch}.{key}": other_than(neutral)}), model.config, key)  # noqa: B023
         for value in neutral:
             if f"{arch}.{key}" not in known:

@@ -18,8 +18,8 @@ from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.mixers.attention import Attention
 from stretto.models import llama
-from stretto.models._rope import hf_rope, rope_to_hf
-from stretto.models.family import Reader
+from stretto.models.parts.rope import hf_rope, rope_to_hf
+from stretto.models.reader import Reader
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +180,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "endless layers": ("llama", {"num_hidden_layers": 1 << 30}, "num_hidden_layers"),
     "heads that do not divide": ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
     "groups that do not divide": ("mamba2", {"n_groups": 3}, "n_groups"),
+    "a gate that is not there": ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
+    "more than a head is turned": (
+        "qwen3_5",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.5}},
+        "partial_rotary_factor",
+    ),
     "limits": ("mamba2", {"time_step_limit": [1.0, 0.5]}, "time_step_limit"),
     "epsilon": ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps"),
 }

@@ -8,18 +8,18 @@ every token that is found while running; we compute more exactly than that.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from stretto.codecs._shared import check_finite
 from stretto.codecs.int8 import Int8
 from stretto.convert._shared import damaged, quoted
+from stretto.convert.quantized import Container, Method
 from stretto.core.errors import ModelFileError
 from stretto.core.stored import Stored
 
-METHOD = "compressed-tensors"
+_NAME = "compressed-tensors"
 SCALE = "_scale"
 """What the name of the scales has after that of the integers."""
 _FORMAT = "int-quantized"
@@ -41,18 +41,6 @@ _INPUTS = {**_BYTES, "strategy": ("token",), "dynamic": (True,)}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODEC = Int8()
 INT8 = _CODEC.name
-
-
-class Container(Protocol):
-    """Named tensors of a file."""
-
-    path: Path
-
-    def names(self) -> list[str]: ...
-    def kind(self, name: str) -> tuple[str, tuple[int, ...]]: ...
-    def raw(self, name: str) -> torch.Tensor: ...
-    def held(self, name: str) -> tuple[str, tuple[int, ...]]: ...
-    def stored(self, name: str) -> Stored: ...
 
 
 class Int8Rows:
@@ -100,20 +88,8 @@ class Int8Rows:
             )
 
 
-def described(config: Mapping[str, Any], where: str) -> bool:
-    """Whether config.json announces int8 rows; False for a plain checkpoint.
-
-    Raises ModelFileError, with the setting's name, for every other quantization.
-    """
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return False
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method != METHOD:
-        raise ModelFileError(
-            f"{where}: quantization_config {method!r} is not supported",
-            why=f"supported: plain f32, f16, bf16 tensors, and int8 rows of {METHOD}",
-        )
+def check(quantization: Mapping[str, Any], where: str) -> None:
+    """Refuse every setting that does not say int8 rows, by name."""
     _follow(quantization, _WHOLE, where)
     _follow(quantization.get("sparsity_config") or {}, {"format": ("dense", None)}, where, "sparsity_config.")
     groups = quantization.get("config_groups")
@@ -125,7 +101,6 @@ def described(config: Mapping[str, Any], where: str) -> bool:
         _follow(group.get("weights"), _WEIGHTS, where, f"{at}weights.")
         if group.get("input_activations") is not None:
             _follow(group["input_activations"], _INPUTS, where, f"{at}input_activations.")
-    return True
 
 
 def _follow(given: object, known: Mapping[str, tuple[Any, ...]], where: str, prefix: str = "") -> None:
@@ -154,7 +129,7 @@ def description(shapes: Mapping[str, tuple[str, tuple[int, ...]]], embedding: st
         "format": _FORMAT,  # of weights alone, readers would guess another
     }
     return {
-        "quant_method": METHOD,
+        "quant_method": _NAME,
         "format": _FORMAT,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
@@ -163,3 +138,6 @@ def description(shapes: Mapping[str, tuple[str, tuple[int, ...]]], embedding: st
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+
+
+METHOD = Method(idea=f"int8 rows of {_NAME}", check=check, read=Int8Rows)

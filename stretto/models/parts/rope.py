@@ -1,6 +1,7 @@
 """How config.json and GGUF files spell a rotary embedding."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,18 @@ from torch import Tensor
 from stretto.core.errors import ModelFileError
 from stretto.kernels.rope import Rope
 from stretto.models._keys import GGUF_ROPE_KEYS, HF_ROPE_KEYS
-from stretto.models.family import Reader
+from stretto.models.lm import Layer
+from stretto.models.reader import Reader
+from stretto.models.table import Known, Way
 
 _KINDS = ("default", "linear", "llama3", "yarn")
 _ORIGINAL = "original_max_position_embeddings"
+
+
+def rope_of(layers: Sequence[Layer]) -> Rope | None:
+    """The rotary embedding of the first mixer that has one."""
+    ropes = (getattr(layer.mixer, "rope", None) for layer in layers)
+    return next((rope for rope in ropes if rope is not None), None)
 
 
 def stretched(rope: Rope | None, context: int) -> int:
@@ -34,9 +43,9 @@ def trained(rope: Rope | None, longest: int) -> int:
     return round(longest / rope.factor) if rope is not None and rope.scaling == "linear" else longest
 
 
-def hf_rope(read: Reader, head_dim: int) -> Rope:
+def hf_rope(read: Reader, head_dim: int, part: float | None = None) -> Rope:
     """The rotary embedding of a config.json, in the old spelling (`rope_theta`, `rope_scaling`) or the new one
-    (`rope_parameters`)."""
+    (`rope_parameters`). part: how much of a head is turned where the file does not say, None if that is always all."""
     old, new = read.get("rope_scaling", {}) or {}, read.get("rope_parameters", {})
     for key, value in (("rope_scaling", old), ("rope_parameters", new)):
         if not isinstance(value, dict) or any(isinstance(v, dict) for v in value.values()):
@@ -47,6 +56,13 @@ def hf_rope(read: Reader, head_dim: int) -> Rope:
     # Model cards say to add `rope_scaling`: it goes on top of what a newer file says of the same embedding.
     kept = {key: value for key, value in new.items() if key != "rope_type"} if old else new
     spec = Reader({**outside, **kept, **old}, f"{read.where}, rotary embedding")
+    if part is not None:
+        factor = spec.number("partial_rotary_factor", part)
+        if not 0 < factor <= 1:
+            spec.refuse("partial_rotary_factor", factor, "it must be a part of a head")
+        head_dim = int(head_dim * factor)
+        for key in ("mrope_section", "mrope_interleaved"):  # which of three positions turns a pair; in text they agree
+            spec.get(key, None)
     found = _rope_of(read, spec, head_dim)
     spec.refuse_unread(HF_ROPE_KEYS)
     return found
@@ -137,8 +153,12 @@ def _named(rope: Rope) -> Rope:
     )
 
 
-def gguf_rope(read: Reader, head_dim: int) -> Rope:
-    """Rotary keys of a GGUF file; `read` has the architecture as its prefix."""
+def gguf_rope(read: Reader, head_dim: int, *, part: bool = False) -> Rope:
+    """Rotary keys of a GGUF file; `read` has the architecture as its prefix. part: a part of a head may be turned, and
+    pairs may be shared out to the three positions of an image, which agree in text."""
+    if part:
+        read.get("rope.dimension_sections", None)
+        head_dim = read.count("rope.dimension_count", head_dim, most=head_dim)
     read.refuse_unread(GGUF_ROPE_KEYS)
     read.expect("rope.dimension_count", head_dim)
     dim, base = _even(read, head_dim), read.number("rope.freq_base", 10000.0)
@@ -198,3 +218,60 @@ def rope_extra(rope: Rope | None) -> dict[str, Tensor]:
     if rope is None or rope.scaling not in ("llama3", "divisors"):
         return {}
     return {"rope_freqs.weight": Rope(dim=rope.dim, base=rope.base).frequencies() / rope.frequencies()}
+
+
+# Ways of the field `rope` of a mixer ----------------------------------------------------------------------------------
+
+
+def _is_there(rope: Rope | None) -> bool:
+    return rope is not None
+
+
+ROPE = (
+    Way(lambda read, known: hf_rope(read, known["head_dim"]), lambda rope, config: rope_to_hf(rope), _is_there),
+    Way(lambda read, known: gguf_rope(read, known["head_dim"]), lambda rope, config: rope_to_gguf(rope), _is_there),
+)
+"""Positions are always rotated: in config.json and in GGUF metadata."""
+
+
+_SECTIONS = [11, 11, 10, 0]  # of the 32 turned pairs of Qwen3.5; readers of text only want the key
+
+
+def rope_of_a_part(part: float) -> tuple[Way, Way]:
+    """The first entries of a head are turned; part: how much of it where config.json does not say."""
+
+    def write(rope: Rope, config: Any) -> dict[str, Any]:
+        factor = rope.dim / config.head_dim
+        if int(factor * config.head_dim) < rope.dim:  # readers cut the product
+            factor = math.nextafter(factor, 1)
+        return {**rope_to_hf(rope), "partial_rotary_factor": factor}
+
+    return (
+        Way(lambda read, known: hf_rope(read, known["head_dim"], part), write, _is_there),
+        Way(
+            lambda read, known: gguf_rope(read, known["head_dim"], part=True),
+            lambda rope, config: {**rope_to_gguf(rope), "rope.dimension_sections": _SECTIONS},
+            _is_there,
+        ),
+    )
+
+
+def _if_positioned(read: Reader, known: Known) -> Rope | None:
+    return hf_rope(read, known["head_dim"]) if read.get("position_embedding_type", None) == "rope" else None
+
+
+def _if_finetuned(read: Reader, known: Known) -> Rope | None:
+    return gguf_rope(read, known["head_dim"]) if read.flag("rope.scaling.finetuned", True) else None
+
+
+OPTIONAL_ROPE = (
+    Way(
+        _if_positioned,
+        lambda rope, config: {"position_embedding_type": "rope", **rope_to_hf(rope)} if rope is not None else {},
+    ),
+    Way(
+        _if_finetuned,
+        lambda rope, config: {"rope.scaling.finetuned": True, **rope_to_gguf(rope)} if rope is not None else {},
+    ),
+)
+"""Files say whether positions are rotated at all; Granite's `also` says no, unless a layer says yes."""
