@@ -7,13 +7,17 @@ sequences with `num_step = 0` and no context.
 A sequence's rows are definite (prompt tokens, the pending token) followed by `num_draft` provisional rows: nodes of a
 draft tree in topological order. `parents[b][r]` is the row, inside sequence b, whose successor row r is; -1 means
 the context itself. `None` says that the rows are a chain.
+
+*Tags* are integers that parts of a model may ask for by name (`Seqs.tag`): one for each row (the adapter or the tenant
+of its request), or one for all rows of a call (which of its layers a shared block computes).
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ class Seqs:
     parents: tuple[Parents, ...]  # see the module docstring
     num_step: int = 0  # leading sequences that run in step form
     device: torch.device = torch.device("cpu")
+    tags: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict, hash=False)  # see the module docstring
     _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -44,6 +49,7 @@ class Seqs:
         parents: Sequence[Sequence[int] | None] | None = None,
         num_step: int = 0,
         device: torch.device | str = "cpu",
+        tags: Mapping[str, int | Sequence[int]] | None = None,
     ) -> "Seqs":
         """Stored sequences of `lens` rows after `contexts` tokens (default: none)."""
         n = len(lens)
@@ -55,6 +61,7 @@ class Seqs:
             parents=rows,
             num_step=num_step,
             device=torch.device(device),
+            tags={name: value if isinstance(value, int) else tuple(value) for name, value in (tags or {}).items()},
         )
 
     def __post_init__(self) -> None:
@@ -68,6 +75,8 @@ class Seqs:
                 assert all(-1 <= p < r for r, p in enumerate(parents)), "parents come before children"
                 definite = rows - drafts
                 assert parents[:definite] == tuple(range(-1, definite - 1)), "definite rows are a chain"
+        for name, tag in self.tags.items():
+            assert isinstance(tag, int) or len(tag) == sum(self.lens), f"tag {name!r}: one number for each row"
 
     # -- host side -----------------------------------------------------------------------------------------------
 
@@ -110,7 +119,8 @@ class Seqs:
     def _slice(self, first: int, last: int) -> "Seqs":
         num_step = max(0, min(self.num_step, last) - first)
         cut = slice(first, last)
-        return Seqs(self.lens[cut], self.contexts[cut], self.num_draft[cut], self.parents[cut], num_step, self.device)
+        of_cut = self.lens[cut], self.contexts[cut], self.num_draft[cut], self.parents[cut]
+        return Seqs(*of_cut, num_step, self.device, self._tags_of(range(self.starts[first], self.starts[last])))
 
     @property
     def step_part(self) -> "Seqs":
@@ -121,6 +131,13 @@ class Seqs:
     def chunk_part(self) -> "Seqs":
         """The other sequences, which run in chunked form; their rows start at `num_step_rows`."""
         return self.slice(self.num_step, self.num_seqs)
+
+    def select(self, rows: Sequence[int]) -> "Seqs":
+        """Some packed rows, ascending, by sequence: for parts that look at every row by itself."""
+        assert all(a < b for a, b in pairwise(rows)), "rows come in order"
+        at = [bisect_left(rows, start) for start in self.starts]
+        lens = [b - a for a, b in pairwise(at)]
+        return Seqs.of(lens, num_step=self.num_step, device=self.device, tags=self._tags_of(rows))
 
     def row_parents(self, b: int) -> tuple[int, ...]:
         """The parent table of sequence b, written out also for chains."""
@@ -138,6 +155,26 @@ class Seqs:
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]  # type: ignore[return-value]
+
+    # -- tags --------------------------------------------------------------------------------------------------------
+
+    def tag(self, name: str) -> int | Tensor | None:
+        """The number that all rows have, or those of the rows [T] int64; None if nobody gave any."""
+        value = self.tags.get(name)
+        return self.memo(("tag", name), lambda: self._tensor(value)) if isinstance(value, tuple) else value
+
+    def tagged(self, name: str, value: int) -> "Seqs":
+        """The same rows, all of them with one more number; memoised."""
+        return self.memo(("tagged", name, value), lambda: self._tagged(name, value))
+
+    def _tagged(self, name: str, value: int) -> Self:
+        return replace(self, tags={**self.tags, name: value}, _memo={})
+
+    def _tags_of(self, rows: Sequence[int]) -> dict[str, int | tuple[int, ...]]:
+        return {
+            name: value if isinstance(value, int) else tuple(value[row] for row in rows)
+            for name, value in self.tags.items()
+        }
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 

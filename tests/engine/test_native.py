@@ -10,18 +10,18 @@ import torch
 from native import LEVELS, team
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from torch import Tensor
-from toy import Nodes, finish, plain_decode, toy_lm
+from toy import WIRINGS, Nodes, finish, lively_model, plain_decode, toy_lm
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
 from stretto.core.errors import RunError
-from stretto.core.mixer import Mixer
+from stretto.core.mixer import Mixer, MixerConfig
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, StateSpec
 from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
 from stretto.kernels.linear import Linear
-from stretto.models.lm import LM, MixerConfig
+from stretto.models.lm import LM
 
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
 
@@ -43,6 +43,7 @@ def tiled(lm: LM) -> LM:
 MODELS: dict[str, dict[str, Any]] = {
     **{card.name: {"mixers": [card.name] * 2} for card in MIXERS.cards(Can.CAUSAL)},
     **{f"{card.name} channels": {"mixers": ["attention"] * 3, "channel": card.name} for card in CHANNELS.cards()},
+    **{name: {"config": config} for name, config in WIRINGS.items()},
     "hybrid": {"mixers": ["gated_delta", "attention", "mamba2"]},
     "mamba": {"mixers": ["mamba", "attention", "mamba"]},
     "hybrid with other options": {
@@ -57,7 +58,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def oracle(request: pytest.FixtureRequest) -> LM:
-    return toy_lm(**MODELS[request.param])
+    made = MODELS[request.param]
+    return lively_model(made["config"]) if "config" in made else toy_lm(**made)
 
 
 @pytest.fixture(scope="module")
