@@ -10,18 +10,20 @@ import torch
 from native import LEVELS, team
 from test_engine import DRAFTERS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from torch import Tensor
-from toy import WIRINGS, Nodes, finish, lively_model, plain_decode, toy_lm
+from toy import WIRINGS, Nodes, finish, lively_model, plain_decode, tiny, toy_config, toy_lm
+from toy_channels import Tenants
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
 from stretto.core.errors import RunError
 from stretto.core.mixer import Mixer, MixerConfig
+from stretto.core.plan import StepPlan
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, StateSpec
 from stretto.engine.engine import MAX_AHEAD, Engine, EngineConfig
 from stretto.kernels.linear import Linear
-from stretto.models.lm import LM
+from stretto.models.lm import LM, Layer
 
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
 
@@ -183,6 +185,24 @@ def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict
     assert list(hosted.captured.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
     assert all("sum" in why for why in hosted.captured.host_operations.values())
     assert run_all(hosted, GREEDY) == want
+
+
+def test_what_asks_for_tags_is_computed_by_the_host() -> None:
+    """They change from step to step. A channel asks in two layers, of which the last one has the wanted rows alone."""
+    layers = [Layer(mixer=tiny(MIXERS, "attention"), channel=Tenants())] * 2
+    oracle = lively_model(toy_config(layers))
+    one = engine(tiled(oracle))
+    assert one.captured is not None
+    assert list(one.captured.host_operations) == ["blocks.0.channel", "blocks.1.channel"]
+    assert all("reads the adapter of rows" in why for why in one.captured.host_operations.values())
+    assert run_all(one, GREEDY) == [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    tokens, wanted, tags = [*PROMPTS[0], *PROMPTS[3]], [2, 7, 13], {"adapter": [1] * 8 + [2] * 6}
+    plan = StepPlan(tokens, Seqs.of([8, 6], tags=tags), wanted)
+    for rid, rows in ((-1, 8), (-2, 6)):
+        one.cache.admit(rid)
+        assert one.cache.reserve(rid, rows)
+    scores = one.captured(replace(plan, caches=one.cache.pack([-1, -2], plan.seqs)))
+    torch.testing.assert_close(scores.logits.double(), oracle(plan), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("drafter", ["none", "ngram", "tree oracle"])
