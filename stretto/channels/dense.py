@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stretto.core.card import Can, Card
+from stretto.core.card import Card
 from stretto.core.channel import Channel
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
 from stretto.kernels.mlp import gated_mlp
-from stretto.kernels.rowwise import Activation
+from stretto.kernels.rowwise import Activation, glu
 
 
 class Dense(Channel):
@@ -40,6 +40,10 @@ class Dense(Channel):
 
     def forward(self, x_TD: Tensor, seqs: Seqs) -> Tensor:
         """[T, D] -> [T, D]."""
+        if self.gate_up.adapters is not None or self.down.adapters is not None:  # one product after the other
+            gate_TF, up_TF = self.gate_up.split(self.gate_up(x_TD, seqs))
+            h_TF = glu(gate_TF, up_TF, activation=self.config.activation, num_step_rows=seqs.num_step_rows)
+            return self.down(h_TF, seqs)  # type: ignore[no-any-return]
         return gated_mlp(
             x_TD,
             self.gate_up.held,
@@ -58,5 +62,5 @@ CARD = Card(
     idea="gated multi-layer perceptron",
     paper="2002.05202",
     cost="O(T D F)",
-    can=Can.PACKED,
+    can=Dense.can,
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stretto.core.card import Can, Card
+from stretto.core.card import Card
 from stretto.core.channel import Channel
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
@@ -46,5 +46,5 @@ CARD = Card(
     idea="multi-layer perceptron with squared ReLU",
     paper="2109.08668",
     cost="O(T D F)",
-    can=Can.PACKED,
+    can=ReLU2.can,
 )

@@ -1,7 +1,7 @@
 """The `Mixer` socket: how a layer moves information between the tokens of a sequence."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -30,10 +30,17 @@ class Mixer(nn.Module, ABC):
     """
 
     d_model: int
-    can: ClassVar[Can] = Can(0)
-    """What the engine may ask of it; the card says the same. What is not claimed is refused by name or done without."""
+    notes: ClassVar[tuple[str, ...]] = ()
+    """What it says of a call besides its rows. If there is any, `forward` takes `notes: Notes | None = None`."""
     wide_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that stay fp32 when the model runs in a narrower dtype (decays, time steps)."""
+
+    @property
+    def can(self) -> Can:
+        """What the engine may ask of it; the card says the same. Most mixers say it once, by `can = ...` in the class.
+
+        What is not claimed is refused by name or done without."""
+        return Can(0)
 
     @property
     @abstractmethod
@@ -43,3 +50,9 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """`x_TD` [T, D] packed rows -> [T, D]."""
+
+
+class MixerConfig(Protocol):
+    """Config of any mixer: a frozen dataclass."""
+
+    def build(self) -> Mixer: ...

@@ -7,13 +7,17 @@ sequences with `num_step = 0` and no context.
 A sequence's rows are definite (prompt tokens, the pending token) followed by `num_draft` provisional rows: nodes of a
 draft tree. `trees[b]` says which row, inside sequence b, every row continues (-1: the context); `None` says that the
 rows are a chain.
+
+*Tags* are integers that parts of a model may ask for by name (`Seqs.tag`): one for each row (the adapter or the tenant
+of its request), or one for all rows of a call (which of its layers a shared block computes).
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ class Seqs:
     trees: tuple[Tree | None, ...]  # see the module docstring
     num_step: int = 0  # leading sequences that run in step form
     device: torch.device = torch.device("cpu")
+    tags: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict, hash=False)  # see the module docstring
     _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -44,6 +49,7 @@ class Seqs:
         parents: Sequence[Tree | Sequence[int] | None] | None = None,
         num_step: int = 0,
         device: torch.device | str = "cpu",
+        tags: Mapping[str, int | Sequence[int]] | None = None,
     ) -> "Seqs":
         """Packed sequences of `lens` rows after `contexts` tokens (default: none).
 
@@ -58,6 +64,7 @@ class Seqs:
             trees=trees,
             num_step=num_step,
             device=torch.device(device),
+            tags={name: value if isinstance(value, int) else tuple(value) for name, value in (tags or {}).items()},
         )
 
     def __post_init__(self) -> None:
@@ -69,6 +76,8 @@ class Seqs:
             if tree is not None:
                 assert len(tree) == rows <= MAX_TREE_ROWS
                 assert tree.truncate(rows - drafts).is_chain, "definite rows are a chain"
+        for name, tag in self.tags.items():
+            assert isinstance(tag, int) or len(tag) == sum(self.lens), f"tag {name!r}: one number for each row"
 
     # -- host side -----------------------------------------------------------------------------------------------
 
@@ -111,7 +120,8 @@ class Seqs:
     def _slice(self, first: int, last: int) -> "Seqs":
         num_step = max(0, min(self.num_step, last) - first)
         cut = slice(first, last)
-        return Seqs(self.lens[cut], self.contexts[cut], self.num_draft[cut], self.trees[cut], num_step, self.device)
+        of_cut = self.lens[cut], self.contexts[cut], self.num_draft[cut], self.trees[cut]
+        return Seqs(*of_cut, num_step, self.device, self._tags_of(range(self.starts[first], self.starts[last])))
 
     @property
     def step_part(self) -> "Seqs":
@@ -122,6 +132,13 @@ class Seqs:
     def chunk_part(self) -> "Seqs":
         """The other sequences, which run in chunked form; their rows start at `num_step_rows`."""
         return self.slice(self.num_step, self.num_seqs)
+
+    def select(self, rows: Sequence[int]) -> "Seqs":
+        """Some packed rows, ascending, by sequence: for parts that look at every row by itself."""
+        assert all(a < b for a, b in pairwise(rows)), "rows come in order"
+        at = [bisect_left(rows, start) for start in self.starts]
+        lens = [b - a for a, b in pairwise(at)]
+        return Seqs.of(lens, num_step=self.num_step, device=self.device, tags=self._tags_of(rows))
 
     def tree(self, b: int) -> Tree:
         """What every row of sequence b continues, also for chains."""
@@ -142,6 +159,26 @@ class Seqs:
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]  # type: ignore[return-value]
+
+    # -- tags --------------------------------------------------------------------------------------------------------
+
+    def tag(self, name: str) -> int | Tensor | None:
+        """The number that all rows have, or those of the rows [T] int64; None if nobody gave any."""
+        value = self.tags.get(name)
+        return self.memo(("tag", name), lambda: self._tensor(value)) if isinstance(value, tuple) else value
+
+    def tagged(self, name: str, value: int) -> "Seqs":
+        """The same rows, all of them with one more number; memoised."""
+        return self.memo(("tagged", name, value), lambda: self._tagged(name, value))
+
+    def _tagged(self, name: str, value: int) -> Self:
+        return replace(self, tags={**self.tags, name: value}, _memo={})
+
+    def _tags_of(self, rows: Sequence[int]) -> dict[str, int | tuple[int, ...]]:
+        return {
+            name: value if isinstance(value, int) else tuple(value[row] for row in rows)
+            for name, value in self.tags.items()
+        }
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 

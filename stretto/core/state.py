@@ -12,7 +12,7 @@ carried state, snapshots.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -100,6 +100,20 @@ class Slot(ABC):
 
 LayerCache = Mapping[str, "Paged | Slot"]
 """The states of one layer, by the names that its `state_specs` declare."""
+Notes = dict[str, Tensor]
+"""What a part of a model says of one call besides its rows, by the names that it declares (`StepPlan.notes`)."""
+
+
+def prefixed(specs: Sequence[StateSpec], prefix: str) -> tuple[StateSpec, ...]:
+    """The states of one part of a layer, under names that no other part has."""
+    return tuple(replace(spec, name=f"{prefix}.{spec.name}") for spec in specs)
+
+
+def states_of(cache: LayerCache | None, prefix: str) -> LayerCache | None:
+    """What `prefixed` named, under the names that the part itself declares."""
+    if cache is None:
+        return None
+    return {name.removeprefix(f"{prefix}."): ref for name, ref in cache.items() if name.startswith(f"{prefix}.")}
 
 
 def paged(cache: LayerCache, name: str) -> Paged:

@@ -9,14 +9,14 @@ from stretto.models.lm import LM
 
 def check(model: LM, max_seqs: int) -> None:
     """Raises UserError, which names the layer, for a model that an engine of `max_seqs` sequences cannot run."""
-    for index, mixer in enumerate(model.mixers):
-        name = type(mixer).__name__
-        if Can.CAUSAL not in mixer.can:
+    for index, part in model.parts:
+        name = type(part).__name__
+        if Can.CAUSAL not in part.can:
             raise UserError(
                 "this model cannot generate",
                 why=f"layer {index} ({name}) is not causal: what it says of a token depends on later ones",
             )
-        if Can.PACKED not in mixer.can and max_seqs > 1:
+        if Can.PACKED not in part.can and max_seqs > 1:
             raise UserError(
                 f"this model cannot run {max_seqs} sequences at once",
                 why=f"layer {index} ({name}) takes one sequence per call",

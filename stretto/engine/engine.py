@@ -85,9 +85,11 @@ class Engine:
         child: int = 0,
         priority: int = 0,
         tenant: str = "",
+        tags: Mapping[str, int] | None = None,
     ) -> Request:
         """Queue a prompt. `sampling` must be resolved. child: number of this answer among those of one prompt and seed.
-        priority, tenant: see `stretto.core.policy.Job`. Raises UserError for anything that cannot be run."""
+        priority, tenant: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such as the
+        adapter of this request (`stretto.core.seqs`). Raises UserError for anything that cannot be run."""
         if sampling.temperature and Can.SAMPLED not in self.judge.can:
             why = f"the judge {type(self.judge).__name__} decides at temperature 0 only"
             raise UserError(f"temperature {sampling.temperature} cannot be served", why=why, try_="temperature=0")
@@ -102,7 +104,7 @@ class Engine:
             context=self.runner.sizes.context,
             arrived=self.clock(),
         )
-        request.job.priority, request.job.tenant = priority, tenant
+        request.job.priority, request.job.tenant, request.tags = priority, tenant, tags or {}
         self._next_rid += 1
         self._requests[request.rid] = request
         self.scheduler.add(request.job)
@@ -177,6 +179,7 @@ class Engine:
                     tree=None if one.tree.is_chain else one.tree,
                     is_step=share.is_decode,
                     wants=len(one.tree) if share.is_last else 0,
+                    tags=request.tags,
                 )
             )
             if share.is_last:

@@ -74,6 +74,7 @@ class Request:
     timeline: Timeline
     text: TextStream | None = None
     output: list[int] = field(default_factory=list)
+    tags: Mapping[str, int] = field(default_factory=dict)
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
 

@@ -1,8 +1,8 @@
 """`LM`: the one model class. A language model is a list of declared layers, any mixer with any channel.
 
     h = embed(tokens) * embedding_multiplier
-    h = h + residual_multiplier * mixer(norm(h))       per layer
-    h = h + residual_multiplier * channel(norm(h))     if the layer has a channel
+    h = h + residual_multiplier * mixer(norm(h))       per layer, where it has one
+    h = h + residual_multiplier * channel(norm(h))     the same; other ways to wire the two: stretto/models/block.py
     logits = head(norm(h)) / logits_divider
 
 Families (one small file each, beside this one) translate foreign configs into `LMConfig` and name the tensors.
@@ -10,49 +10,32 @@ Families (one small file each, beside this one) translate foreign configs into `
 
 import functools
 import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stretto.core.card import Can
 from stretto.core.channel import Channel
+from stretto.core.errors import UserError
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
 from stretto.core.state import StateSpec, TensorCache
 from stretto.kernels.linear import Linear
-from stretto.kernels.native.tape import part
-from stretto.kernels.rmsnorm import rms_norm
-from stretto.kernels.rowwise import divided, residual_add, take_rows
+from stretto.kernels.rowwise import divided, take_rows
+from stretto.models.block import Block, Layer, Norm, NormKind
+
+__all__ = ["LM", "LMConfig", "Layer"]
 
 _REFINED = 8  # likeliest tokens whose bf16 logits are computed again in fp32
 
 
-class MixerConfig(Protocol):
-    """Config of any mixer."""
-
-    def build(self) -> Mixer: ...
-
-
-class ChannelConfig(Protocol):
-    """Config of any channel."""
-
-    def build(self) -> Channel: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
-    """One layer: a mixer, and a channel unless the mixer is the whole layer (Mamba)."""
-
-    mixer: MixerConfig
-    channel: ChannelConfig | None = None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LMConfig:
-    """A whole model. family: the file in models/ that made it. context: longest sequence it was made for."""
+    """A whole model. family: the file in models/ that made it. context: longest sequence it was made for. norm: of all
+    layers and before the head."""
 
     family: str
     d_model: int
@@ -64,54 +47,11 @@ class LMConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_divider: float = 1.0
+    norm: NormKind = "rms"
 
     def build(self) -> "LM":
         """Randomly initialised, fp32."""
         return LM(self)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight."""
-
-    def __init__(self, d_model: int, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(d_model)), eps
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
-        return rms_norm(x_TD, self.weight, eps=self.eps)
-
-
-class Block(nn.Module):
-    """One layer with its norms and residual branches."""
-
-    def __init__(self, layer: Layer, config: LMConfig) -> None:
-        super().__init__()
-        self.multiplier = config.residual_multiplier
-        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = layer.mixer.build()
-        self.channel = layer.channel.build() if layer.channel is not None else None
-        if self.channel is not None:
-            self.channel_norm = RMSNorm(config.d_model, config.norm_eps)
-
-    def forward(self, h_TD: Tensor, plan: StepPlan, index: int, *, is_last: bool) -> Tensor:
-        """[T, D] -> [T, D]; of the last block only [R, D], the rows that the head needs. index: of the layer."""
-
-        def mix(x_TD: Tensor, plan: StepPlan) -> Tensor:
-            return self.mixer(x_TD, plan.seqs, None if plan.caches is None else plan.caches[index])  # type: ignore[no-any-return]
-
-        def think(x_TD: Tensor, plan: StepPlan) -> Tensor:
-            assert self.channel is not None
-            return self.channel(x_TD, plan.out_seqs if is_last else plan.seqs)  # type: ignore[no-any-return]
-
-        where = f"blocks.{index}"
-        h_TD = residual_add(h_TD, part(f"{where}.mixer", self.mixer_norm(h_TD), plan, mix), scale=self.multiplier)
-        if is_last:
-            h_TD = take_rows(h_TD, plan.out_rows)
-        if self.channel is not None:
-            branch_TD = part(f"{where}.channel", self.channel_norm(h_TD), plan, think)
-            h_TD = residual_add(h_TD, branch_TD, scale=self.multiplier)
-        return h_TD
 
 
 class LM(nn.Module):
@@ -122,8 +62,8 @@ class LM(nn.Module):
         assert config.layers, "the last layer is the one that knows which rows the head needs"
         self.config = config
         self.embed = Linear(config.d_model, {"embed": config.vocab_size})
-        self.blocks = nn.ModuleList(Block(layer, config) for layer in config.layers)
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.blocks = nn.ModuleList(_blocks(config))
+        self.norm = Norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.d_model, {"head": config.vocab_size})
 
     def cast(self, dtype: torch.dtype) -> "LM":
@@ -141,19 +81,19 @@ class LM(nn.Module):
         return self.norm.weight.dtype
 
     @property
-    def mixers(self) -> list[Mixer]:
-        """One per layer."""
-        return [block.mixer for block in self.blocks]  # type: ignore[misc]
+    def parts(self) -> list[tuple[int, Mixer | Channel]]:
+        """The mixers and channels, with the numbers of their layers."""
+        return [(i, part) for i, block in enumerate(self.blocks) for part in block.parts]  # type: ignore[union-attr]
 
     @property
     def can(self) -> Can:
-        """What all of its mixers are able to do."""
-        return functools.reduce(operator.and_, (mixer.can for mixer in self.mixers))
+        """What all of its parts are able to do."""
+        return functools.reduce(operator.and_, (part.can for _, part in self.parts))
 
     @property
     def state_specs(self) -> list[tuple[StateSpec, ...]]:
         """What one sequence carries, per layer."""
-        return [mixer.state_specs for mixer in self.mixers]
+        return [block.state_specs for block in self.blocks]  # type: ignore[misc]
 
     def tensor_caches(self, num_seqs: int, dtype: torch.dtype | None = None) -> list[TensorCache]:
         """Fresh functional caches, one per layer: tests, scoring, training with a carried state."""
@@ -172,9 +112,10 @@ class LM(nn.Module):
         assert all(-last - 1 <= tap <= last for tap in taps), f"a model of {last} layers has no layer of {taps}"
         wanted = [tap % (last + 1) for tap in taps]
         found = {0: h_TD} if 0 in wanted else {}
+        uses: Counter[nn.Module] = Counter()
         for i, block in enumerate(self.blocks, start=1):
-            cuts = i == last and last not in wanted
-            h_TD = block(h_TD, plan, i - 1, is_last=cuts)
+            h_TD = block(h_TD, plan, i - 1, use=uses[block], is_last=i == last and last not in wanted)
+            uses[block] += 1
             if i in wanted:
                 found[i] = h_TD
         if last in wanted:
@@ -190,23 +131,26 @@ class LM(nn.Module):
         part.blocks = self.blocks[:num_blocks]
         return part
 
-    def logits(self, h_RD: Tensor) -> Tensor:
-        """[R, W] in fp32 or wider. All rows are step rows: their bits do not depend on their number.
+    def logits(self, h_RD: Tensor, num_step_rows: int) -> Tensor:
+        """[R, W] in fp32 or wider. The bits of the first `num_step_rows` rows depend neither on their number nor on the
+        other rows; the others are one product. Serving needs all rows to be so, training none.
 
         A product in bf16 is rounded to 8 bits, which makes ties of the likeliest tokens common; the first few of
-        every row are therefore multiplied once more, in fp32.
+        every step row are therefore multiplied once more, in fp32.
         """
         head = self.head or self.embed
-        logits = head.product(h_RD, num_step_rows=len(h_RD))
+        logits = head.product(h_RD, num_step_rows)
         if logits.dtype == torch.bfloat16:
-            ids_RN = logits.topk(min(_REFINED, logits.shape[1])).indices
-            first_RN = (head.weight[ids_RN].float() * h_RD.float().unsqueeze(1)).sum(-1)
-            logits = logits.float().scatter(1, ids_RN, first_RN)
+            step_RD, ids_RN = h_RD[:num_step_rows], logits[:num_step_rows].topk(min(_REFINED, logits.shape[1])).indices
+            first_RN = (head.weight[ids_RN].float() * step_RD.float().unsqueeze(1)).sum(-1)
+            logits = logits.float()
+            logits[:num_step_rows].scatter_(1, ids_RN, first_RN)
         return divided(logits, self.config.logits_divider) if self.config.logits_divider != 1.0 else logits
 
     def forward(self, plan: StepPlan) -> Tensor:
-        """Logits [R, W] of `plan.out_rows`."""
-        return self.logits(self.hidden(plan))
+        """Logits [R, W] of `plan.out_rows`. Without caches they are those of training: no row is a step row."""
+        h_RD = self.hidden(plan)
+        return self.logits(h_RD, num_step_rows=0 if plan.caches is None else len(h_RD))
 
     def prepack(self) -> "LM":
         """Every weight in the layout of the fastest backend, for inference. The head keeps its plain rows too."""
@@ -220,7 +164,7 @@ class LM(nn.Module):
         """Every tensor a checkpoint must fill: (canonical name, module, segment or parameter name).
 
         Segments of a `Linear` are named `<module>.<segment>` (`blocks.0.mixer.qkv.q`), their biases with `.bias`
-        appended; other parameters by their path.
+        appended; other parameters by their path. What layers share stands under the first of them.
         """
         for path, module in self.named_modules():
             if isinstance(module, Linear):
@@ -231,3 +175,29 @@ class LM(nn.Module):
             else:
                 for name, _ in module.named_parameters(recurse=False):
                     yield f"{path}.{name}", module, name
+
+
+def _blocks(config: LMConfig) -> list[Block]:
+    """One per layer; layers that share one have the same."""
+
+    def norm() -> Norm:
+        return Norm(config.norm, config.d_model, config.norm_eps)
+
+    blocks: list[Block] = []
+    made: dict[str, tuple[Layer, Block]] = {}
+    sharers = Counter(layer.shared for layer in config.layers if layer.shared is not None)
+    for i, layer in enumerate(config.layers):
+        if layer.shared in made:
+            first, block = made[layer.shared]
+            if layer != first:
+                raise UserError(
+                    f"layer {i} differs from another that shares {layer.shared!r}", why="weights fit one of them"
+                )
+        else:
+            block = Block(layer, norm, config.residual_multiplier)
+            if layer.adapter is not None:
+                layer.adapter.attach(block, 1 if layer.shared is None else sharers[layer.shared])
+            if layer.shared is not None:
+                made[layer.shared] = layer, block
+        blocks.append(block)
+    return blocks

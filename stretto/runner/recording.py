@@ -56,7 +56,7 @@ class Recording:
             assert len(plan.tokens) == len(plan.out_rows) == 0
         with self.tape.recording():
             h_RD, self._features = lm.features(plan, taps)
-            self._logits: Tensor = lm.logits(h_RD)
+            self._logits: Tensor = lm.logits(h_RD, len(h_RD))
             self._best = best(self._logits, vocab_size)
         values, ids = (x.data_ptr() for x in self._best)
         self._top = (ctypes.c_float * len(self._logits)).from_address(values)

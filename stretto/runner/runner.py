@@ -6,8 +6,8 @@ The engine runs its model through one, a draft model has one of its own, and so 
 drafts for the whole. On native threads the forward pass was recorded when the runner was made (`recording.py`).
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Rows:
 
     tokens: those that are certain, then `num_draft` provisional ones. tree: of all these rows; None = a chain.
     is_step: in step form, which provisional rows need; such sequences come first. wants: scores of so many rows at the
-    end.
+    end. tags: integers that parts of the model may ask for (`Seqs.tag`).
     """
 
     rid: int
@@ -54,6 +54,7 @@ class Rows:
     tree: Tree | None = None
     is_step: bool = True
     wants: int = 0
+    tags: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Runner:
         assert all(part.is_step for part in parts[:num_step]), "sequences in step form come first"
         tokens: list[int] = []
         wanted: list[int] = []
+        names = {name for part in parts for name in part.tags}
         for part in parts:
             tokens += part.tokens
             wanted += range(len(tokens) - part.wants, len(tokens))
@@ -142,6 +144,7 @@ class Runner:
             num_draft=[part.num_draft for part in parts],
             parents=[part.tree for part in parts],
             num_step=num_step,
+            tags={name: [part.tags.get(name, 0) for part in parts for _ in part.tokens] for name in names},
         )
         rids = tuple(part.rid for part in parts)
         return Step(rids, StepPlan(tokens, seqs, wanted, self.cache.pack(rids, seqs)))
@@ -152,7 +155,7 @@ class Runner:
             return Outputs(*self.recording(step.plan))
         with torch.inference_mode():
             h_RD, features = self.model.features(step.plan, self.taps)
-            logits = self.model.logits(h_RD)[:, : self.vocab_size]
+            logits = self.model.logits(h_RD, len(h_RD))[:, : self.vocab_size]
         return Outputs(Scores(lambda: logits), features)
 
     def commit(self, step: Step, paths: Sequence[Sequence[int]]) -> None:

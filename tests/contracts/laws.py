@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from stretto.core.card import Card
+from stretto.core.card import CHANNELS, MIXERS, Can, Card
 from stretto.core.mixer import Mixer
 from stretto.core.seqs import MAX_TREE_ROWS, Accepted, Parents, Seqs
 from stretto.core.state import TensorCache
@@ -26,8 +26,14 @@ def lively(card: Card, dtype: torch.dtype = torch.float64) -> Any:
     return module.to(dtype)
 
 
+def carrying(can: Can) -> list[Card]:
+    """The cards with these abilities of every part that carries a state: all mixers, and channels that look back."""
+    looking_back = [card for card in CHANNELS.cards(can) if card.tiny_module().state_specs]
+    return [*MIXERS.cards(can), *looking_back]
+
+
 class Run:
-    """A mixer and the cache of some sequences: calls it piece by piece and keeps count of the contexts."""
+    """A mixer, or a channel with a state, and the cache of some sequences: calls it piece by piece and keeps count."""
 
     def __init__(self, mixer: Mixer, num_seqs: int = 1, dtype: torch.dtype = torch.float64) -> None:
         self.mixer, self.contexts = mixer, [0] * num_seqs

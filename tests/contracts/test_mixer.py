@@ -1,4 +1,7 @@
-"""The laws of the mixer socket (stretto/core/mixer.py), over every card that claims the ability, in fp64."""
+"""The laws of the mixer socket (stretto/core/mixer.py), over every card that claims the ability, in fp64.
+
+Channels that look back at earlier tokens carry a state as mixers do, and obey the same laws.
+"""
 
 import random
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from laws import (
     ATOL,
     Run,
     alone,
+    carrying,
     close,
     lively,
     path_to,
@@ -20,7 +24,7 @@ from laws import (
 )
 from torch import Tensor
 
-from stretto.core.card import MIXERS, Can, Card
+from stretto.core.card import Can, Card
 from stretto.core.seqs import Seqs
 from stretto.core.state import TensorCache, TensorPaged, TensorSlot
 
@@ -28,13 +32,13 @@ F64 = torch.float64
 DRAFTS = [
     pytest.param(card, tree, id=f"{card.name}-{'tree' if tree else 'chain'}")
     for tree, can in ((False, Can.CHAIN), (True, Can.TREE))
-    for card in MIXERS.cards(Can.CAUSAL | can)
+    for card in carrying(Can.CAUSAL | can)
 ]
 
 
 def over(can: Can) -> pytest.MarkDecorator:
     """Run a law over the cards with these abilities."""
-    return pytest.mark.parametrize("card", MIXERS.cards(can), ids=lambda card: card.name)
+    return pytest.mark.parametrize("card", carrying(can), ids=lambda card: card.name)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +181,7 @@ def test_drafts_read_their_path_and_commit_keeps_it(card: Card, tree: bool, seed
 
 REPLAYED = [
     card
-    for card in MIXERS.cards(Can.CAUSAL | Can.TREE)
+    for card in carrying(Can.CAUSAL | Can.TREE)
     if all(spec.kind == "slot" for spec in card.tiny_module().state_specs)
 ]
 

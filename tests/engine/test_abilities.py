@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from stretto.core.card import JUDGES, MIXERS, Can, Card, Registry
+from stretto.core.card import CHANNELS, JUDGES, MIXERS, Can, Card, Registry
 from stretto.core.drafter import Ask, Draft, Round
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
@@ -23,8 +23,8 @@ CARDS = MIXERS.cards(Can.CAUSAL | Can.PACKED | Can.CHAIN | Can.TREE)
 def without(can: Can, name: str = "attention") -> LM:
     """A model whose second layer does not claim `can`."""
     lm = toy_lm([name, name])
-    mixer = lm.mixers[1]
-    mixer.__class__ = type(type(mixer).__name__, (type(mixer),), {"can": type(mixer).can & ~can})
+    mixer = lm.blocks[1].mixer
+    mixer.__class__ = type(type(mixer).__name__, (type(mixer),), {"can": mixer.can & ~can})
     return lm
 
 
@@ -51,10 +51,10 @@ def generated(lm: LM, drafter: Trees, **options: object) -> list[list[int]]:
     return [outputs[request.rid] for request in requests]
 
 
-@pytest.mark.parametrize("registry", [MIXERS, JUDGES], ids=lambda r: r.socket)
+@pytest.mark.parametrize("registry", [MIXERS, CHANNELS, JUDGES], ids=lambda r: r.socket)
 def test_a_card_claims_what_its_class_can(registry: Registry) -> None:
     for card in registry.cards():
-        made = card.tiny_module() if registry is MIXERS else card.make()
+        made = card.make() if registry is JUDGES else card.tiny_module()
         assert made.can == card.can != Can(0), card.name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from drafters import Oracle, Saboteur, TreeOracle
-from toy import VOCAB, finish, nodes, plain_decode, toy_engine, toy_lm
+from toy import VOCAB, WIRINGS, finish, lively_model, nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.core.card import DRAFTERS, JUDGES, MIXERS, Can
 from stretto.core.drafter import Ask, Draft, Drafter, Round, Target
@@ -80,6 +80,16 @@ def test_every_mixer_family_decodes_with_drafts(mixer: str, name: str) -> None:
     known = {tuple(p): g for p, g in zip(prompts, want, strict=True)}
     engine = toy_engine(lm, **options(name, known, 6))
     assert run_all(engine, Sampling(temperature=0, max_tokens=16), prompts) == want
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("name", ["none", "saboteur", "tree oracle"])
+def test_every_wiring_decodes_with_drafts(wiring: str, name: str) -> None:
+    lm = lively_model(WIRINGS[wiring])
+    want = [plain_decode(lm, prompt, 16) for prompt in PROMPTS]
+    known = {tuple(p): g for p, g in zip(PROMPTS, want, strict=True)}
+    engine = toy_engine(lm, max_seqs=3, max_rows=30, **options(name, known, 6, 0, 3))
+    assert run_all(engine, Sampling(temperature=0, max_tokens=16)) == want
 
 
 @pytest.mark.parametrize("name", CONTROLS)

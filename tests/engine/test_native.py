@@ -10,19 +10,21 @@ import torch
 from native import LEVELS, team
 from test_engine import CONTROLS, NUM_TOKENS, PROMPTS, Moody, options, run_all
 from torch import Tensor
-from toy import Nodes, finish, nodes, plain_decode, toy_lm
+from toy import WIRINGS, Nodes, finish, lively_model, nodes, plain_decode, tiny, toy_config, toy_lm
+from toy_channels import Tenants
 
 from stretto.cache.pools import Placement
 from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
 from stretto.core.errors import RunError
-from stretto.core.mixer import Mixer
+from stretto.core.mixer import Mixer, MixerConfig
+from stretto.core.plan import StepPlan
 from stretto.core.sampling import Sampling
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, StateSpec
 from stretto.engine.engine import Engine
 from stretto.engine.scheduler import MAX_AHEAD, Policies
 from stretto.kernels.linear import Linear
-from stretto.models.lm import LM, MixerConfig
+from stretto.models.lm import LM, Layer
 from stretto.runner.runner import Sizes
 
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS)
@@ -45,6 +47,7 @@ def tiled(lm: LM) -> LM:
 MODELS: dict[str, dict[str, Any]] = {
     **{card.name: {"mixers": [card.name] * 2} for card in MIXERS.cards(Can.CAUSAL)},
     **{f"{card.name} channels": {"mixers": ["attention"] * 3, "channel": card.name} for card in CHANNELS.cards()},
+    **{name: {"config": config} for name, config in WIRINGS.items()},
     "hybrid": {"mixers": ["gated_delta", "attention", "mamba2"]},
     "mamba": {"mixers": ["mamba", "attention", "mamba"]},
     "hybrid with other options": {
@@ -59,7 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def oracle(request: pytest.FixtureRequest) -> LM:
-    return toy_lm(**MODELS[request.param])
+    made = MODELS[request.param]
+    return lively_model(made["config"]) if "config" in made else toy_lm(**made)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,24 @@ def test_a_mixer_without_native_kernels_is_one_operation_of_the_host(sizes: dict
     assert list(hosted.runner.recording.host_operations) == [f"blocks.{i}.mixer" for i in range(4)]
     assert all("sum" in why for why in hosted.runner.recording.host_operations.values())
     assert run_all(hosted, GREEDY) == want
+
+
+def test_what_asks_for_tags_is_computed_by_the_host() -> None:
+    """They change from step to step. A channel asks in two layers, of which the last one has the wanted rows alone."""
+    layers = [Layer(mixer=tiny(MIXERS, "attention"), channel=Tenants())] * 2
+    oracle = lively_model(toy_config(layers))
+    one = engine(tiled(oracle))
+    assert one.runner.recording is not None
+    assert list(one.runner.recording.host_operations) == ["blocks.0.channel", "blocks.1.channel"]
+    assert all("reads the adapter of rows" in why for why in one.runner.recording.host_operations.values())
+    assert run_all(one, GREEDY) == [plain_decode(oracle, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    tokens, wanted, tags = [*PROMPTS[0], *PROMPTS[3]], [2, 7, 13], {"adapter": [1] * 8 + [2] * 6}
+    plan = StepPlan(tokens, Seqs.of([8, 6], tags=tags), wanted)
+    for rid, rows in ((-1, 8), (-2, 6)):
+        one.runner.cache.admit(rid)
+        assert one.runner.cache.reserve(rid, rows)
+    scores, _ = one.runner.recording(replace(plan, caches=one.runner.cache.pack([-1, -2], plan.seqs)))
+    torch.testing.assert_close(scores.logits.double(), oracle(plan), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("drafter", ["none", "ngram", "tree oracle"])

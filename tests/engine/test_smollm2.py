@@ -20,6 +20,7 @@ from toy import finish, nodes
 from stretto import LLM, Sampling
 from stretto.core.plan import StepPlan
 from stretto.engine.engine import Engine
+from stretto.models.lm import LM
 from stretto.runner.runner import Sizes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_greedy.json"
@@ -104,10 +105,16 @@ def gap_noise(exact: Callable[[StepPlan], Tensor], rounded: Callable[[StepPlan],
     return furthest
 
 
+def served_logits(lm: LM, plan: StepPlan) -> Tensor:
+    """Logits of every row of a plan without caches, computed as a step does."""
+    h_RD = lm.hidden(plan)
+    return lm.logits(h_RD, num_step_rows=len(h_RD))
+
+
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(CASES, id="all", marks=pytest.mark.full)])
 def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: list[dict[str, Any]]) -> None:
     exact, llm = llm, LLM(smollm2_path, draft="none", context=512, backend="torch")
-    noise = gap_noise(exact.engine.runner.model, llm.engine.runner.model)
+    noise = gap_noise(exact.engine.runner.model, lambda plan: served_logits(llm.engine.runner.model, plan))
     num_tokens = 24 if cases is FEW else 64
     plain = outputs(llm, cases, num_tokens)
     modes = {

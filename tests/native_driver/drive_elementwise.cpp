@@ -1,5 +1,6 @@
 #include "driver.h"
 #include "rowwise/elementwise.cpp"
+#include "rowwise/heads.cpp"
 
 namespace driver {
 namespace {
@@ -45,6 +46,21 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
                                x.stride(), every, 1,  y.get(), y.stride()};
             run("binary", OP(binary, left));
         }
+
+    int heads = 1 + random.below(3), depth = 1 + random.below(9);
+    Matrix in(random, num_rows, heads * depth), out(random, num_rows, heads * width), lengths(random, num_rows, heads);
+    in.fill(random);
+    bool own = random.below(2);  // matrices of every head
+    Buffer<float> weight(int64_t(own ? heads : 1) * depth * width);
+    for (int64_t i = 0; i < weight.count(); i++) weight[i] = random.value();
+    HeadProductArgs product = {counted, heads, depth, width, 0, in.get(), in.stride(), depth, weight.get(),
+                               own ? int64_t(depth) * width : 0, out.get(), out.stride()};
+    runner.run("head_product", {OP(head_product, product)}, rows.step, [&] { out.poison(); },
+               [&](Outputs& into) { out.read(into); });
+    HeadLengthArgs length = {counted, heads,          depth,           in.get(), in.stride(),
+                             depth,   lengths.get(), lengths.stride()};
+    runner.run("head_length", {OP(head_length, length)}, rows.step, [&] { lengths.poison(); },
+               [&](Outputs& into) { lengths.read(into); });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "driver.h"
 #include "gates/gates.cpp"
+#include "layernorm/layernorm.cpp"
 #include "rmsnorm/rmsnorm.cpp"
 #include "rope/rope.cpp"
 #include "rowwise/rowwise.cpp"
@@ -20,8 +21,6 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
     ResidualArgs residual = {counted,  width,      0.7f,    x.get(),   x.stride(),
                              z.get(), z.stride(), y.get(), y.stride()};
     run("residual", OP(residual, residual), y);
-    DivideArgs divide = {counted, width, 3.0f, x.get(), x.stride(), y.get(), y.stride()};
-    run("divide", OP(divide, divide), y);
     Matrix both(random, num_rows, 2 * width);  // gate and up lie side by side
     both.fill(random, 200.0f);
     for (int act : {0, 1}) {
@@ -58,6 +57,17 @@ void drive(const Runner& runner, Random& random, int num_rows, int width) {
                              float(width),    0,           out.get(),    out.stride()};
             run("norm", OP(norm, norm), out);
         }
+
+    for (int parts : {1, 3}) {
+        Matrix in(random, num_rows, parts * width), out(random, num_rows, parts * width);
+        in.fill(random, 5.0f);
+        Buffer<float> weight(width), bias(width);
+        for (int i = 0; i < width; i++) weight[i] = random.value(), bias[i] = random.value();
+        LayerNormArgs norm = {counted, parts, width, in.get(), in.stride(), width,
+                              random.below(3) ? weight.get() : nullptr, random.below(3) ? bias.get() : nullptr,
+                              1e-5f, 0, out.get(), out.stride()};
+        run("layer_norm", OP(layer_norm, norm), out);
+    }
 
     Buffer<float> parameters(width);
     for (int i = 0; i < width; i++) parameters[i] = random.value();

@@ -12,6 +12,16 @@ from stretto.core.seqs import Seqs
 from stretto.kernels.native.guard import NotRecordable, StepSeqs
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
+
+def vector(x: Tensor) -> Tensor:
+    """A constant for each number of a row."""
+    return torch.arange(1.0, x.shape[-1] + 1.0, dtype=x.dtype) / x.shape[-1]
+
+
+def heads(x: Tensor) -> Tensor:
+    return x[:, :18].view(-1, 3, 6)
+
+
 SIGNED: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,
     "abs": torch.abs,
@@ -39,6 +49,12 @@ SIGNED: dict[str, Callable[[Tensor], Tensor]] = {
     "pad": lambda x: F.pad(x, (2, 3), value=0.5),
     "split": lambda x: torch.mul(*x[:, :18].split([9, 9], -1)),
     "heads": lambda x: (x[:, :18].view(-1, 3, 6) * torch.tensor([1.0, -2.0, 3.0], dtype=x.dtype)[:, None]).flatten(1),
+    "length of rows": lambda x: F.normalize(x, dim=-1),
+    "length of heads": lambda x: F.normalize(x[:, 1:19].view(-1, 3, 6), dim=-1).flatten(1),
+    "lengths": lambda x: torch.linalg.vector_norm(x[:, :18].view(-1, 3, 6), dim=-1),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[1:], vector(x), -vector(x), eps=1e-3),
+    "layer norm of heads": lambda x: F.layer_norm(x[:, :18].view(-1, 3, 6), (6,)).flatten(1),
+    "rms norm": lambda x: F.rms_norm(x, x.shape[1:], vector(x)),
     "heads by rows": lambda x: (x[:, :18].reshape(-1, 3, 6) * x[:, 18:21].unflatten(1, (3, 1))).flatten(1),
 }
 POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,6 +79,31 @@ def test_values_and_bits(name: str) -> None:
         assert torch.equal(found[level], found[LEVELS[0]]), level
 
 
+PRODUCTS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
+    "rows": (lambda x, w: x @ w, (21, 19)),
+    "heads": (lambda x, w: torch.einsum("thk,hkv->thv", heads(x), w), (3, 6, 35)),
+    "heads, transposed": (lambda x, w: torch.einsum("hvk,thk->thv", w, heads(x)), (3, 7, 6)),
+    "heads by one matrix": (lambda x, w: heads(x) @ w, (6, 5)),
+    "a batch": (lambda x, w: (heads(x).transpose(0, 1) @ w).transpose(0, 1), (3, 6, 16)),
+    "heads of single rows": (lambda x, w: (heads(x)[:, :, None] @ w)[:, :, 0], (3, 6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_products_by_constants(name: str, num_rows: int) -> None:
+    """Within the rounding of a sum of 21 products, which every row has to itself."""
+    function, shape = PRODUCTS[name]
+    x, w = torch.randn(num_rows, 21), torch.randn(shape)
+    found = [run_rows(lambda x: function(x, w).flatten(1), x, level=level) for level in LEVELS]
+    error = (found[0].double() - function(x.double(), w.double()).flatten(1)).abs()
+    assert (error <= 21 * 2**-24 * function(x.abs().double(), w.abs().double()).flatten(1)).all()
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+    alone = [run_rows(lambda x: function(x, w).flatten(1), row[None]) for row in x]
+    assert torch.equal(torch.cat(alone), found[0])
+
+
 EDGES = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, 1e-30, 88.0, -88.0, 200.0, -200.0])
 
 
@@ -85,7 +126,13 @@ def tape(**options: object) -> Tape:
 
 REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "sums of rows": (lambda x: x.sum(-1), "sum"),
-    "products": (lambda x: x @ torch.ones(4, 4), "matmul"),
+    "products of rows": (lambda x: x @ x.T, "multiplies rows by rows"),
+    "a matrix for each row": (lambda x: x[:, None] @ torch.ones(8, 4, 4), "along rows"),
+    "a matrix for each of as many heads": (lambda x: x[:, None].expand(-1, 8, 4) @ torch.ones(8, 4, 4), "along rows"),
+    "sums over heads": (lambda x: torch.einsum("thk,hkv->tv", x.view(-1, 2, 2), torch.ones(2, 2, 3)), "computes thk"),
+    "another norm": (lambda x: F.normalize(x, p=1.0, dim=-1), "another norm"),
+    "a norm of columns": (lambda x: F.normalize(x, dim=0), "another norm"),
+    "a layer norm of heads together": (lambda x: F.layer_norm(x.view(-1, 2, 2), (2, 2)), "several axes"),
     "rows of rows": (lambda x: x[torch.tensor([1, 0])], "index"),
     "a constant for each row": (lambda x: x + torch.ones(8, 4).cumsum(0), "a constant for each row"),
     "noise": (lambda x: x + torch.randn(4), "draws numbers"),

@@ -49,6 +49,7 @@ class Linear(nn.Module):
     """y = x W^T (+ b), with W [d_out, d_in] made of named row segments.
 
     segments: name -> rows, in order. `forward` returns [T, sum of rows]; `split` cuts it into the segments.
+    adapters: low-rank terms that are added to the product, one for each use of a shared block (models/adapter.py).
     For inference the matrix may lie in the layout of a backend instead of in `weight`: `prepack` changes a loaded one,
     `hold` and `tile` build one from stored bytes without ever decoding them.
     """
@@ -61,6 +62,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.d_out)) if bias else None
         self.stored: dict[str, Stored] = {}
         self.layout: Prepacked | NativeWeight | None = None
+        self.adapters: nn.ModuleList | None = None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
 
@@ -81,7 +83,12 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: Tensor, seqs: Seqs | None = None) -> Tensor:
         """[T, d_in] -> [T, d_out]. The step rows of `seqs` get bits that do not depend on the other rows."""
-        return self.product(x_TD, seqs.num_step_rows if seqs is not None else 0)
+        y_TD = self.product(x_TD, seqs.num_step_rows if seqs is not None else 0)
+        if self.adapters is None:
+            return y_TD
+        use = seqs.tag("use") if seqs is not None else None
+        assert isinstance(use, int), "adapters belong to the uses of a shared block"
+        return self.adapters[use](x_TD, y_TD, seqs)  # type: ignore[no-any-return]
 
     def product(self, x_TD: Tensor, num_step_rows: int) -> Tensor:
         """[T, d_in] -> [T, d_out], the first `num_step_rows` of them step rows."""

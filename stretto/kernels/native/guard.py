@@ -1,6 +1,6 @@
 """What may happen while a tape is recorded: views, constants, operations of the vocabulary, and nothing else."""
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,17 @@ class StepSeqs(Seqs):
 
     def slice(self, first: int, last: int) -> "StepSeqs":
         return self
+
+    def select(self, rows: Sequence[int]) -> "StepSeqs":
+        return self
+
+    def tag(self, name: str) -> int | Tensor | None:
+        value = self.tags.get(name)
+        require(isinstance(value, int), f"reads the {name} of rows")
+        return value  # type: ignore[return-value]
+
+    def tagged(self, name: str, value: int) -> "StepSeqs":
+        return self._tagged(name, value)
 
     @property
     def positions(self) -> Tensor:

@@ -3,6 +3,8 @@
     y = f(x)          neg abs exp log log1p sqrt rsqrt reciprocal sigmoid tanh softplus elu silu gelu relu, x^2
     y = f(x, z)       add sub mul div maximum minimum; one operand may be a number or a constant, and broadcast
     y = cat(parts)    along the last axis, with constants among the parts; padding there
+    y = x W           a constant matrix for each head, [T,H,K] by [H,K,V], or one for all: matmul, bmm, einsum
+    y = |x|           Euclidean, along the last axis (so `F.normalize` is here); layer norm and RMS norm there
 
 Rows are fp32 and contiguous within a row. What does not fit is not recorded here, and becomes a host operation.
 
@@ -17,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stretto.kernels.layernorm import layer_norm
 from stretto.kernels.native.guard import NotRecordable, require
+from stretto.kernels.rmsnorm import rms_norm
 
 if TYPE_CHECKING:
     from stretto.kernels.native.tape import Tape
@@ -79,6 +83,7 @@ def _operand(tape: "Tape", t: Tensor | float, shape: torch.Size) -> tuple[Tensor
     if not isinstance(t, Tensor):
         return torch.full((1,), float(t)), 0, width
     if tape.holds(t):
+        t = _unexpanded(t)
         _check(tape, t)
         return t, t.stride(0), _every(t.shape[1:], shape[1:])
     require(t.dtype == torch.float32, "combines rows with numbers that are not fp32")
@@ -102,6 +107,14 @@ def _every(own: Sequence[int], wanted: Sequence[int]) -> int:
         every *= theirs
     require(prod(own) * every == prod(wanted), "broadcasts rows along other axes than the last")
     return every
+
+
+def _unexpanded(x: Tensor) -> Tensor:
+    """Size 1 where a view repeats one number."""
+    for axis in range(1, x.dim()):
+        if x.stride(axis) == 0:
+            x = x.narrow(axis, 0, 1)
+    return x
 
 
 def _check(tape: "Tape", x: Tensor) -> None:
@@ -165,6 +178,83 @@ def _power(tape: "Tape", x: Tensor, exponent: float) -> Tensor:
     return unary(tape, names[exponent], x)
 
 
+def _product(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
+    """[T,K] or [T,H,K] by a constant [K,V] or [H,K,V]: [T,V] or [T,H,V]."""
+    require(tape.holds(x) and not tape.holds(weight), "multiplies rows by rows")
+    require(x.dtype == weight.dtype == torch.float32 and x.stride(-1) == 1, "multiplies what are no fp32 rows")
+    require(x.dim() in (2, 3) and weight.dim() in (2, x.dim()), "multiplies rows of other axes than heads")
+    y, weight = tape.like(x, *x.shape[1:-1], weight.shape[-1]), weight.contiguous()
+    require(len(x) == len(y), "multiplies along rows")
+    tape.emit(
+        "head_product",
+        rows=tape.rows(x),
+        heads=x.shape[1] if x.dim() == 3 else 1,
+        depth=x.shape[-1],
+        width=weight.shape[-1],
+        x=x,
+        x_head_stride=x.stride(1) if x.dim() == 3 else 0,
+        weight=weight,
+        weight_head_stride=weight.stride(0) if weight.dim() == 3 else 0,
+        y=y,
+    )
+    return y
+
+
+def _matmul(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
+    """[T,K] or [T,H,K] by [K,V]; [H,T,K] (a transposed view) or [T,H,1,K] by [H,K,V]."""
+    if weight.dim() == 3 and x.dim() == 3:
+        require(x.stride(0) <= x.stride(1), "multiplies along rows")
+        return _product(tape, x.transpose(0, 1), weight).transpose(0, 1)
+    if weight.dim() == 3 and x.dim() == 4 and x.shape[2] == 1:
+        return _product(tape, x.squeeze(2), weight).unsqueeze(2)
+    return _product(tape, x, weight)
+
+
+def _einsum(tape: "Tape", equation: str, tensors: Sequence[Tensor], path: Sequence[int] | None = None) -> Tensor:
+    """`thk,hkv->thv` and its like: the axes of the constant in any order."""
+    terms, _, out = equation.replace(" ", "").partition("->")
+    require(terms.count(",") == 1 and path is None, f"computes einsum {equation}")
+    (x, left), (weight, right) = sorted(zip(tensors, terms.split(","), strict=True), key=lambda t: not tape.holds(t[0]))
+    deep, wide, heads = left[-1:], "".join(c for c in right if c not in left), left[1:-1]
+    is_product = out == left[:-1] + wide and len(wide) == 1 and deep in right
+    require(
+        is_product and sorted(right) in (sorted(heads + deep + wide), [*sorted(deep + wide)]), f"computes {equation}"
+    )
+    return _product(tape, x, weight.permute([right.index(c) for c in (*heads, deep, wide) if c in right]))
+
+
+def _length(tape: "Tape", x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """|x| of every row [T,K], or of every head [T,H,K]."""
+    is_last = dim is not None and [axis % x.dim() for axis in dim] == [x.dim() - 1]
+    require(ord == 2 and is_last and x.dim() in (2, 3), "takes another norm than the length of rows or heads")
+    require(tape.holds(x) and x.dtype == torch.float32 and x.stride(-1) == 1, "measures what are no fp32 rows")
+    heads, head_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
+    y, width = tape.like(x, heads), x.shape[-1]
+    tape.emit("head_length", rows=tape.rows(x), heads=heads, width=width, x=x, x_head_stride=head_stride, y=y)
+    y = y if x.dim() == 3 else y[:, 0]
+    return y.unsqueeze(-1) if keepdim else y
+
+
+def _layer_norm(
+    tape: "Tape",
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    require(len(shape) == 1, "normalises several axes at once")
+    return layer_norm(x, weight, bias, eps=eps, impl="native")
+
+
+def _rms_norm(
+    tape: "Tape", x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    require(len(shape) == 1, "normalises several axes at once")
+    return rms_norm(x, weight, eps=torch.finfo(x.dtype).eps if eps is None else eps, impl="native")
+
+
 def _contiguous(tape: "Tape", x: Tensor, **_: Any) -> Tensor:
     """A copy of rows whose heads lie apart."""
     require(x.dtype == torch.float32 and x.dim() >= 2 and x.stride(-1) == 1, "copies rows in another order")
@@ -203,6 +293,13 @@ VOCABULARY: Mapping[Any, Handler] = {
     aten.gelu.default: _gelu,
     aten.pow.Tensor_Scalar: _power,
     aten.clamp.default: _clamp,
+    aten.clamp_min.default: _binary("maximum"),
+    aten.clamp_max.default: _binary("minimum"),
+    **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default), _matmul),
+    aten.einsum.default: _einsum,
+    aten.linalg_vector_norm.default: _length,
+    aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
     aten.cat.default: _cat,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: lambda tape, x, pad, value=0.0: _pad(tape, x, pad, value=value),

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.tape import OUT_ROWS, current, why_not_here
+from stretto.kernels.native.vocabulary import binary
 from stretto.kernels.rowwise import Activation
 
 
@@ -42,10 +43,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 def divided(x: Tensor, divisor: float) -> Tensor:
     """x / divisor."""
-    tape, width = current(), x.shape[1]
-    y = tape.like(x, width)
-    tape.emit("divide", rows=tape.rows(x), width=width, divisor=divisor, x=x, y=y)
-    return y
+    return binary(current(), "div", x, divisor)
 
 
 def best(x: Tensor, width: int) -> tuple[Tensor, Tensor]:

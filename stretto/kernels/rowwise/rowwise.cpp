@@ -74,27 +74,6 @@ void run(const TakeArgs& a, const Step& step, int64_t, int64_t) {
         std::memcpy(a.y + i * a.y_stride, a.x + int64_t(step.out_rows[i]) * a.x_stride, size_t(a.width) * 4);
 }
 
-// y = x / divisor
-struct DivideArgs {
-    Rows rows;
-    int32_t width;
-    float divisor;
-    const float* x;
-    int64_t x_stride;
-    float* y;
-    int64_t y_stride;
-};
-
-int64_t chunks(const DivideArgs& a, const Step& step) { return row_chunks(a.rows, step); }
-
-void run(const DivideArgs& a, const Step& step, int64_t first, int64_t last) {
-    each_row(a, step, first, last, [&](int64_t r) {
-        const float* x = a.x + r * a.x_stride;
-        float* y = a.y + r * a.y_stride;
-        over(a.width, [&](int i, int n) { write(y + i, div(read(x + i, n), set1(a.divisor)), n); });
-    });
-}
-
 // values[r] = the largest of x[r], ids[r] = the lowest index that has it. One NaN makes the value NaN.
 struct BestArgs {
     Rows rows;
@@ -142,5 +121,4 @@ void run(const BestArgs& a, const Step&, int64_t first, int64_t last) {
 STRETTO_OP(glu, GluArgs, rows, width, act, gate, gate_stride, up, up_stride, y, y_stride)
 STRETTO_OP(residual, ResidualArgs, rows, width, scale, x, x_stride, branch, branch_stride, y, y_stride)
 STRETTO_OP(take, TakeArgs, width, unused, x, x_stride, y, y_stride)
-STRETTO_OP(divide, DivideArgs, rows, width, divisor, x, x_stride, y, y_stride)
 STRETTO_OP(best, BestArgs, rows, width, unused, x, x_stride, values, ids)
