@@ -2,15 +2,25 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from checkpoints import BASE
 from gguf import quants
+from native import team
+from toy import finish, plain_decode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stretto.codecs.mxfp4 import MXFP4
+from stretto.convert.convert import convert
+from stretto.convert.load import load_model, matrix_codecs
+from stretto.convert.model_file import open_model
+from stretto.core.sampling import Sampling
 from stretto.core.stored import Stored
+from stretto.engine.engine import Engine, EngineConfig
 
 CODEC = MXFP4()
 E2M1 = [Fraction(v) / 2 for v in (0, 1, 2, 3, 4, 6, 8, 12)]
@@ -82,3 +92,15 @@ def test_the_error_on_gaussian_values_is_the_known_one() -> None:
     x = torch.randn(20000, 32)
     error = (CODEC.encode(x).decode(torch.float32) - x).double().square().mean() / x.double().square().mean()
     assert float(error) == pytest.approx(0.01323, rel=0.01)
+
+
+def test_a_model_file_runs_natively_and_says_what_torch_says(tmp_path: Path) -> None:
+    """From a checkpoint to GGUF, into tiles, to the greedy tokens of the decoded numbers in fp32."""
+    config = AutoConfig.for_model("llama", **BASE | {"hidden_size": 64, "intermediate_size": 96})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    convert(tmp_path / "m", tmp_path / "m.gguf", "gguf", "mxfp4")
+    model, prompt = open_model(tmp_path / "m.gguf"), [3, 1, 4, 1, 5]
+    assert matrix_codecs(model) == {"mxfp4"}
+    engine = Engine(load_model(model, team=team()), EngineConfig(context=64, kv_dtype=torch.float32), threads=team())
+    request = engine.add(prompt, Sampling(temperature=0, max_tokens=20).resolve())
+    assert finish(engine)[request.rid] == plain_decode(load_model(model), prompt, 20)
