@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from stretto.cli._settings import said, settings
 from stretto.cli._terminal import has_colour, note, paint, print_json
 from stretto.core.costs import Machine, decode_bound, prefill_bound
-from stretto.core.env import Env, read_env
-from stretto.core.errors import UserError
-from stretto.core.option import argument, option
+from stretto.core.env import Env, process_variables, read_env
+from stretto.core.errors import UserError, near
+from stretto.core.option import argument, option, options_of
 from stretto.core.settings import Configuration, Settings
 
 if TYPE_CHECKING:
@@ -94,9 +94,12 @@ def versions() -> dict[str, str]:
 
 
 def environment(env: Env) -> dict[str, str]:
-    """What the variables of core/env.py say now; passwords in addresses are not shown."""
+    """What the variables of core/env.py say now, without passwords in addresses, and variables that nothing reads."""
     found = {field.name: str(getattr(env, field.name)) for field in fields(env)}
     found["cache"] = str(env.cache or "none")
+    known = {one.variable for one in options_of(Settings)} | {field.metadata["variable"] for field in fields(env)}
+    strange = sorted(name for name in process_variables() if name.startswith("STRETTO_") and name not in known)
+    found["not read"] = ", ".join(f"{name} ({near(name, sorted(known))})" for name in strange) or "none"
     return found | {"wheel_index": re.sub(r"//[^/@]*@", "//***@", found["wheel_index"]) or "what pip is set up with"}
 
 

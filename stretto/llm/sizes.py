@@ -1,6 +1,6 @@
 """The sizes of an engine from what the machine has: how much memory its cache gets, and how long a text can be."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -10,39 +10,26 @@ from stretto.convert.load import value_shape
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, show_size
+from stretto.core.settings import Settings
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
+from stretto.runner.runner import Sizes
 
+DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NATIVE_ROWS, TORCH_ROWS = 128, 512
 SHARE = 0.9  # of the memory that is there: the rest is for what a step needs besides its buffers, and for others
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """context: longest sequence. memory_bytes: for the cache. note: what a user should know, if anything."""
+def choose_sizes(file: ModelFile, settings: Settings, *, native: bool) -> tuple[Sizes, str | None]:
+    """Sizes that fit, before any weight is loaded, and what a user should know about them, if anything.
 
-    context: int
-    memory_bytes: int
-    note: str | None = None
-
-
-def choose_sizes(
-    file: ModelFile,
-    dtype: torch.dtype,
-    *,
-    native: bool,
-    max_rows: int,
-    context: int | None = None,
-    memory_bytes: int | None = None,
-) -> Sizes:
-    """Sizes that fit, before any weight is loaded.
-
-    dtype: of weights through torch, and of the cache. context None: what the model was made for, or as much of it as
-    one sequence can fill. memory_bytes None: what `SHARE` of the memory that is there leaves beside weights and
-    buffers. Sequences share the cache, and one may use all of it. Raises UserError for a context that the model was not
-    made for, FitError if it does not fit.
+    Without a context: what the model was made for, or as much of it as one sequence can fill. Without a memory: what
+    `SHARE` of the memory that is there leaves beside weights and buffers. Sequences share the cache, and one may use
+    all of it. Raises UserError for a context that the model was not made for, FitError if it does not fit.
     """
-    limit, asked = file.config.context, context
+    limit, asked, memory_bytes = file.config.context, settings.context, settings.memory_bytes
+    dtype, max_rows = DTYPES[settings.dtype], settings.max_rows or (NATIVE_ROWS if native else TORCH_ROWS)
     if asked is not None and not 1 < asked <= limit:
         raise UserError(f"context is {asked}", why=f"this model was made for 2 to {limit:,} tokens")
     with torch.device("meta"):
@@ -65,7 +52,15 @@ def choose_sizes(
         f"context: {chosen:,} tokens of the {limit:,} that the model was made for, which is what"
         f" {show_size(memory_bytes)} of cache hold (--ctx N and --mem SIZE change it)"
     )
-    return Sizes(context=chosen, memory_bytes=memory_bytes, note=note if short else None)
+    sizes = Sizes(
+        context=chosen,
+        max_seqs=settings.max_seqs,
+        max_rows=max_rows,
+        memory_bytes=memory_bytes,
+        kv_dtype=dtype,
+        coarse_prompts=settings.prefill == "int8",
+    )
+    return sizes, note if short else None
 
 
 def _does_not_fit(context: int, fits: int, memory_bytes: int, need: int, why: str | None) -> FitError:

@@ -24,7 +24,7 @@ from stretto.hub.models import resolve
 from stretto.llm.backend import choose
 from stretto.llm.options import approximations, make_drafting, make_judge, make_order
 from stretto.llm.results import Chunk, Result, Stream, Timings, Usage
-from stretto.llm.sizes import choose_sizes
+from stretto.llm.sizes import DTYPES, choose_sizes
 from stretto.models.lm import LM as LanguageModel
 from stretto.runner.runner import Sizes
 from stretto.text.chat import ChatTemplate, chat_ids
@@ -34,8 +34,6 @@ from stretto.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
-DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-NATIVE_ROWS, TORCH_ROWS = 128, 512
 _log = logging.getLogger("stretto")
 STREAM_PATIENCE, BATCH_PATIENCE = 0.03, 0.25  # seconds between two looks at a text: of a reader, of a loop
 
@@ -72,34 +70,15 @@ class LLM:
         self.hints = generation_hints(file)
         self._approximate = approximations(self.settings)
         self.backend_choice = choose(self.settings, matrix_codecs(file), env, note)
-        dtype, threads = DTYPES[self.settings.dtype], self.backend_choice.threads
-        rows = self.settings.max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
-        sizes = choose_sizes(
-            file,
-            dtype,
-            native=threads is not None,
-            max_rows=rows,
-            context=self.settings.context,
-            memory_bytes=self.settings.memory_bytes,
-        )
-        for text in (*file.notes, *ignored_hints(file), *filter(None, [sizes.note])):
+        threads = self.backend_choice.threads
+        sizes, short = choose_sizes(file, self.settings, native=threads is not None)
+        for text in (*file.notes, *ignored_hints(file), *filter(None, [short])):
             (note or _log.warning)(text)
         if threads is None:
-            lm = load_model(file, dtype, progress).prepack()
+            lm = load_model(file, DTYPES[self.settings.dtype], progress).prepack()
         else:
             lm = load_model(file, torch.float32, progress, team=threads)
-        self.engine = self._engine(
-            lm,
-            Sizes(
-                context=sizes.context,
-                max_seqs=self.settings.max_seqs,
-                max_rows=rows,
-                memory_bytes=sizes.memory_bytes,
-                kv_dtype=dtype,
-                coarse_prompts=self.settings.prefill == "int8",
-            ),
-            env,
-        )
+        self.engine = self._engine(lm, sizes, env)
         for text in self.engine.notes:
             (note or _log.warning)(text)
         self._streams: dict[int, Stream] = {}  # those that are being read, by request

@@ -68,6 +68,11 @@ def test_neither_torch_nor_numpy_before_they_are_needed(words: list[str]) -> Non
         ["--draft", "ngrem"],
         ["--judge", "copled"],
         ["--dtype", "f32"],
+        ["--draft", "ngram:max_n=0"],
+        ["--order", "fcsf"],
+        ["--ctx", "1"],
+        ["--mem", "lots"],
+        ["--chat-template", "no.jinja"],
         ["--sed", "1"],
     ],
 )
@@ -225,10 +230,13 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
 def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRETTO_WHEEL_INDEX", "https://me:secret@host/simple")
     monkeypatch.setenv("STRETTO_CTX", "64")
+    monkeypatch.setenv("STRETTO_THREAD", "2")
     code, out, _ = cli("doctor", tiny, "--threads", "1", "--json")
     found = json.loads(out)
     assert code == 0 and "secret" not in out and found["environment"]["wheel_index"] == "https://***@host/simple"
     assert found["kernels"]["attention"]["runs on"] == "torch"
+    assert "STRETTO_THREAD (did you mean STRETTO_THREADS" in found["environment"]["not read"]
+    assert "STRETTO_CTX" not in found["environment"]["not read"]
     assert found["settings"] == {
         "draft": {"value": "none", "from": "stretto doctor"},
         "max_seqs": {"value": 1, "from": "stretto doctor"},

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from stretto.convert.model_file import open_model
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, parse_size, show_size
 from stretto.core.seqs import MAX_TREE_ROWS
+from stretto.core.settings import Settings
 from stretto.llm import sizes
 from stretto.llm.sizes import SHARE, choose_sizes
 from stretto.models.lm import LM
@@ -144,16 +144,15 @@ def test_the_default_context_is_the_largest_whose_cache_fits_when_full(long: Pat
         lm = LM(file.config)
     for there in (GIB // 4, GIB, 2 * GIB):
         machine(there)
-        found = choose_sizes(file, torch.bfloat16, native=False, max_rows=512)
+        found, note = choose_sizes(file, Settings(), native=False)
         weights = sizes.weight_bytes(file, lm, torch.bfloat16, native=False)
         budget = SHARE * there - weights - 4 * 512 * (258 + 16 * 32)
         full = sequence_bytes(lm.state_specs, torch.bfloat16, torch.bfloat16, found.context + MAX_TREE_ROWS)
         assert budget - 32 * PER_TOKEN < full <= budget  # one more page would not fit
-        assert found.note is not None and "--ctx" in found.note and "--mem" in found.note
-        assert f"{found.context:,}" in found.note
+        assert note is not None and "--ctx" in note and "--mem" in note and f"{found.context:,}" in note
     machine(8 * GIB)
-    found = choose_sizes(file, torch.bfloat16, native=False, max_rows=512)
-    assert (found.context, found.note) == (1 << 24, None)
+    found, note = choose_sizes(file, Settings(), native=False)
+    assert (found.context, note) == (1 << 24, None)
 
 
 def test_what_weights_take_is_what_is_there_after_loading(tmp_path: Path) -> None:
@@ -169,19 +168,18 @@ def test_what_weights_take_is_what_is_there_after_loading(tmp_path: Path) -> Non
 def test_refusals_name_both_flags_and_sizes_that_work(long: Path, machine: Machine) -> None:
     file = open_model(long)
     machine(GIB)
-    options: dict[str, Any] = {"native": False, "max_rows": 512}
     with pytest.raises(FitError, match=r"16,777,216 tokens needs 2\.00 GiB") as caught:
-        choose_sizes(file, torch.bfloat16, context=1 << 24, **options)
+        choose_sizes(file, Settings(context=1 << 24), native=False)
     flag, fits = str(caught.value.try_).split(",")[0].split()
     assert flag == "--ctx" and "--mem" in str(caught.value.try_) and "1.00 GiB" in str(caught.value.why)
-    assert choose_sizes(file, torch.bfloat16, context=int(fits), **options).context == int(fits)
+    assert choose_sizes(file, Settings(context=int(fits)), native=False)[0].context == int(fits)
     with pytest.raises(FitError):
-        choose_sizes(file, torch.bfloat16, context=int(fits) + 1, **options)
-    need = parse_size(str(caught.value.try_).split("--mem ")[1].split()[0], "--mem")
-    assert choose_sizes(file, torch.bfloat16, context=1 << 24, memory_bytes=need, **options).context == 1 << 24
+        choose_sizes(file, Settings(context=int(fits) + 1), native=False)
+    asked = Settings(context=1 << 24, memory=str(caught.value.try_).split("--mem ")[1].split()[0])
+    assert choose_sizes(file, asked, native=False)[0].context == 1 << 24
     machine(1 << 20)
     with pytest.raises(FitError, match="--mem") as caught:
-        choose_sizes(file, torch.bfloat16, **options)
+        choose_sizes(file, Settings(), native=False)
     assert "--ctx" in str(caught.value.try_)
 
 
