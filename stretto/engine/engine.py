@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import Pools, size_pools
+from stretto.cache.pools import Pools
+from stretto.cache.sizes import size_pools
 from stretto.core.card import Can
 from stretto.core.drafter import Ask, Draft, Drafter, Verdict
 from stretto.core.errors import UserError
@@ -79,27 +80,28 @@ class Engine:
         abilities.check(model, config.max_seqs)
         self.model, self.config = model, config
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-        num_blocks, num_slots = size_pools(
+        max_rows = max(config.max_rows, config.max_seqs + 1)
+        sizes = size_pools(
             model.state_specs,
             config.kv_dtype,
             model.dtype,
             context=config.context + MAX_TREE_ROWS,
             max_seqs=config.max_seqs,
+            max_rows=max_rows,
             memory_bytes=config.memory_bytes,
         )
         pools = Pools(
             model.state_specs,
-            num_blocks=num_blocks,
-            num_slots=num_slots,
+            num_blocks=sizes.num_blocks,
+            num_slots=sizes.num_slots,
             kv_dtype=config.kv_dtype,
             state_dtype=model.dtype,
             lanes=threads is not None,
         )
         self.captured: Captured | None = None
-        max_rows = max(config.max_rows, config.max_seqs + 1)
         if threads is not None:
-            sizes = {"max_rows": max_rows, "context": config.context + MAX_TREE_ROWS, "vocab_size": self.vocab_size}
-            self.captured = Captured(model, pools, threads, **sizes, coarse_prompts=config.coarse_prompts)
+            room = {"max_rows": max_rows, "context": config.context + MAX_TREE_ROWS, "vocab_size": self.vocab_size}
+            self.captured = Captured(model, pools, threads, **room, coarse_prompts=config.coarse_prompts)
         self.forward: Callable[[StepPlan], Scores] = self.captured or self._through_torch
         # Native attention reads what a row sees and no more.
         self.cache = CacheManager(pools, clears=self.captured is None or bool(self.captured.host_operations))

@@ -19,7 +19,7 @@ class Memory(Protocol):
     """What the scheduler asks of the cache."""
 
     def admit(self, rid: int) -> None: ...
-    def reserve(self, rid: int, num_rows: int) -> bool: ...
+    def reserve(self, rid: int, num_rows: int, *, later_rows: int = 0) -> bool: ...
     def release(self, rid: int) -> None: ...
     def length(self, rid: int) -> int: ...
 
@@ -103,7 +103,7 @@ class Scheduler:
             return 0
         returned = 0
         # An admission must find room for its whole prompt, or it would be preempted by its own second chunk.
-        while not self._memory.reserve(request.rid, rows if may_preempt else need):
+        while not self._memory.reserve(request.rid, rows, later_rows=0 if may_preempt else need - rows):
             if not may_preempt:
                 return 0
             victim = self._victim()

@@ -101,7 +101,7 @@ class LLM:
         threads = self.backend_choice.threads
         if threads is None and prefill != "exact":
             raise UserError(f"prefill={prefill!r} needs the native kernels", why=str(self.backend_choice.why))
-        rows = max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS)
+        rows = max(max_rows or (TORCH_ROWS if threads is None else NATIVE_ROWS), max_seqs + 1)
         sizes = choose_sizes(
             file,
             DTYPES[dtype],

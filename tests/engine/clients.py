@@ -53,7 +53,7 @@ async def settled(several: AsyncLLM, llm: LLM) -> None:
         await asyncio.sleep(0)
     one = llm.engine
     assert not one.scheduler.running and not one.scheduler.waiting
-    assert one.cache.free_blocks == one.cache.pools.num_blocks - 1
+    assert one.cache.free_blocks == one.cache.pools.num_pages
     assert one.cache.free_slots == one.cache.pools.num_slots - 1
     one.cache.check()
     if isinstance(one.drafter, NGram):

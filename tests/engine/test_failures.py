@@ -107,7 +107,7 @@ def ending(event: Event) -> str:
 
 def assert_empty(engine: Engine) -> None:
     assert engine.is_idle and not engine.scheduler.running and not engine.scheduler.waiting
-    assert engine.cache.free_blocks == engine.cache.pools.num_blocks - 1
+    assert engine.cache.free_blocks == engine.cache.pools.num_pages
     assert engine.cache.free_slots == engine.cache.pools.num_slots - 1
     assert not engine.cache._requests
     if isinstance(engine.drafter, Oracle | Saboteur | TreeOracle):

@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from stretto.core.errors import RunError
+from stretto.core.pages import PAGE_SIZE
 from stretto.core.seqs import MAX_TREE_ROWS
-from stretto.core.state import PAGE_SIZE
 
 SOURCES = Path(__file__).parent.parent
 """Every `.cpp` below here is part of the library: one beside each operation. Shared headers are in native/include/."""
