@@ -8,6 +8,7 @@ import torch
 from native import LEVELS, int32, team
 from torch import Tensor
 
+from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import PageRef
 from stretto.kernels.attention import attention
@@ -46,10 +47,14 @@ LAYERS = {
 
 
 class Cache:
-    """Pages of one layer in random order for `num_seqs` sequences; what was never written is NaN."""
+    """Pages of one layer in random order for `num_seqs` sequences; what was never written is NaN.
+
+    positions: of the keys that it holds, per sequence, where its lists are not whole contexts in order.
+    """
 
     def __init__(self, layer: Layer, num_seqs: int) -> None:
         self.layer, blocks = layer, CONTEXT // PAGE
+        self.positions: list[Tensor] | None = None
         numbers = torch.randperm(num_seqs * blocks) + 1
         self.table = numbers.view(num_seqs, blocks)
         pages = num_seqs * blocks + 1
@@ -60,10 +65,23 @@ class Cache:
         where = torch.arange(first, last)
         return self.table[b, where // PAGE] * PAGE + where % PAGE
 
+    def held(self, seqs: Seqs) -> list[int]:
+        return list(seqs.contexts) if self.positions is None else [len(x) for x in self.positions]
+
     def slot_mapping(self, seqs: Seqs) -> Tensor:
         return torch.cat(
-            [self.slots(b, c, c + n) for b, (c, n) in enumerate(zip(seqs.contexts, seqs.lens, strict=True))]
+            [self.slots(b, c, c + n) for b, (c, n) in enumerate(zip(self.held(seqs), seqs.lens, strict=True))]
         )
+
+    def rearranged(self, seqs: Seqs, order: Sequence[Tensor]) -> "Cache":
+        """A cache that holds of every context the tokens that `order` names, in that order."""
+        other = Cache(self.layer, len(order))
+        other.positions = list(order)
+        for b, kept in enumerate(order):
+            source, target = (self.slots(b, 0, seqs.contexts[b])[kept], other.slots(b, 0, len(kept)))
+            rows = [pages[source // PAGE, source % PAGE] for pages in self.pages]
+            other.write(target, rows[0], rows[1])
+        return other
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
         for pages, rows in zip(self.pages, (k, v), strict=True):
@@ -77,13 +95,14 @@ class Cache:
 
     def refs(self, seqs: Seqs, dtype: torch.dtype | None = None) -> tuple[PageRef, PageRef]:
         """dtype: copies of it, zero where nothing was written; default, the pages themselves."""
-        slots = self.slot_mapping(seqs)
+        where = Locations(self.table, self.slot_mapping(seqs), key_positions=self.positions)
         k, v = self.pages if dtype is None else (x.to(dtype).nan_to_num() for x in self.pages)
-        return PageRef(k, self.table, slots), PageRef(v, self.table, slots)
+        return PageRef(k, where), PageRef(v, where)
 
     def copy(self) -> "Cache":
         other = Cache.__new__(Cache)
         other.layer, other.table, other.pages = self.layer, self.table, [x.clone() for x in self.pages]
+        other.positions = self.positions
         return other
 
 
@@ -106,6 +125,14 @@ def attend(
         ctypes.memset(buffer.data_ptr(), 0xFF, buffer.nbytes)  # NaN
     held[:n] = torch.cat([x.flatten(1) for x in rows], 1)
     slots, table, step = cache.slot_mapping(seqs), cache.table.to(torch.int32), tape.step
+    group, held = tape.library.struct("PageGroup")(), int32(cache.held(seqs))
+    group.block_table, group.block_width, group.slot_mapping = table.data_ptr(), table.shape[1], slots.data_ptr()
+    group.num_keys = ctypes.addressof(held)
+    if cache.positions is not None:
+        padded = torch.full((len(table), table.shape[1] * PAGE), 2**30, dtype=torch.int32)
+        for own, positions in zip(padded, cache.positions, strict=True):
+            own[: len(positions)] = positions
+        group.key_positions = padded.data_ptr()
     parents = [p for b in range(seqs.num_seqs) for p in seqs.row_parents(b)]
     arrays = {
         "starts": int32(seqs.starts),
@@ -114,7 +141,7 @@ def attend(
         "positions": int32(seqs.positions.tolist()),
     }
     step.num_rows, step.num_seqs, step.num_step_seqs = n, seqs.num_seqs, seqs.num_step
-    step.block_table, step.block_width, step.slot_mapping = table.data_ptr(), table.shape[1], slots.data_ptr()
+    step.groups, step.num_groups = ctypes.addressof(group), 1
     for name, values in arrays.items():
         setattr(step, name, ctypes.addressof(values))
     tape.run()

@@ -1,9 +1,9 @@
 """The memory of all sequences: one tensor per state, with a leading layer dimension.
 
 Paged states are `[layers, P, PAGE_SIZE, *shape]`, slot states `[layers, slots, *shape]`, where `layers` counts the
-layers that declare the state. A paged state that lies lane by lane is a view of that shape: in memory it is
-`[layers, P, *shape, PAGE_SIZE]`. Page 0 and slot 0 stay zero. On the CPU, memory is mapped when it is first written,
-so a large pool costs what was used of it; it reads as zeros until then.
+layers that declare the state, and P the pages of its page group. A paged state that lies lane by lane is a view of that
+shape: in memory it is `[layers, P, *shape, PAGE_SIZE]`. Page 0 of every group and slot 0 stay zero. On the CPU, memory
+is mapped when it is first written, so a large pool costs what was used of it; it reads as zeros until then.
 """
 
 import mmap
@@ -14,24 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.cache.tables import num_pages
-from stretto.core.errors import FitError, UserError
-from stretto.core.memory import show_size
-from stretto.core.state import PAGE_SIZE, LayerCache, PageRef, SlotRef, StateSpec
+from stretto.core.errors import UserError
+from stretto.core.pages import PAGE_SIZE, Locations, PageGroup
+from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
 
 LayerSpecs = Sequence[Sequence[StateSpec]]
+
+
+@dataclass(frozen=True, slots=True)
+class PagePlacement:
+    """Where the keys of one page group lie: `Locations` as integers.
+
+    tables: per sequence, its pages. slot_mapping: per row, page * PAGE_SIZE + offset. key_positions: per sequence, the
+    positions of the keys that it holds; None: all of its context, in order.
+    """
+
+    tables: Sequence[Sequence[int]] = ()
+    slot_mapping: Sequence[int] = ()
+    key_positions: Sequence[Sequence[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where the states of a call's sequences lie, as integers.
 
-    tables: per sequence, its pages (no sequences where nothing is paged). slot_mapping: per row, page * PAGE_SIZE +
-    offset. source, destination: per sequence, the slots of its entry state and of its next state.
+    pages: one per page group, in the order of `Pools.groups` (an empty placement may leave them out). source,
+    destination: per sequence, the slots of its entry state and of its next state.
     """
 
-    tables: Sequence[Sequence[int]] = ()
-    slot_mapping: Sequence[int] = ()
+    pages: Sequence[PagePlacement] = ()
     source: Sequence[int] = ()
     destination: Sequence[int] = ()
 
@@ -65,7 +76,8 @@ class Caches(Sequence[LayerCache]):
 class Pools:
     """The tensors behind every `PageRef` and `SlotRef`. Who owns what is the business of `CacheManager`.
 
-    layer_specs: per layer, what its mixer (and channel) declares. kv_dtype: of paged states that name no dtype.
+    layer_specs: per layer, what its mixer (and channel) declares. num_blocks: per page group, in the order of `groups`,
+    or one number for all, page 0 included. kv_dtype: of paged states that name no dtype.
     state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`. lanes: whether states that
     want it lie lane by lane, for native kernels.
     Raises UserError for two states of one name in a layer.
@@ -75,31 +87,36 @@ class Pools:
         self,
         layer_specs: LayerSpecs,
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         num_slots: int,
         kv_dtype: torch.dtype,
         state_dtype: torch.dtype,
         device: torch.device | str = "cpu",
         lanes: bool = False,
     ) -> None:
-        assert num_blocks >= 1 and num_slots >= 1, "page 0 and slot 0 always exist"
-        self.num_blocks, self.num_slots = num_blocks, num_slots
-        self.device = torch.device(device)
         stored = _stored(layer_specs, kv_dtype, state_dtype)
-        self.bytes_per_token, self.bytes_per_sequence = _bytes(stored)
-        self._paged: list[Tensor] = []
+        self._page_bytes, self.bytes_per_sequence = _bytes(stored)
+        self.groups: tuple[PageGroup, ...] = tuple(self._page_bytes)
+        self.num_blocks = (num_blocks,) * len(self.groups) if isinstance(num_blocks, int) else tuple(num_blocks)
+        self.num_slots, self.device = num_slots, torch.device(device)
+        assert len(self.num_blocks) == len(self.groups)
+        assert min((*self.num_blocks, num_slots)) >= 1, "page 0 and slot 0 always exist"
+        self._paged: list[list[Tensor]] = [[] for _ in self.groups]
         self._slots: list[Tensor] = []
-        self._layers: list[dict[str, tuple[Tensor, bool]]] = [{} for _ in layer_specs]
+        self._layers: list[dict[str, tuple[Tensor, int | None]]] = [{} for _ in layer_specs]  # with the page group
         for state, layers in stored.items():
-            leading = (num_blocks, PAGE_SIZE) if state.paged else (num_slots,)
-            if lanes and state.lanes:
-                shape = (len(layers), num_blocks, *state.shape, PAGE_SIZE)
-                tensor = _zeros(shape, state.dtype, self.device).movedim(-1, 2)
+            group = self.groups.index(state.group) if state.group is not None else None
+            if group is None:
+                tensor = _zeros((len(layers), num_slots, *state.shape), state.dtype, self.device)
+                self._slots.append(tensor)
             else:
-                tensor = _zeros((len(layers), *leading, *state.shape), state.dtype, self.device)
-            (self._paged if state.paged else self._slots).append(tensor)
+                page = (*state.shape, PAGE_SIZE) if lanes and state.lanes else (PAGE_SIZE, *state.shape)
+                tensor = _zeros((len(layers), self.num_blocks[group], *page), state.dtype, self.device)
+                if lanes and state.lanes:
+                    tensor = tensor.movedim(-1, 2)
+                self._paged[group].append(tensor)
             for view, layer in zip(tensor.unbind(0), layers, strict=True):
-                self._layers[layer][state.name] = (view, state.paged)
+                self._layers[layer][state.name] = (view, group)
 
     @property
     def num_layers(self) -> int:
@@ -108,7 +125,12 @@ class Pools:
     @property
     def has_pages(self) -> bool:
         """Whether any layer keeps something per token."""
-        return bool(self._paged)
+        return bool(self.groups)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that can be handed out, of all groups."""
+        return sum(self.num_blocks) - len(self.groups)
 
     @property
     def has_slots(self) -> bool:
@@ -118,39 +140,48 @@ class Pools:
     @property
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return [*self._paged, *self._slots]
+        return [*(tensor for group in self._paged for tensor in group), *self._slots]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, touched or not."""
-        return self.num_blocks * PAGE_SIZE * self.bytes_per_token + self.num_slots * self.bytes_per_sequence
+        pages = sum(n * size for n, size in zip(self.num_blocks, self._page_bytes.values(), strict=True))
+        return pages + self.num_slots * self.bytes_per_sequence
 
     def refs(self, placement: Placement) -> list[dict[str, PageRef | SlotRef]]:
         """The states of every layer for one call, with the placement as tensors that all layers share."""
-        width = max(map(len, placement.tables), default=0)
-        padded = [[*table, *[0] * (width - len(table))] for table in placement.tables]
-        tables = self.index(padded).view(len(padded), width)
-        mapping, source, destination = map(
-            self.index, (placement.slot_mapping, placement.source, placement.destination)
-        )
+        pages = placement.pages or [PagePlacement()] * len(self.groups)
+        where = [self._locations(group, own) for group, own in enumerate(pages)]
+        source, destination = map(self.index, (placement.source, placement.destination))
         return [
             {
-                name: PageRef(view, tables, mapping) if paged else SlotRef(view, source, destination)
-                for name, (view, paged) in layer.items()
+                name: SlotRef(view, source, destination) if group is None else PageRef(view, where[group])
+                for name, (view, group) in layer.items()
             }
             for layer in self._layers
         ]
+
+    def _locations(self, group: int, placement: PagePlacement) -> Locations:
+        width = max(map(len, placement.tables), default=0)
+        padded = [[*table, *[0] * (width - len(table))] for table in placement.tables]
+        positions = placement.key_positions
+        return Locations(
+            block_table=self.index(padded).view(len(padded), width),
+            slot_mapping=self.index(placement.slot_mapping),
+            group=group,
+            key_positions=None if positions is None else [self.index(own) for own in positions],
+        )
 
     def index(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """int64, where the pools are."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    def move(self, source_slots: Tensor, destination_slots: Tensor) -> None:
-        """Copy token rows in every layer and paged state: [n] int64 each, page * PAGE_SIZE + offset.
+    def move(self, group: int, source_slots: Tensor, destination_slots: Tensor) -> None:
+        """Copy token rows in every layer and state of a page group: [n] int64 each, page * PAGE_SIZE + offset.
 
         All rows are read before any is written, so the two may overlap; destinations are distinct.
         """
-        for tensor in self._paged:
+        for tensor in self._paged[group]:
             if tensor.is_contiguous():
                 rows = tensor.flatten(1, 2)
                 rows.index_copy_(1, destination_slots, rows.index_select(1, source_slots))
@@ -160,11 +191,11 @@ class Pools:
                 )
                 tensor[:, *destination] = tensor[:, *source]
 
-    def clear(self, pages: Sequence[int]) -> None:
-        """Fill pages with zeros in every layer."""
+    def clear(self, group: int, pages: Sequence[int]) -> None:
+        """Fill pages of a group with zeros in every layer."""
         if pages:
             index = torch.tensor(pages, dtype=torch.int64, device=self.device)
-            for tensor in self._paged:
+            for tensor in self._paged[group]:
                 tensor.index_fill_(1, index, 0)
 
     def copy_slot(self, source: int, destination: int) -> None:
@@ -175,68 +206,8 @@ class Pools:
 
     def check(self) -> None:
         """Assert that nobody wrote the null page or the zero state (reads device memory: for tests)."""
-        for tensor in (*self._paged, *self._slots):
+        for tensor in self.tensors:
             assert not tensor[:, 0].any(), "the null page or the zero state was written"
-
-
-def size_pools(
-    layer_specs: LayerSpecs,
-    kv_dtype: torch.dtype,
-    state_dtype: torch.dtype,
-    *,
-    context: int,
-    max_seqs: int,
-    memory_bytes: int,
-) -> tuple[int, int]:
-    """(num_blocks, num_slots) that fit into `memory_bytes`, at most `max_seqs` sequences of `context` tokens.
-
-    Page 0 and slot 0 are included. `context` counts every row that a sequence may hold, the provisional ones too.
-    When memory is short, pages and slots beyond the first sequence share what is left half and half.
-    Raises FitError if not even one sequence fits.
-    """
-    assert context >= 1 and max_seqs >= 1
-    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
-    per_page = per_token * PAGE_SIZE
-    pages = num_pages(context) if per_token else 0
-    spare = memory_bytes - (pages + 1) * per_page - 2 * per_seq
-    if spare < 0:
-        need = sequence_bytes(layer_specs, kv_dtype, state_dtype, context)
-        fits = longest_context(layer_specs, kv_dtype, state_dtype, memory_bytes)
-        raise _does_not_fit(per_token, per_seq, context, memory_bytes, need, fits)
-
-    def more(budget: int, unit: int, most: int) -> int:
-        return min(most, budget // unit) if unit else 0
-
-    most_pages, most_slots = (max_seqs - 1) * pages, max_seqs - 1
-    slots = more(spare // 2 if pages else spare, per_seq, most_slots)
-    extra = more(spare - slots * per_seq, per_page, most_pages)
-    slots = more(spare - extra * per_page, per_seq, most_slots)
-    return 1 + pages + extra, (2 + slots if per_seq else 1)
-
-
-def sequence_bytes(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype, context: int) -> int:
-    """What a cache for one sequence of `context` tokens takes, null page and zero state included."""
-    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
-    return (num_pages(context) + 1) * per_token * PAGE_SIZE + 2 * per_seq
-
-
-def longest_context(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype, memory_bytes: int) -> int:
-    """The longest sequence that `memory_bytes` hold: 0 if none, 2^62 if nothing grows with the sequence."""
-    per_token, per_seq = _bytes(_stored(layer_specs, kv_dtype, state_dtype))
-    left = memory_bytes - 2 * per_seq
-    if left < 0 or not per_token:
-        return 0 if left < 0 else 1 << 62
-    return max(0, left // (per_token * PAGE_SIZE) - 1) * PAGE_SIZE
-
-
-def _does_not_fit(per_token: int, per_seq: int, context: int, memory_bytes: int, need: int, fits: int) -> FitError:
-    shorter = f"a context of at most {fits:,} tokens (--ctx {fits}), or " if fits else ""
-    return FitError(
-        f"a context of {context:,} tokens needs {show_size(need)} of cache; {show_size(memory_bytes)} is there for it",
-        why=f"a sequence takes {per_token:,} bytes per token and {per_seq:,} bytes of fixed-size state"
-        f" (counted twice: one is the zero state); pages hold {PAGE_SIZE} tokens and one is the null page",
-        try_=f"{shorter}{show_size(need - memory_bytes)} more cache memory (--mem SIZE)",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +215,7 @@ class _State:
     """What layers must agree on to share one tensor."""
 
     name: str
-    paged: bool
+    group: PageGroup | None  # None: a slot
     lanes: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -266,15 +237,26 @@ def _stored(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.d
             if not paged and dtype.is_floating_point:
                 dtype = torch.promote_types(dtype, state_dtype)
             assert paged or not spec.lanes, "only pages have lanes"
-            found.setdefault(_State(spec.name, paged, spec.lanes, spec.shape, dtype), []).append(layer)
+            group = PageGroup.parse(spec.group) if paged else None
+            found.setdefault(_State(spec.name, group, spec.lanes, spec.shape, dtype), []).append(layer)
     return found
 
 
-def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[int, int]:
-    """Bytes per token and bytes per sequence, over all layers."""
-    per_token = sum(state.nbytes * len(layers) for state, layers in stored.items() if state.paged)
-    per_seq = sum(state.nbytes * len(layers) for state, layers in stored.items() if not state.paged)
-    return per_token, per_seq
+def bytes_of(
+    layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype
+) -> tuple[dict[PageGroup, int], int]:
+    """(bytes of a page of every group, in the order of `Pools.groups`; bytes of the slots of a sequence)."""
+    return _bytes(_stored(layer_specs, kv_dtype, state_dtype))
+
+
+def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[dict[PageGroup, int], int]:
+    pages, slots = dict[PageGroup, int](), 0
+    for state, layers in stored.items():
+        if state.group is None:
+            slots += state.nbytes * len(layers)
+        else:
+            pages[state.group] = pages.get(state.group, 0) + PAGE_SIZE * state.nbytes * len(layers)
+    return pages, slots
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

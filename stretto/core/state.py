@@ -18,9 +18,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from stretto.core.pages import Locations, PageGroup
 from stretto.core.seqs import Accepted, Seqs
-
-PAGE_SIZE = 16  # tokens per page
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +30,8 @@ class StateSpec:
     dtype: None = the KV dtype of the engine (paged) or the dtype of the activations (slot).
     kind: `paged` states lose rejected drafts by position, `slot` states by replaying what was accepted.
     lanes: native kernels want it lane by lane (paged): for each element, the tokens of a page side by side.
+    group: which tokens stay (paged), as `PageGroup.parse` reads it. The states of a layer that are read together share
+    one. Raises UserError for any other group.
     """
 
     name: str
@@ -38,6 +39,10 @@ class StateSpec:
     dtype: torch.dtype | None = None
     kind: Literal["paged", "slot"]
     lanes: bool = False
+    group: str = "all"
+
+    def __post_init__(self) -> None:
+        PageGroup.parse(self.group)
 
     def nbytes(self, default: torch.dtype) -> int:
         """Bytes per token (paged) or per sequence (slot), where `dtype` None means `default`."""
@@ -57,14 +62,20 @@ class Paged(ABC):
 
     @abstractmethod
     def read(self, b: int, seqs: Seqs) -> Tensor:
-        """[context + rows, *shape]: what sequence b holds, in storage order (call after `append`)."""
+        """[held + rows, *shape]: the list of sequence b, in storage order (call after `append`). What no row may see
+        any more is finite."""
 
     @abstractmethod
     def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
-        """[B, L, *shape] for the leading `seqs.num_seqs` sequences, L = max(context + rows) rounded up to `multiple`.
+        """[B, L, *shape] for the leading `seqs.num_seqs` sequences, L = max(held + rows) rounded up to `multiple`.
 
         The padding is finite.
         """
+
+    def key_positions(self, b: int) -> Tensor | None:
+        """[held] int64: the positions of what sequence b held before this call. None: it holds its whole context, in
+        order."""
+        return None
 
 
 class Slot(ABC):
@@ -130,44 +141,47 @@ def slot(cache: LayerCache, name: str) -> Slot:
     return ref
 
 
-def padded_length(seqs: Seqs, multiple: int) -> int:
-    """Tokens of the longest sequence after this call, rounded up to `multiple`."""
-    longest = max(c + n for c, n in zip(seqs.contexts, seqs.lens, strict=True))
+def padded_length(held: Sequence[int], seqs: Seqs, multiple: int) -> int:
+    """Entries of the longest list after this call, rounded up to `multiple`."""
+    longest = max(c + n for c, n in zip(held, seqs.lens, strict=True))
     return -(-longest // multiple) * multiple
 
 
 class PageRef(Paged):
-    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer, in memory so or [P, *shape, page_size].
+    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer, in memory so or [P, *shape, page_size]."""
 
-    block_table: [B, blocks] int64, page numbers; page 0 is the null page (padding).
-    slot_mapping: [T] int64, where each row of this call goes: page * page_size + offset.
-    """
-
-    def __init__(self, pages: Tensor, block_table: Tensor, slot_mapping: Tensor) -> None:
-        self.pages, self.block_table, self.slot_mapping = pages, block_table, slot_mapping
+    def __init__(self, pages: Tensor, where: Locations) -> None:
+        self.pages, self.where = pages, where
 
     def append(self, rows: Tensor, seqs: Seqs) -> None:
-        rows = rows.to(self.pages.dtype)
+        rows, slots = rows.to(self.pages.dtype), self.where.slot_mapping
         if self.pages.is_contiguous():
-            self.pages.flatten(0, 1).index_copy_(0, self.slot_mapping, rows)
+            self.pages.flatten(0, 1).index_copy_(0, slots, rows)
         else:  # lane by lane, which no view shows token by token
-            self.pages[self.slot_mapping // self.pages.shape[1], self.slot_mapping % self.pages.shape[1]] = rows
+            self.pages[slots // self.pages.shape[1], slots % self.pages.shape[1]] = rows
 
     def read(self, b: int, seqs: Seqs) -> Tensor:
-        length = seqs.contexts[b] + seqs.lens[b]
+        length = self._held(seqs)[b] + seqs.lens[b]
         blocks = -(-length // self.pages.shape[1])
-        return self.pages.index_select(0, self.block_table[b, :blocks]).flatten(0, 1)[:length]
+        return self.pages.index_select(0, self.where.block_table[b, :blocks]).flatten(0, 1)[:length]
 
     def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
-        page, length = self.pages.shape[1], padded_length(seqs, multiple)
+        page, length = self.pages.shape[1], padded_length(self._held(seqs), seqs, multiple)
         blocks = -(-length // page)
 
         def pages_of_all() -> Tensor:
-            table = self.block_table[: seqs.num_seqs, :blocks]
+            table = self.where.block_table[: seqs.num_seqs, :blocks]
             return torch.nn.functional.pad(table, (0, blocks - table.shape[1])).reshape(-1)  # page 0 is zeros
 
-        found = self.pages.index_select(0, seqs.memo(("padded pages", blocks), pages_of_all))
-        return found.view(seqs.num_seqs, blocks * page, *self.pages.shape[2:])[:, :length]
+        index = seqs.memo(("padded pages", self.where.group, blocks), pages_of_all)
+        return self.pages.index_select(0, index).view(seqs.num_seqs, blocks * page, *self.pages.shape[2:])[:, :length]
+
+    def key_positions(self, b: int) -> Tensor | None:
+        return None if self.where.key_positions is None else self.where.key_positions[b]
+
+    def _held(self, seqs: Seqs) -> Sequence[int]:
+        positions = self.where.key_positions
+        return seqs.contexts if positions is None else [len(x) for x in positions[: seqs.num_seqs]]
 
 
 class SlotRef(Slot):
@@ -213,7 +227,7 @@ class TensorPaged(Paged):
 
     def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
         held = torch.nn.utils.rnn.pad_sequence(self.tensors[: seqs.num_seqs], batch_first=True)
-        missing = padded_length(seqs, multiple) - held.shape[1]
+        missing = padded_length(seqs.contexts, seqs, multiple) - held.shape[1]
         return torch.cat([held, held.new_zeros((len(held), missing, *held.shape[2:]))], 1) if missing else held
 
     def commit(self, accepted: Accepted | None) -> None:

@@ -26,7 +26,7 @@ class Memory(Protocol):
     """What the scheduler asks of the cache."""
 
     def admit(self, rid: int) -> None: ...
-    def reserve(self, rid: int, num_rows: int) -> bool: ...
+    def reserve(self, rid: int, num_rows: int, *, later_rows: int = 0) -> bool: ...
     def release(self, rid: int) -> None: ...
     def length(self, rid: int) -> int: ...
 
@@ -201,7 +201,7 @@ class _Placement:
         rows, fits = self._policies.chunk.rows(job, self._budget), False
         self._memory.admit(job.rid)
         try:
-            fits = rows > 0 and self._memory.reserve(job.rid, job.need)
+            fits = rows > 0 and self._memory.reserve(job.rid, rows, later_rows=job.need - rows)
         finally:
             if not fits:
                 self._memory.release(job.rid)

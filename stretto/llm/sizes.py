@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from stretto.cache.pools import longest_context, sequence_bytes
+from stretto.cache.sizes import longest_context, sequence_bytes
 from stretto.convert.load import value_shape
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import FitError, UserError
@@ -30,6 +30,7 @@ def choose_sizes(file: ModelFile, settings: Settings, *, native: bool) -> tuple[
     """
     limit, asked, memory_bytes = file.config.context, settings.context, settings.memory_bytes
     dtype, max_rows = DTYPES[settings.dtype], settings.max_rows or (NATIVE_ROWS if native else TORCH_ROWS)
+    max_rows = max(max_rows, settings.max_seqs + 1)
     if asked is not None and not 1 < asked <= limit:
         raise UserError(f"context is {asked}", why=f"this model was made for 2 to {limit:,} tokens")
     with torch.device("meta"):
@@ -41,11 +42,11 @@ def choose_sizes(file: ModelFile, settings: Settings, *, native: bool) -> tuple[
         rest = weights + 4 * max_rows * (lm.config.vocab_size + 16 * lm.config.d_model)
         memory_bytes = max(0, int(SHARE * there) - rest)
         why = f"of {show_size(there)} that are free {SHARE:.0%} are used; weights and buffers take {show_size(rest)}"
-    fits = longest_context(*kinds, memory_bytes) - MAX_TREE_ROWS
+    fits = longest_context(*kinds, max_rows, memory_bytes) - MAX_TREE_ROWS
     chosen = min(limit, fits) if asked is None else asked
     if chosen < 2 or chosen > fits:
         raise _does_not_fit(
-            max(2, chosen), fits, memory_bytes, sequence_bytes(*kinds, max(2, chosen) + MAX_TREE_ROWS), why
+            max(2, chosen), fits, memory_bytes, sequence_bytes(*kinds, max(2, chosen) + MAX_TREE_ROWS, max_rows), why
         )
     short = asked is None and chosen < limit
     note = (

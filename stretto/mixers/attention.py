@@ -5,7 +5,8 @@
 
 H query heads share G key heads: G = H is multi-head (arXiv 1706.03762), G = 1 multi-query (1911.02150), anything
 between grouped-query attention (2305.13245). norm is RMSNorm over a head (Qwen3), rope the rotary embedding; both
-are optional. window = w: a token sees the last w tokens only (Mistral). q, k and v are segments of one matrix.
+are optional. window = w: a token sees the last w tokens only, and no others are kept (Mistral). q, k and v are segments
+of one matrix.
 """
 
 from dataclasses import dataclass
@@ -60,8 +61,12 @@ class Attention(Mixer):
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
-        shape = (self.config.num_kv_heads, self.config.head_dim)
-        return tuple(StateSpec(name=name, shape=shape, kind="paged", lanes=name == "k") for name in ("k", "v"))
+        c = self.config
+        group = "all" if c.window is None else f"window:{c.window}"
+        return tuple(
+            StateSpec(name=name, shape=(c.num_kv_heads, c.head_dim), kind="paged", lanes=name == "k", group=group)
+            for name in ("k", "v")
+        )
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""

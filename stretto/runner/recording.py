@@ -7,12 +7,14 @@ without a native kernel is one operation of the host on it.
 
 import ctypes
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor
 
 from stretto.cache.pools import Caches, Placement, Pools
+from stretto.core.pages import PAGE_SIZE
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Scores
 from stretto.core.seqs import Seqs
@@ -63,12 +65,12 @@ class Recording:
         self._argmax = (ctypes.c_int32 * len(self._logits)).from_address(ids)
         self._choose, self._advance = self.tape.emit_between("choose"), self.tape.emit_between("advance")
         self.host_operations = self.tape.host_operations
-        self._held: tuple[array[int], array[int]]  # what the step points to
+        self._held: tuple[array[int], array[int], ctypes.Array[Any]]  # what the step points to
 
     def __call__(self, plan: StepPlan) -> tuple[Scores, tuple[Tensor, ...]]:
         assert isinstance(plan.caches, Caches)
         placement = plan.caches.placement
-        self._describe(plan, placement, array("q", (*plan.token_ids, *placement.slot_mapping)))
+        self._describe(plan, placement, plan.token_ids, [own.slot_mapping for own in placement.pages])
         self.tape.plan = plan
         self.tape.run()
         rows = len(plan.wanted)
@@ -90,9 +92,10 @@ class Recording:
         """
         assert isinstance(plan.caches, Caches) and plan.seqs.lens == (1,) * plan.seqs.num_seqs
         n, placement, step, a = plan.seqs.num_seqs, plan.caches.placement, self.tape.step, self._advance
-        slots = [slot for k in range(num_steps) for slot in placement.slot_mapping[k::num_steps]]
-        self._describe(plan, placement, array("q", (*plan.token_ids, *[0] * (num_steps * n), *slots)))
-        wide, _ = self._held
+        assert all(own.key_positions is None for own in placement.pages), "the keys of later steps have positions, too"
+        slots = [[s for k in range(num_steps) for s in own.slot_mapping[k::num_steps]] for own in placement.pages]
+        self._describe(plan, placement, [*plan.token_ids, *[0] * (num_steps * n)], slots)
+        wide, *_ = self._held
         logits, argmax = self._logits.data_ptr(), ctypes.addressof(self._argmax)
         sizes = self._logits.stride(0) * self._logits.itemsize, ctypes.sizeof(ctypes.c_int32)
         library = self.tape.library
@@ -122,8 +125,10 @@ class Recording:
         kept.num_accepted, kept.accepted_rows = (values.buffer_info()[0] for values in arrays)
         self.tape.commit()
 
-    def _describe(self, plan: StepPlan, placement: Placement, wide: "array[int]") -> None:
-        """Write the rows of `plan` into the tape's step. wide: 64-bit integers, first the tokens, last the slots."""
+    def _describe(
+        self, plan: StepPlan, placement: Placement, tokens: Sequence[int], slots: Sequence[Sequence[int]]
+    ) -> None:
+        """Write the rows of `plan` into the tape's step. slots: per page group, where rows go."""
         seqs, step = plan.seqs, self.tape.step
         positions: list[int] = []
         parents: list[int] = []
@@ -133,29 +138,42 @@ class Recording:
                 positions += range(context, context + rows)
             else:
                 positions += [context + depth for depth in seqs.tree(b).depths]
-        width = max(map(len, placement.tables), default=0)
+        groups = (self.tape.library.struct("PageGroup") * len(placement.pages))()
         step.num_rows, step.num_out = seqs.num_rows, len(plan.wanted)
-        step.num_seqs, step.num_step_seqs, step.block_width = seqs.num_seqs, seqs.num_step, width
+        step.num_seqs, step.num_step_seqs = seqs.num_seqs, seqs.num_step
+        step.groups, step.num_groups = ctypes.addressof(groups), len(groups)
         # One buffer for all integers of a width: caches are cold enough after a pass over the weights.
-        step.tokens = wide.buffer_info()[0]
-        step.slot_mapping = step.tokens + wide.itemsize * (len(wide) - len(placement.slot_mapping))
-        narrow = array("i")
-        places = []
-        for name, values in (
-            ("positions", positions),
-            ("seq_ids", [b for b, n in enumerate(seqs.lens) for _ in range(n)]),
-            ("starts", seqs.starts),
-            ("contexts", seqs.contexts),
-            ("num_definite", seqs.definite),
-            ("parents", parents),
-            ("out_rows", plan.wanted),
-            ("block_table", [n for table in placement.tables for n in (*table, *[0] * (width - len(table)))]),
-            ("state_source", placement.source),
-            ("state_destination", placement.destination),
-        ):
-            places.append((name, len(narrow)))
-            narrow.extend(values)
-        base = narrow.buffer_info()[0]
-        for name, at in places:
-            setattr(step, name, base + narrow.itemsize * at)
-        self._held = (wide, narrow)
+        wide, narrow = array("q"), array("i")
+        places: list[tuple[Any, str, array[int], int]] = []
+
+        def put(owner: Any, name: str, buffer: "array[int]", values: Iterable[int]) -> None:
+            places.append((owner, name, buffer, len(buffer)))
+            buffer.extend(values)
+
+        put(step, "tokens", wide, tokens)
+        put(step, "positions", narrow, positions)
+        put(step, "seq_ids", narrow, [b for b, n in enumerate(seqs.lens) for _ in range(n)])
+        put(step, "starts", narrow, seqs.starts)
+        put(step, "contexts", narrow, seqs.contexts)
+        put(step, "num_definite", narrow, seqs.definite)
+        put(step, "parents", narrow, parents)
+        put(step, "out_rows", narrow, plan.wanted)
+        put(step, "state_source", narrow, placement.source)
+        put(step, "state_destination", narrow, placement.destination)
+        for group, own, mapping in zip(groups, placement.pages, slots, strict=True):
+            width = max(map(len, own.tables), default=0)
+            group.block_width = width
+            put(group, "slot_mapping", wide, mapping)
+            put(group, "block_table", narrow, _padded(own.tables, width))
+            held = own.key_positions
+            put(group, "num_keys", narrow, seqs.contexts if held is None else map(len, held))
+            if held is not None:
+                put(group, "key_positions", narrow, _padded(held, width * PAGE_SIZE))
+        for owner, name, buffer, at in places:
+            setattr(owner, name, buffer.buffer_info()[0] + buffer.itemsize * at)
+        self._held = (wide, narrow, groups)
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> list[int]:
+    """Rows of equal width, one after the other, zeros behind."""
+    return [n for row in rows for n in (*row, *[0] * (width - len(row)))]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import Pools, size_pools
+from stretto.cache.pools import Pools
+from stretto.cache.sizes import size_pools
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Scores
 from stretto.core.seqs import Seqs
@@ -101,11 +102,11 @@ class Runner:
         self.max_rows = max(sizes.max_rows, sizes.max_seqs + 1)
         specs, dtype, context = self.model.state_specs, model.dtype, sizes.context + MAX_TREE_ROWS
         memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
-        num_blocks, num_slots = size_pools(specs, sizes.kv_dtype, dtype, **memory)
+        found = size_pools(specs, sizes.kv_dtype, dtype, max_rows=self.max_rows, **memory)
         pools = Pools(
             specs,
-            num_blocks=num_blocks,
-            num_slots=num_slots,
+            num_blocks=found.num_blocks,
+            num_slots=found.num_slots,
             kv_dtype=sizes.kv_dtype,
             state_dtype=dtype,
             lanes=threads is not None,

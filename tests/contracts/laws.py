@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from stretto.core.card import CHANNELS, MIXERS, Can, Card
 from stretto.core.mixer import Mixer
-from stretto.core.seqs import MAX_TREE_ROWS, Accepted, Parents, Seqs
+from stretto.core.seqs import Accepted, Seqs
 from stretto.core.state import TensorCache
+from stretto.core.tree import MAX_TREE_ROWS
 
 ATOL = 1e-10  # of laws in fp64; the values compared are of order 1
 
@@ -46,7 +47,7 @@ class Run:
         *,
         num_step: int = 0,
         num_draft: Sequence[int] | None = None,
-        parents: Sequence[Parents] | None = None,
+        parents: Sequence[tuple[int, ...] | None] | None = None,
     ) -> list[Tensor]:
         """One call with `pieces[b]` [rows, D] for each sequence; its outputs, one tensor per sequence."""
         lens = [len(piece) for piece in pieces]

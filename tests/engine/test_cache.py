@@ -19,21 +19,33 @@ from torch import Tensor
 
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import LayerSpecs, Placement, Pools, size_pools
+from stretto.cache.pools import LayerSpecs, PagePlacement, Placement, Pools
+from stretto.cache.sizes import longest_context, sequence_bytes, size_pools
 from stretto.cache.tables import Table
 from stretto.core.errors import FitError, UserError
+from stretto.core.pages import PAGE_SIZE, PageGroup
 from stretto.core.seqs import Seqs
-from stretto.core.state import PAGE_SIZE, LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
+from stretto.core.state import LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
 
 KEYS = StateSpec(name="k", shape=(2,), kind="paged")
 KEYS_BY_LANES = replace(KEYS, lanes=True)
 VALUES = StateSpec(name="v", shape=(), kind="paged")
 HASH = StateSpec(name="h", shape=(2,), kind="slot")
+WINDOWS = {"window:1": 1, "window:20": 20}
+
+
+def within(window: str, *specs: StateSpec) -> tuple[StateSpec, ...]:
+    """The same states, of which only a window stays."""
+    return tuple(replace(spec, group=window) for spec in specs)
+
+
 MODELS = {
     "attention": ((KEYS, VALUES), (KEYS, VALUES)),
     "recurrent": ((HASH,), (HASH,)),
     "hybrid": ((HASH,), (KEYS, VALUES), (KEYS, HASH)),
     "lanes": ((KEYS_BY_LANES, VALUES), (KEYS_BY_LANES, VALUES)),
+    "window": (within("window:20", KEYS_BY_LANES, VALUES), within("window:20", KEYS, VALUES)),
+    "three groups": ((KEYS, VALUES), within("window:20", KEYS, VALUES), (HASH,), within("window:1", KEYS_BY_LANES)),
 }
 NUM_BLOCKS, NUM_SLOTS = 13, 4  # small, so that random histories run out of both
 
@@ -70,7 +82,7 @@ def forward(specs: LayerSpecs, caches: Sequence[LayerCache], tokens: Sequence[Se
         for spec in layer_specs:
             if spec.kind == "paged":
                 # Every layer and state stores other numbers, so that mixing them up shows.
-                rows = (packed + 10_000 * layer + (5_000 if spec is VALUES else 0)).view(-1, *[1] * len(spec.shape))
+                rows = (packed + 10_000 * layer + (5_000 if spec.name == "v" else 0)).view(-1, *[1] * len(spec.shape))
                 paged(cache, spec.name).append(rows.expand(-1, *spec.shape), seqs)
                 continue
             state = slot(cache, spec.name)
@@ -83,14 +95,15 @@ def forward(specs: LayerSpecs, caches: Sequence[LayerCache], tokens: Sequence[Se
 
 
 def expect(specs: LayerSpecs, caches: Sequence[LayerCache], seqs: Seqs, committed: Sequence[Sequence[int]]) -> None:
-    """What the caches hold for the context of every sequence is what was committed."""
+    """What the caches hold of the context of every sequence, as far as the next row sees it, is what was committed."""
     for layer, (layer_specs, cache) in enumerate(zip(specs, caches, strict=True)):
         for spec in layer_specs:
             for b, tokens in enumerate(committed):
                 if spec.kind == "paged":
-                    found = paged(cache, spec.name).read(b, seqs)[: len(tokens)]
-                    shift = 10_000 * layer + (5_000 if spec is VALUES else 0)
-                    want = torch.tensor([float(t + shift) for t in tokens], dtype=torch.float64)
+                    first = max(0, len(tokens) + 1 - WINDOWS.get(spec.group, 1 << 30))
+                    found = paged(cache, spec.name).read(b, seqs)[first : len(tokens)]
+                    shift = 10_000 * layer + (5_000 if spec.name == "v" else 0)
+                    want = torch.tensor([float(t + shift) for t in tokens[first:]], dtype=torch.float64)
                     assert torch.equal(found, want.view(-1, *[1] * len(spec.shape)).expand_as(found))
                 else:
                     assert slot(cache, spec.name).read()[b].tolist() == rolling(tokens, layer)
@@ -125,6 +138,9 @@ def sequence_rows(draw: st.DrawFn) -> tuple[int, int, list[int] | None, list[int
     return definite, drafts, table, path
 
 
+LATER = st.just(0) | st.integers(0, 60)
+
+
 class History(RuleBasedStateMachine):
     """Random requests, steps, draft trees, cancels, preemptions and failed steps, over a pool that is too small."""
 
@@ -134,7 +150,8 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.manager = make(self.specs)
         self.committed: dict[int, list[int]] = {}
-        self.pages: dict[int, int] = {}  # pages each request must own, by arithmetic
+        self.groups = list(dict.fromkeys(s.group for layer in self.specs for s in layer if s.kind == "paged"))
+        self.pages: dict[int, dict[str, int]] = {}  # length of each block table, by arithmetic
         self.with_slot: set[int] = set()
         self.next_rid, self.next_token = 0, 0
 
@@ -146,30 +163,39 @@ class History(RuleBasedStateMachine):
     @rule()
     def admit(self) -> None:
         self.manager.admit(self.next_rid)
-        self.committed[self.next_rid], self.pages[self.next_rid] = [], 0
+        self.committed[self.next_rid], self.pages[self.next_rid] = [], dict.fromkeys(self.groups, 0)
         self.next_rid += 1
 
-    def reserve(self, rid: int, rows: int) -> bool:
+    def owned(self, group: str) -> int:
+        """Pages that all requests own in a group: those of their tables, without what their windows have left."""
+        window = WINDOWS.get(group, 1 << 30)
+        freed = {rid: max(0, len(tokens) + 1 - window) // PAGE_SIZE for rid, tokens in self.committed.items()}
+        return sum(self.pages[rid][group] - freed[rid] for rid in self.committed)
+
+    def reserve(self, rid: int, rows: int, later: int) -> bool:
         """Reserve, and compare the outcome with what the numbers say."""
-        pools = self.manager.pools
-        pages = max(self.pages[rid], -(-(len(self.committed[rid]) + rows) // PAGE_SIZE)) if pools.has_pages else 0
-        fits = sum(self.pages.values()) - self.pages[rid] + pages <= NUM_BLOCKS - 1
-        if pools.has_slots:
+        before, length = dict(self.pages[rid]), len(self.committed[rid])
+        for group in self.groups:
+            end = length + rows + min(later, WINDOWS.get(group, later))
+            self.pages[rid][group] = max(before[group], -(-end // PAGE_SIZE))
+        fits = all(self.owned(group) <= NUM_BLOCKS - 1 for group in self.groups)
+        if self.manager.pools.has_slots:
             fits = fits and len(self.with_slot | {rid}) <= NUM_SLOTS - 1
-        assert self.manager.reserve(rid, rows) == fits
-        if fits:
-            self.pages[rid] = pages
-            if pools.has_slots:
+        assert self.manager.reserve(rid, rows, later_rows=later) == fits
+        if not fits:
+            self.pages[rid] = before
+        else:
+            if self.manager.pools.has_slots:
                 self.with_slot.add(rid)
         return fits
 
     @precondition(lambda self: self.committed)
-    @rule(data=st.data(), fails=st.integers(0, 9).map(lambda n: n == 0), spare=st.integers(0, 20))
-    def step(self, data: st.DataObject, fails: bool, spare: int) -> None:
+    @rule(data=st.data(), fails=st.integers(0, 9).map(lambda n: n == 0), spare=st.integers(0, 20), later=LATER)
+    def step(self, data: st.DataObject, fails: bool, spare: int, later: int) -> None:
         wanted = data.draw(st.lists(st.sampled_from(sorted(self.committed)), min_size=1, max_size=4, unique=True))
         plans = {rid: data.draw(sequence_rows()) for rid in wanted}
         # `spare`: the drafter may propose less than was reserved for it.
-        rids = [rid for rid in wanted if self.reserve(rid, sum(plans[rid][:2]) + spare)]
+        rids = [rid for rid in wanted if self.reserve(rid, sum(plans[rid][:2]) + spare, later)]
         rows = [plans[rid] for rid in rids]
         seqs = Seqs.of(
             [definite + drafts for definite, drafts, _, _ in rows],
@@ -190,8 +216,7 @@ class History(RuleBasedStateMachine):
         self.manager.commit(rids, seqs, paths)
         for rid, own, definite, path in zip(rids, tokens, seqs.definite, paths, strict=True):
             self.committed[rid] += own[:definite] + [own[row] for row in path]
-            if self.manager.pools.has_pages:
-                self.pages[rid] = -(-len(self.committed[rid]) // PAGE_SIZE)
+            self.pages[rid] = dict.fromkeys(self.groups, -(-len(self.committed[rid]) // PAGE_SIZE))
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data(), preempt=st.booleans())
@@ -200,7 +225,7 @@ class History(RuleBasedStateMachine):
         self.release(rid)
         if preempt:  # admitted again, it starts from nothing
             self.manager.admit(rid)
-            self.committed[rid], self.pages[rid] = [], 0
+            self.committed[rid], self.pages[rid] = [], dict.fromkeys(self.groups, 0)
 
     def release(self, rid: int, keep: bool = False) -> None:
         self.manager.release(rid)
@@ -210,7 +235,8 @@ class History(RuleBasedStateMachine):
     @invariant()
     def nothing_else(self) -> None:
         self.manager.check()
-        assert self.manager.free_blocks == NUM_BLOCKS - 1 - sum(self.pages.values())
+        owned = sum(self.owned(group) for group in self.groups)
+        assert self.manager.free_blocks == (NUM_BLOCKS - 1) * len(self.groups) - owned
         assert self.manager.free_slots == NUM_SLOTS - 1 - len(self.with_slot)
         read_back(self.specs, self.manager, {rid: tokens for rid, tokens in self.committed.items() if tokens})
 
@@ -218,7 +244,8 @@ class History(RuleBasedStateMachine):
         for rid in list(self.committed):
             self.manager.release(rid)
         self.manager.check()
-        assert (self.manager.free_blocks, self.manager.free_slots) == (NUM_BLOCKS - 1, NUM_SLOTS - 1)
+        assert self.manager.free_blocks == self.manager.pools.num_pages == (NUM_BLOCKS - 1) * len(self.groups)
+        assert self.manager.free_slots == NUM_SLOTS - 1
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -264,29 +291,44 @@ def test_slot_pool_hands_out_each_slot_once_and_never_the_zero_state() -> None:
             pool.check(owned)
 
 
-def test_table_grows_by_whole_pages_and_gives_back_what_it_cuts() -> None:
-    pool, table = BlockPool(5), Table()
-    assert table.reserve(pool, 0) and table.blocks == []
-    assert table.reserve(pool, PAGE_SIZE) and len(table.blocks) == 1
-    other = Table()
-    assert other.reserve(pool, 1)
-    assert table.reserve(pool, PAGE_SIZE + 1) and len(table.blocks) == 2
-    assert not table.reserve(pool, 4 * PAGE_SIZE) and len(table.blocks) == 2 and pool.num_free == 1
-    first, second = table.blocks
-    assert table.slot_mapping(PAGE_SIZE - 1, 2) == [first * PAGE_SIZE + PAGE_SIZE - 1, second * PAGE_SIZE]
+def test_a_table_gives_back_what_it_cuts_and_what_its_window_has_left() -> None:
+    pool, table = BlockPool(9), Table(PageGroup.parse("window:20"))
+    assert table.missing(0) == 0 and table.missing(PAGE_SIZE) == 1 and table.missing(4 * PAGE_SIZE + 1) == 5
+    table.blocks += pool.alloc(5) or []
+    pages = list(table.blocks)
+    where = table.slot_mapping(PAGE_SIZE - 1, 2)
+    assert where == [pages[0] * PAGE_SIZE + PAGE_SIZE - 1, pages[1] * PAGE_SIZE]
     with pytest.raises(AssertionError, match="without a page"):
-        table.slot_mapping(2 * PAGE_SIZE, 1)
-    table.length = PAGE_SIZE + 1
-    table.truncate(pool, PAGE_SIZE)
-    assert (table.blocks, table.length, pool.num_free) == ([first], PAGE_SIZE, 2)
-    pool.check([table.blocks, other.blocks])
+        table.slot_mapping(5 * PAGE_SIZE, 1)
+    table.truncate(pool, 34)  # a row at position 34 sees 15 .. 34, which begin on the first page
+    assert table.blocks == pages[:3] and pool.num_free == 5
+    table.truncate(pool, 35)
+    assert table.blocks == [0, *pages[1:3]] and table.owned == pages[1:3] and pool.num_free == 6
+    pool.incref([pages[1]])  # another table has this page, too
+    table.truncate(pool, 51)
+    assert table.blocks == [0, 0, pages[2]] and pool.num_free == 6 and pool.ref(pages[1]) == 1
+    pool.check([table.owned, [pages[1]]])
+    table.truncate(pool, 0)
+    assert table.blocks == [] and pool.num_free == 7
+    with pytest.raises(AssertionError, match="released twice"):
+        pool.release([pages[0]])
+
+
+def test_page_groups_as_text() -> None:
+    assert PageGroup.parse("all") == PageGroup() and PageGroup.parse("window:4096") == PageGroup(4096)
+    wrong = {"window": "how many", "window:": "at least 1", "window:0": "at least 1", "window:-3": "at least 1"}
+    wrong |= {"windw:8": "did you mean window:N", "al": "did you mean all", "every": "all or window:N"}
+    for text, hint in wrong.items():
+        with pytest.raises(UserError) as caught:
+            StateSpec(name="k", shape=(1,), kind="paged", group=text)
+        assert hint in str(caught.value.why) + str(caught.value.try_), text
 
 
 def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> None:
     wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged")
     specs = ((KEYS, HASH), (KEYS,), (wide, HASH))
     pools = Pools(specs, num_blocks=3, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
-    layers = pools.refs(Placement([[0]], [0], [0], [0]))
+    layers = pools.refs(Placement([PagePlacement([[0]], [0])], [0], [0]))
     names = [(0, "k"), (0, "h"), (1, "k"), (2, "k"), (2, "h")]
     views = [ref.pages if isinstance(ref := layers[n][name], PageRef) else ref.states for n, name in names]
     assert [(v.dtype, tuple(v.shape)) for v in views] == [
@@ -302,7 +344,8 @@ def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> Non
         assert not view.any()
         view.fill_(number + 1)
     assert all((view == number + 1).all() for number, view in enumerate(views))
-    assert pools.bytes_per_token == 2 * 2 * 2 + 2 * 4 and pools.bytes_per_sequence == 2 * 2 * 4
+    assert pools.bytes_per_sequence == 2 * 2 * 4
+    assert pools.nbytes == 3 * PAGE_SIZE * (2 * 2 * 2 + 2 * 4) + 2 * pools.bytes_per_sequence
     assert pools.nbytes == sum(v.numel() * v.element_size() for v in views)
 
 
@@ -321,7 +364,7 @@ def test_pages_lie_lane_by_lane_only_where_the_state_and_the_reader_want_it(shap
         pools = Pools(specs, num_blocks=4, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32, lanes=lanes)
         seqs, rows = Seqs.of([20]), torch.randn(20, *shape)
         slots = [*range(2 * PAGE_SIZE, 3 * PAGE_SIZE), *range(PAGE_SIZE, PAGE_SIZE + 4)]
-        (refs,) = pools.refs(Placement([[2, 1]], slots, [0], [0]))
+        (refs,) = pools.refs(Placement([PagePlacement([[2, 1]], slots)], [0], [0]))
         for name, ref in refs.items():
             assert isinstance(ref, PageRef) and ref.pages.shape == (4, PAGE_SIZE, *shape)
             ref.append(rows, seqs)
@@ -333,7 +376,7 @@ def test_pages_lie_lane_by_lane_only_where_the_state_and_the_reader_want_it(shap
 @pytest.mark.parametrize("model", ["attention", "lanes"])
 def test_move_reads_everything_before_it_writes(model: str) -> None:
     pools = make(MODELS[model]).pools
-    refs = [ref for layer in pools.refs(Placement([[0]], [0], [0], [0])) for ref in layer.values()]
+    refs = [ref for layer in pools.refs(Placement([PagePlacement([[0]], [0])], [0], [0])) for ref in layer.values()]
     views, want = [ref.pages for ref in refs if isinstance(ref, PageRef)], []
     assert len(views) == 4
     for view in views:
@@ -341,13 +384,13 @@ def test_move_reads_everything_before_it_writes(model: str) -> None:
         rows = view.flatten(0, 1).clone()
         rows[[16, 17, 40]] = rows[[17, 18, 16]]
         want.append(rows.view(view.shape))
-    pools.move(torch.tensor([17, 18, 16]), torch.tensor([16, 17, 40]))
+    pools.move(0, torch.tensor([17, 18, 16]), torch.tensor([16, 17, 40]))
     assert all(torch.equal(view, expected) for view, expected in zip(views, want, strict=True))
 
 
 def test_copy_slot_copies_every_layer_and_never_onto_the_zero_state() -> None:
     pools = make(MODELS["hybrid"]).pools
-    layers = pools.refs(Placement([[1]], [1], [1], [1]))
+    layers = pools.refs(Placement([PagePlacement([[1]], [1])], [1], [1]))
     refs = [ref for layer in layers for ref in layer.values() if isinstance(ref, SlotRef)]
     assert len(refs) == 2
     for number, ref in enumerate(refs):
@@ -428,15 +471,15 @@ def test_a_page_in_two_tables_is_never_written() -> None:
     manager = make(MODELS["attention"])
     manager.admit(0)
     assert manager.reserve(0, 1)
-    (page,) = manager._requests[0].table.blocks
-    manager._blocks.incref([page])  # as a second table would
+    (page,) = manager._requests[0].tables[0].blocks
+    manager._blocks[0].incref([page])  # as a second table would
     with pytest.raises(AssertionError, match="shared page"):
         manager.pack([0], Seqs.of([1]))
 
 
 def test_check_sees_a_written_zero_state() -> None:
     manager = make(MODELS["hybrid"])
-    refs = manager.pools.refs(Placement([[0]], [0], [0], [0]))
+    refs = manager.pools.refs(Placement([PagePlacement([[0]], [0])], [0], [0]))
     slot(refs[0], "h").write(torch.ones(1, 2))
     with pytest.raises(AssertionError, match="zero state was written"):
         manager.check()
@@ -462,8 +505,14 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
     pages = -(-context // PAGE_SIZE)
     for memory in (1 << 14, 1 << 17, 1 << 20, 3_000_001, 1 << 32):
         try:
-            num_blocks, num_slots = size_pools(
-                specs, torch.bfloat16, torch.bfloat16, context=context, max_seqs=max_seqs, memory_bytes=memory
+            fits = size_pools(
+                specs,
+                torch.bfloat16,
+                torch.bfloat16,
+                context=context,
+                max_seqs=max_seqs,
+                max_rows=512,
+                memory_bytes=memory,
             )
         except FitError:
             # One sequence, the null page and the zero state really are more than there is.
@@ -471,8 +520,13 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
             assert memory < (pages + 1) * PAGE_SIZE * 512 * paged_layers + 2 * 4096 * slot_layers
             continue
         pools = Pools(
-            specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=torch.bfloat16, state_dtype=torch.bfloat16
+            specs,
+            num_blocks=fits.num_blocks,
+            num_slots=fits.num_slots,
+            kv_dtype=torch.bfloat16,
+            state_dtype=torch.bfloat16,
         )
+        num_blocks, num_slots = (fits.num_blocks or (1,))[0], fits.num_slots
         assert pools.nbytes <= memory
         manager = CacheManager(pools)
         manager.admit(0)
@@ -485,21 +539,88 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
 
 def test_too_little_memory_is_refused_with_numbers() -> None:
     with pytest.raises(FitError) as caught:
-        size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=8192, max_seqs=4, memory_bytes=3 << 20)
+        size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=8192, max_seqs=4, max_rows=512, memory_bytes=3 << 20)
     assert caught.value.exit_code == 4
     text = str(caught.value)
     # 513 pages of 8 KiB against 384: one of these is the null page.
     assert "8,192 tokens" in text and "4.01 MiB" in text and "3.00 MiB" in text and "512 bytes per token" in text
     assert "at most 6,128 tokens" in text
-    assert size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=6128, max_seqs=4, memory_bytes=3 << 20) == (
-        384,
-        1,
-    )
+    how = {"context": 6128, "max_seqs": 4, "max_rows": 512, "memory_bytes": 3 << 20}
+    fits = size_pools([[KV]], torch.bfloat16, torch.bfloat16, **how)
+    assert (fits.num_blocks, fits.num_slots) == ((384,), 1)
 
 
 def test_two_states_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two states of one name"):
-        size_pools([[KV, KV]], torch.float32, torch.float32, context=1, max_seqs=1, memory_bytes=1 << 30)
+        size_pools([[KV, KV]], torch.float32, torch.float32, context=1, max_seqs=1, max_rows=1, memory_bytes=1 << 30)
+
+
+@pytest.mark.parametrize("window", [1, 20, 300])
+def test_a_window_takes_pages_for_the_window_and_not_for_the_context(window: int) -> None:
+    """Prompts in pieces, trees that are rejected, rows in a row: never more than the window and the rows of a step."""
+    group, max_rows = f"window:{window}", 70
+    specs = ((replace(KEYS, group=group),),)
+    most = -(-(window + max_rows) // PAGE_SIZE) + 1
+    manager = make(specs, num_blocks=most + 1, num_slots=1)
+    WINDOWS[group] = window
+    committed: list[int] = []
+    manager.admit(0)
+    for turn in range(60):
+        rows, drafts = (max_rows, 0) if turn % 3 == 0 else (1, (turn * 7) % 30)
+        parents = None if drafts % 2 else [[*range(-1, rows - 1), *[rows - 1] * drafts]]
+        path = [rows + drafts - 1] if drafts and parents else []
+        assert manager.reserve(0, rows + drafts, later_rows=window + max_rows - rows - drafts if turn == 0 else 0)
+        seqs = Seqs.of(
+            [rows + drafts], [len(committed)], num_draft=[drafts], parents=parents if drafts else None, num_step=1
+        )
+        caches, tokens = manager.pack([0], seqs), [len(committed) + i for i in range(rows + drafts)]
+        expect(specs, caches, seqs, [committed])
+        forward(specs, caches, [tokens], seqs)
+        manager.commit([0], seqs, [path])
+        committed += tokens[:rows] + [tokens[row] for row in path]
+        manager.check()
+        assert manager.pools.num_pages - manager.free_blocks <= -(-(window - 1) // PAGE_SIZE) + 1
+    assert len(committed) > 1400
+
+
+WINDOW = replace(KV, group="window:1000")  # 512 bytes per token
+
+
+@pytest.mark.parametrize(("specs", "growing"), [(((KV,), (WINDOW,)), 8192), (((WINDOW,), (STATE,), (WINDOW,)), 0)])
+@pytest.mark.parametrize("max_seqs", [1, 5])
+def test_sizes_count_a_window_once(specs: LayerSpecs, growing: int, max_seqs: int) -> None:
+    """growing: bytes of a page of the states that keep everything."""
+    types, max_rows = (torch.bfloat16, torch.bfloat16), 100
+    windows, slots = sum(WINDOW in layer for layer in specs) * 8192, sum(STATE in layer for layer in specs) * 4096
+    most = 1 + -(-1100 // PAGE_SIZE)
+
+    def need(pages: int) -> int:
+        return (pages + 1) * growing + (min(pages, most) + 1) * windows + 2 * slots
+
+    for pages in (1, 50, most, 100, 5000):
+        assert sequence_bytes(specs, *types, pages * PAGE_SIZE, max_rows) == need(pages)
+        longest = longest_context(specs, *types, max_rows, need(pages))
+        assert longest == (pages * PAGE_SIZE if growing or pages < most else 1 << 62)
+    for context in (40, 1000, 100_000):
+        pages = -(-context // PAGE_SIZE)
+        for memory in (need(pages), need(pages) + 3_000_000, 1 << 40):
+            how = {"context": context, "max_seqs": max_seqs, "max_rows": max_rows, "memory_bytes": memory}
+            fits = size_pools(specs, *types, **how)
+            pools = Pools(
+                specs,
+                num_blocks=fits.num_blocks,
+                num_slots=fits.num_slots,
+                kv_dtype=types[0],
+                state_dtype=types[1],
+                device="meta",
+            )
+            assert pools.nbytes <= memory
+            for group, blocks in zip(pools.groups, fits.num_blocks, strict=True):
+                one = pages if group.window is None else min(pages, most)
+                assert 1 + one <= blocks <= 1 + max_seqs * one
+                assert memory < 1 << 40 or blocks == 1 + max_seqs * one
+        with pytest.raises(FitError, match="needs"):
+            size_pools(specs, *types, context=context, max_seqs=1, max_rows=max_rows, memory_bytes=need(pages) - 1)
 
 
 RESIDENT = """

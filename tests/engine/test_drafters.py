@@ -86,7 +86,7 @@ def run(engine: Engine, known: Known, num_seqs: int) -> int:
                 assert len(output) == LENGTH
                 del live[event.rid]
         engine.runner.cache.check()
-    assert engine.is_idle and engine.runner.cache.free_blocks == engine.runner.cache.pools.num_blocks - 1
+    assert engine.is_idle and engine.runner.cache.free_blocks == engine.runner.cache.pools.num_pages
     return sum(job.num_preemptions for job in jobs)
 
 

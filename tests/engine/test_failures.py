@@ -109,7 +109,7 @@ def ending(event: Event) -> str:
 
 def assert_empty(engine: Engine) -> None:
     assert engine.is_idle and not engine.scheduler.running and not engine.scheduler.waiting
-    assert engine.runner.cache.free_blocks == engine.runner.cache.pools.num_blocks - 1
+    assert engine.runner.cache.free_blocks == engine.runner.cache.pools.num_pages
     assert engine.runner.cache.free_slots == engine.runner.cache.pools.num_slots - 1
     assert not engine.runner.cache._requests
     if isinstance(engine.drafting.drafter, Oracle | Saboteur | TreeOracle):

@@ -31,7 +31,7 @@ class Pages {
         Random random(seed);
         bytes_.poison();
         for (size_t b = 0; b < seqs_.size(); b++) {
-            const int32_t* table = rows_.step.block_table + int64_t(b) * rows_.step.block_width;
+            const int32_t* table = rows_.group.table(int64_t(b));
             for (int at = 0; at < seqs_[b].context; at++) {
                 int64_t start = int64_t(table[at / PAGE_TOKENS]) * PAGE_TOKENS * row_, offset = at % PAGE_TOKENS;
                 for (int i = 0; i < row_; i++) {
@@ -67,7 +67,7 @@ void drive(
     AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
                          k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
     AttentionArgs args = {layer.heads, layer.groups, layer.key_size, layer.value_size, layer.is_bf16, 0.3f,
-                          layer.window, is_coarse,   q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
+                          layer.window, is_coarse, 0, 0, q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
                           o.get(),     lse.get(),    partials.get(), num_partials};
     MergeArgs merge = {args};
     Ops ops = {OP(kv_append, append), OP(attention, args)};

@@ -21,7 +21,7 @@ void drive(const Runner& runner, Random& random, const std::vector<Seq>& seqs, i
     Matrix y(random, rows.step.num_rows, channels);
     for (bool is_bf16 : {false, true}) {
         const void* pages = is_bf16 ? static_cast<const void*>(narrow.get()) : wide.get();
-        FftconvArgs args = {channels,        num_taps, is_bf16, int32_t(padded), taps.get(), static_cast<const uint8_t*>(pages),
+        FftconvArgs args = {channels,        num_taps, is_bf16, int32_t(padded), 0, 0, taps.get(), static_cast<const uint8_t*>(pages),
                             y.get(), y.stride()};
         runner.run("fftconv", {OP(fftconv, args)}, rows.step, [&] { y.poison(); }, [&](Outputs& out) { y.read(out); });
     }

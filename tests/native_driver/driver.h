@@ -173,15 +173,20 @@ class StepRows {
             source.push_back(slots[size_t(2 * b)]);
             destination.push_back(slots[size_t(2 * b + random.below(2))]);  // in place for some
         }
-        step.num_rows = starts.back(), step.num_seqs = n, step.block_width = width;
+        step.num_rows = starts.back(), step.num_seqs = n;
         step.positions = keep(positions), step.seq_ids = keep(ids), step.starts = keep(starts);
         step.contexts = keep(contexts), step.num_definite = keep(definite), step.parents = keep(parents);
-        step.block_table = keep(table), step.state_source = keep(source), step.state_destination = keep(destination);
+        step.state_source = keep(source), step.state_destination = keep(destination);
         slots_ = std::make_unique<Buffer<int64_t>>(mapping);
-        step.slot_mapping = slots_->get();
+        group = {slots_->get(), keep(table), width, keep(contexts), nullptr};
+        step.groups = &group, step.num_groups = 1;
     }
 
+    StepRows(const StepRows&) = delete;
+    StepRows& operator=(const StepRows&) = delete;
+
     Step step = {};
+    PageGroup group = {};
     int num_pages = 0;
 
     int32_t* keep(const std::vector<int32_t>& values) {

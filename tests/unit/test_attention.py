@@ -1,8 +1,12 @@
 """Attention against the fp64 row-by-row reference and against a dense softmax written out."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
+from stretto.core.pages import Locations
 from stretto.core.seqs import Accepted, Seqs
 from stretto.core.state import PageRef, StateSpec, TensorCache, paged
 from stretto.kernels.attention import attention, merge
@@ -99,8 +103,62 @@ def test_pages_in_any_order_equal_plain_tensors() -> None:
         held = [pool[table[b]].flatten(0, 1)[: seqs.contexts[b]] for b in range(2)]
         paged(cache, name).append(torch.cat(held), Seqs.of(seqs.contexts))
     want = attention(q, k, v, seqs=seqs, kv=(cache["k"], cache["v"]), impl="reference")
-    got = attention(q, k, v, seqs=seqs, kv=tuple(PageRef(pool, table, slots) for pool in pools))
+    got = attention(q, k, v, seqs=seqs, kv=tuple(PageRef(pool, Locations(table, slots)) for pool in pools))
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 30])
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("name", ["prefill after context", "decode", "verify chains", "verify trees", "mixed"])
+def test_a_permuted_list_of_keys_gives_what_the_ordered_one_gives(name: str, impl: str, window: int | None) -> None:
+    """The order of a list, and what it lacks of what no row sees, changes nothing: masks go by positions."""
+    case = CASES[name]
+    longest = max(c + n for c, n in zip(case.contexts, case.lens, strict=True))
+    held = [torch.randn(len(case.contexts), longest, G, K, dtype=torch.float64) for _ in range(2)]
+    rows = _qkv(case.num_rows)
+
+    def run(order: list[torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        seqs, page, blocks = replace(case, _memo={}), 4, -(-longest // 4)
+        table = (torch.randperm(case.num_seqs * blocks) + 1).view(case.num_seqs, blocks)
+        places = table.repeat_interleave(page, 1) * page + torch.arange(page).repeat(blocks)
+        kept = [torch.arange(c) for c in case.contexts] if order is None else order
+        slots = torch.cat(
+            [places[b, len(k) : len(k) + n] for b, (k, n) in enumerate(zip(kept, case.lens, strict=True))]
+        )
+        where, refs = Locations(table, slots, key_positions=order), []
+        for values in held:
+            pages = torch.zeros(case.num_seqs * blocks + 1, page, G, K, dtype=torch.float64)
+            for b, own in enumerate(kept):
+                pages.flatten(0, 1)[places[b, : len(own)]] = values[b, own]
+            refs.append(PageRef(pages, where))
+        return attention(*rows, seqs=seqs, window=window, kv=(refs[0], refs[1]), impl=impl)  # type: ignore[arg-type]
+
+    want = run(None)
+    for _ in range(3):
+        order = [torch.randperm(c) for c in case.contexts]
+        if window is not None:  # some keys that no row sees are not there
+            order = [x[(x > c - window) | (torch.rand(c) < 0.5)] for x, c in zip(order, case.contexts, strict=True)]
+        for got, expected in zip(run(order), want, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_thinned_list_of_keys_is_a_softmax_over_what_is_left() -> None:
+    kept, (q, k, v) = torch.tensor([6, 0, 3]), _qkv(1)
+    held = [torch.randn(8, G, K, dtype=torch.float64) for _ in range(2)]
+    table, seqs = torch.tensor([[1]]), Seqs.of([1], [8], num_step=1)
+    refs = []
+    for values in held:
+        pages = torch.zeros(2, 16, G, K, dtype=torch.float64)
+        pages[1, :3] = values[kept]
+        refs.append(PageRef(pages, Locations(table, torch.tensor([19]), key_positions=[kept])))
+    got, _ = attention(q, k, v, seqs=seqs, kv=(refs[0], refs[1]))
+    for h in range(H):
+        keys = [*(held[0][j, h // 3] for j in kept), k[0, h // 3]]
+        scores = [float(q[0, h] @ key) * K**-0.5 for key in keys]
+        weights = [math.exp(s) / sum(map(math.exp, scores)) for s in scores]
+        rows = [*(held[1][j, h // 3] for j in kept), v[0, h // 3]]
+        want = sum((w * row for w, row in zip(weights, rows, strict=True)), torch.zeros(K, dtype=torch.float64))
+        torch.testing.assert_close(got[0, h], want, rtol=0, atol=1e-12)
 
 
 def test_merge_is_the_softmax_of_the_union() -> None:

@@ -10,6 +10,7 @@ from native import LEVELS, team
 
 from stretto.cache.pools import Placement, Pools
 from stretto.core.errors import UserError
+from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef, StateSpec, TensorCache, paged
 from stretto.kernels.attention import attention
@@ -72,6 +73,29 @@ def test_a_row_has_the_same_bits_in_every_form_of_call(name: str) -> None:
     assert equal([x[:n] for x in attend(empty.copy(), company, together)], want)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["grouped", "odd sizes fp32", "window", "short window"])
+def test_lists_of_keys_in_any_order(name: str, case: str) -> None:
+    """Positions that are indices change no bit; other orders are near the fp64 reference of the ordered list."""
+    layer, seqs = LAYERS[name], CASES[case]()
+    cache, (q, k, v) = Cache(layer, seqs.num_seqs).filled(seqs), layer.rows(seqs.num_rows)
+    ordered = cache.rearranged(seqs, [torch.arange(c) for c in seqs.contexts])
+    shuffled = cache.rearranged(seqs, [torch.randperm(c) for c in seqs.contexts])
+    seen = [torch.randperm(c) for c in seqs.contexts]
+    if layer.window is not None:
+        seen = [x[x > c - layer.window] for x, c in zip(seen, seqs.contexts, strict=True)]
+    thinned = cache.rearranged(seqs, seen)
+    stored = [x.to(layer.dtype).double() for x in (k, v)]
+    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
+    plain = attend(cache, seqs, (q, k, v))
+    assert equal(attend(ordered, seqs, (q, k, v)), plain)
+    for other in (shuffled, thinned):
+        for x, y, z in zip(attend(other, seqs, (q, k, v)), plain, want, strict=True):
+            assert (x - z).abs().max() <= 3 * (y - z).abs().max() + 1e-6
+        assert equal(attend(other.copy(), seqs, (q, k, v), threads=1), attend(other.copy(), seqs, (q, k, v), threads=3))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_levels_and_threads_give_the_same_bits(name: str) -> None:
     layer = LAYERS[name]
@@ -125,7 +149,7 @@ def test_what_moves_after_a_tree_is_what_decoding_would_have_stored(name: str, c
     seqs = Seqs.of([18], [context], num_draft=[17], parents=[[-1, 0, 0, 1, 2, 2, 4, 1, 5, *[8] * 9]], num_step=1)
     plain, rows, following = cache.filled(seqs).copy(), layer.rows(18), layer.rows(1)
     attend(cache, seqs, rows)
-    pools.move(cache.slots(0, context, context + 18)[path], cache.slots(0, context, context + len(path)))
+    pools.move(0, cache.slots(0, context, context + 18)[path], cache.slots(0, context, context + len(path)))
     decode(plain, context, tuple(x[path] for x in rows))  # type: ignore[arg-type]
     held = slice(0, context + len(path))
     for got, want in zip(cache.pages, plain.pages, strict=True):
@@ -222,7 +246,8 @@ def test_keys_that_lie_token_by_token_are_refused() -> None:
     tape, pages = Tape(team(), max_rows=8, max_out=8, context=CONTEXT), torch.zeros(2, PAGE, 3, 64)
     for keys in (pages, torch.zeros(2, 3, 64, 2 * PAGE).movedim(-1, 1)):
         buffers = [tape.empty(ALL_ROWS, n, 64) for n in (9, 3, 3)]
-        refs = PageRef(keys, *buffers[:2]), PageRef(pages, *buffers[:2])
+        where = Locations(*buffers[:2])
+        refs = PageRef(keys, where), PageRef(pages, where)
         with tape.recording(), pytest.raises(NotRecordable, match="lane by lane"):
             attention(*buffers, seqs=Seqs.of([]), kv=refs)
 
@@ -241,7 +266,7 @@ def test_what_has_no_native_kernel_is_refused() -> None:
             attention(*rows, seqs=Seqs.of([2]), impl="native")
     specs = [StateSpec(name=n, shape=(3, 64), kind="paged") for n in "kv"]
     tensors = TensorCache(specs, 1, torch.float32)
-    halves = tuple(PageRef(torch.zeros(2, PAGE, 3, 64, dtype=torch.float16), q, q) for _ in "kv")
+    halves = tuple(PageRef(torch.zeros(2, PAGE, 3, 64, dtype=torch.float16), Locations(q, q)) for _ in "kv")
     cases: list[tuple[tuple[Paged, Paged] | None, str]] = [
         (None, "without a cache"),
         ((paged(tensors, "k"), paged(tensors, "v")), "TensorPaged"),

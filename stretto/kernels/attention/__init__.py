@@ -5,8 +5,9 @@
 
 A row sees its context and its ancestors among the rows of its sequence, itself included: for a chain that is the
 causal mask, for a draft tree the ancestor bits of `Seqs`. With `window` = w it sees only keys at positions greater
-than its own minus w. (o, lse) is the associative form of the softmax: attention over disjoint sets of keys is merged
-by `merge`, which serves split caches, shared prefixes and context parallelism.
+than its own minus w. Positions are those that the cache names (`Paged.key_positions`): its list of keys may have any
+order, and lack what no row sees. (o, lse) is the associative form of the softmax: attention over disjoint sets of keys
+is merged by `merge`, which serves split caches, shared prefixes and context parallelism.
 
 Sources: online softmax and lse, arXiv 2205.14135; paging, arXiv 2309.06180; grouped queries, arXiv 2305.13245.
 """

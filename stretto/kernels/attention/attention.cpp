@@ -1,7 +1,7 @@
 // Softmax attention over pages of keys and values.
 //
-// A row sees a list of keys whose index is their position: first what the cache holds, then its ancestors among the
-// rows of this call. The list falls into blocks of 16 keys and splits of 256, both counted from position 0. Per split:
+// A row sees a list of keys: first what the cache holds, then its ancestors among the rows of this call. The list falls
+// into blocks of 16 keys and splits of 256, both counted from its start, whatever a window hides of it. Per split:
 //
 //     s_j = scale sum_d q_d k_jd        two chains of fused products, even and odd d
 //     m = max s    p_j = exp(s_j - m)   l = sum p, lane by lane over the blocks, then over the lanes
@@ -72,7 +72,7 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
 }  // namespace
 
 STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
+           coarse_prompts, group, unused, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
 
 STRETTO_EXPORT_LIMIT(SPLIT)
 STRETTO_EXPORT_LIMIT(MAX_SIZE)

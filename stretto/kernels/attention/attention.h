@@ -20,6 +20,8 @@ struct AttentionArgs {
     float scale;
     int32_t window;  // 0: none
     int32_t coarse_prompts;
+    int32_t group;  // whose pages
+    int32_t unused;
     const float* q;  // heads of a row are contiguous
     int64_t q_stride;
     const uint8_t* k_pages;  // [P, G, K, PAGE_TOKENS]
@@ -30,7 +32,16 @@ struct AttentionArgs {
     int64_t num_partials;    // how many of these there is room for
 
     int64_t partial_size() const { return int64_t(num_heads) * (value_size + 2); }
-    bool is_coarse(const Step& step, int b) const { return coarse_prompts && b >= step.num_step_seqs; }
+    const PageGroup& pages(const Step& step) const { return step.groups[group]; }
+    // Whether a window hides keys anywhere in a list, and not only its beginning.
+    bool is_scattered(const Step& step) const { return window && pages(step).key_positions; }
+    bool is_coarse(const Step& step, int b) const {
+        return coarse_prompts && b >= step.num_step_seqs && !is_scattered(step);
+    }
+    // How many positions at the beginning of the list a row at `position` of it does not see.
+    int hidden(const Step& step, int position) const {
+        return window && !is_scattered(step) && position >= window ? position + 1 - window : 0;
+    }
 };
 
 INLINE int least(int a, int b) { return a < b ? a : b; }
@@ -57,10 +68,10 @@ class Cuts {
 
     // Of sequence b; to be called for all sequences in order.
     Cut next(int b) {
-        int n = step_.starts[b + 1] - step_.starts[b], length = step_.contexts[b] + n;
+        int n = step_.starts[b + 1] - step_.starts[b], held = a_.pages(step_).num_keys[b], length = held + n;
         int rows = n <= most_rows_ ? few_rows_ : a_.is_coarse(step_, b) ? most(1, COARSE_LINES / per_group) : most_rows_;
         int blocks = (n + rows - 1) / rows;
-        int first = a_.window ? most(0, step_.contexts[b] + 1 - a_.window) / SPLIT : 0;
+        int first = a_.hidden(step_, held) / SPLIT;
         Cut c = {n, first, (length + SPLIT - 1) / SPLIT - first, blocks ? (n + blocks - 1) / blocks : 0, blocks, -1};
         int64_t partials = int64_t(n) * c.num_splits;
         if (n > 0 && n <= most_rows_ && c.num_splits > 1 && used_ + partials <= a_.num_partials) {
@@ -77,13 +88,13 @@ class Cuts {
     int64_t used_ = 0;
 };
 
-// The keys [lo, hi) of its list that a row sees.
+// The keys [lo, hi) of its list that a row of sequence b sees, if it is not scattered.
 struct Range {
     int lo, hi;
 
-    static Range of(const AttentionArgs& a, const Step& step, int64_t row) {
-        int hi = step.positions[row] + 1;
-        return {a.window ? most(0, hi - a.window) : 0, hi};
+    static Range of(const AttentionArgs& a, const Step& step, int b, int64_t row) {
+        int place = a.pages(step).num_keys[b] + step.positions[row] - step.contexts[b];
+        return {a.hidden(step, place), place + 1};
     }
     Range within(int first, int last) const { return {most(lo, first), least(hi, last)}; }
     bool is_empty() const { return lo >= hi; }

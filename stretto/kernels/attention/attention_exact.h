@@ -16,7 +16,7 @@ class Exact final : public Item {
     using Page = const typename P::Element*;  // of keys of one head: [size][16]
 
     void compute(int split, Range keys) override {
-        Range shared = {keys.lo, is_tree_ ? least(keys.hi, step_.contexts[b_]) : keys.hi};
+        Range shared = {keys.lo, is_tree_ ? least(keys.hi, held_) : keys.hi};
         int64_t locations[SPLIT];
         find(shared, 0, locations);
         if (!shared.is_empty()) score(split, shared, locations);
@@ -34,8 +34,8 @@ class Exact final : public Item {
     // The keys at these places for the item that is likely to come next: another key head, or another sequence.
     INLINE void fetch_next(Range keys) const {
         bool is_last = group_ + 1 == a_.num_kv_heads;
-        if (is_last && (b_ + 1 == step_.num_seqs || step_.contexts[b_] >= SPLIT)) return;
-        int b = is_last ? b_ + 1 : b_, last = least(keys.hi, step_.contexts[b]);
+        if (is_last && (b_ + 1 == step_.num_seqs || held_ >= SPLIT)) return;
+        int b = is_last ? b_ + 1 : b_, last = least(keys.hi, pages_.num_keys[b]);
         Page pages[TILE / BLOCK + 1];
         int count = find_pages(b, is_last ? 0 : group_ + 1, keys.lo, last, pages);
         for (int n = 0; n < count; n++) fetch(pages[n], a_.key_size * BLOCK);
@@ -62,16 +62,16 @@ class Exact final : public Item {
     // Scores of the keys [first, last) behind the context of a tree: those of all rows, of which a line picks its own.
     void score_tree(int split, int first, int last) {
         Page pages[MAX_TREE / BLOCK + 1];
-        int context = step_.contexts[b_], start = context / BLOCK * BLOCK;
+        int start = held_ / BLOCK * BLOCK;
         int count = find_pages(b_, group_, start, end(lines_ - 1), pages);
         float s[QK_LINES][MAX_TREE + BLOCK];
         for (int i = 0; i < lines_; i += QK_LINES) {
             score_lines(i, start, pages, count, s[0], MAX_TREE + BLOCK);
             for (int k = i; k < least(lines_, i + QK_LINES); k++) {
-                const float* of_rows = s[k - i] + context - start;
+                const float* of_rows = s[k - i] + held_ - start;
                 const uint8_t* path = w_.paths[k / per_group_];
                 for (int at = first; at < least(last, range(k).hi); at++)
-                    *score_of(k, split, at) = of_rows[path[at - context]];
+                    *score_of(k, split, at) = of_rows[path[at - held_]];
             }
         }
     }
@@ -114,8 +114,19 @@ class Exact final : public Item {
         F32 lane = load(LANE), low = set1(float(keys.lo % BLOCK)), high = set1(float((keys.hi - 1) % BLOCK + 1));
         store(first, select_less(lane, low, top, load(first)));
         store(last, select_less(lane, high, load(last), top));
+        if (is_scattered_) hide(line, split, keys);
         for (float* s = first; s <= last; s += BLOCK) top = max(top, load(s));
         return top;
+    }
+
+    // Scores become -inf where a window hides keys that do not lie in the order of their positions.
+    void hide(int line, int split, Range keys) {
+        const int32_t* held = pages_.key_positions + b_ * pages_.block_width * PAGE_TOKENS;
+        int first = step_.positions[first_ + line / per_group_] + 1 - a_.window;
+        for (int at = keys.lo; at < keys.hi; at++) {
+            int position = at < held_ ? held[at] : step_.contexts[b_] + at - held_;
+            if (position < first) *score_of(line, split, at) = -INFINITY;
+        }
     }
 
     // Weights in place of scores; their sum in every lane.

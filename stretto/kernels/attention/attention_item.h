@@ -27,18 +27,18 @@ class Item {
   public:
     // Rows first_row .. first_row + rows - 1 of sequence b.
     Item(const AttentionArgs& a, const Step& step, const Cuts& cuts, int b, int group, int first_row, int rows)
-        : a_(a), step_(step), w_(scratch), b_(b), group_(group), per_group_(cuts.per_group), first_row_(first_row),
+        : a_(a), step_(step), pages_(a.pages(step)), w_(scratch), b_(b), held_(pages_.num_keys[b]), group_(group), per_group_(cuts.per_group), first_row_(first_row),
           rows_(rows), lines_(rows * cuts.per_group), width_((a.value_size + LANES - 1) / LANES * LANES),
-          first_(step.starts[b] + first_row) {
+          first_(step.starts[b] + first_row), is_scattered_(a.is_scattered(step)) {
         int num_rows = step.starts[b + 1] - step.starts[b];
         const int32_t* parents = step.parents + step.starts[b];
         for (int r = 0; r < num_rows && num_rows <= MAX_TREE; r++) is_tree_ |= parents[r] != r - 1;
         int size = per_group_ * a.key_size;
         for (int r = 0; r < rows; r++) {
-            Range keys = Range::of(a, step, first_ + r);
+            Range keys = Range::of(a, step, b, first_ + r);
             for (int h = 0; h < per_group_; h++) w_.ranges[r * per_group_ + h] = keys;
             std::memcpy(w_.q + r * size, a.q + (first_ + r) * a.q_stride + group * size, size_t(size) * 4);
-            int depth = keys.hi - step.contexts[b];
+            int depth = keys.hi - held_;
             for (int at = first_row + r; is_tree_ && at >= 0; at = parents[at]) w_.paths[r][--depth] = uint8_t(at);
         }
     }
@@ -86,20 +86,20 @@ class Item {
 
     // Where the keys of the list of row `row` are stored.
     void find(Range keys, int row, int64_t* locations) const {
-        const int32_t* table = step_.block_table + b_ * step_.block_width;
-        int context = step_.contexts[b_], straight = is_tree_ ? least(keys.hi, context) : keys.hi;
+        const int32_t* table = pages_.table(b_);
+        int straight = is_tree_ ? least(keys.hi, held_) : keys.hi;
         auto location = [&](unsigned place) {
             return int64_t(table[place / PAGE_TOKENS]) * PAGE_TOKENS + place % PAGE_TOKENS;
         };
         int at = keys.lo;
         for (; at < straight; at++) *locations++ = location(unsigned(at));
-        for (; at < keys.hi; at++) *locations++ = location(unsigned(context + w_.paths[row][at - context]));
+        for (; at < keys.hi; at++) *locations++ = location(unsigned(held_ + w_.paths[row][at - held_]));
     }
 
     // The pages of the keys that sequence b stores at [first, last), [size][16] each; their number.
     template <class Element>
     int find_pages(int b, int group, int first, int last, const Element** pages) const {
-        const int32_t* table = step_.block_table + b * step_.block_width;
+        const int32_t* table = pages_.table(b);
         auto keys = reinterpret_cast<const Element*>(a_.k_pages);
         int count = 0;
         for (int page = first / PAGE_TOKENS; page * PAGE_TOKENS < last; page++)
@@ -114,13 +114,15 @@ class Item {
     }
 
     // The end of what is stored when a line is: it sees nothing behind that.
-    int end(int line) const { return step_.contexts[b_] + first_row_ + line / per_group_ + 1; }
+    int end(int line) const { return held_ + first_row_ + line / per_group_ + 1; }
 
     const AttentionArgs& a_;
     const Step& step_;
+    const PageGroup& pages_;
     Scratch& w_;
-    const int b_, group_, per_group_, first_row_, rows_, lines_, width_;
+    const int b_, held_, group_, per_group_, first_row_, rows_, lines_, width_;
     const int64_t first_;  // row of the step
+    const bool is_scattered_;
     bool is_tree_ = false;
 
   private:

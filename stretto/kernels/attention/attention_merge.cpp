@@ -11,10 +11,10 @@ constexpr int64_t MERGE_FLOATS = 1 << 15;  // less than that is not worth severa
 
 // Up to 16 heads of one row.
 void merge_heads(
-    const AttentionArgs& a, const Step& step, const Cut& cut, const float* partials, int64_t row, int head) {
+    const AttentionArgs& a, const Step& step, const Cut& cut, const float* partials, int b, int64_t row, int head) {
     alignas(64) float m[LANES], l[LANES], old_share[LANES], new_share[LANES];
     int heads = least(LANES, a.num_heads - head), size = a.value_size;
-    Range range = Range::of(a, step, row);
+    Range range = Range::of(a, step, b, row);
     int first = range.lo / SPLIT, last = (range.hi - 1) / SPLIT;
     float* o = a.o + (row * a.num_heads + head) * size;
     F32 top = set1(0.0f), total = set1(0.0f);
@@ -65,7 +65,7 @@ void run(const MergeArgs& a, const Step& step, int64_t first, int64_t last) {
         for (int64_t i = first > before ? first - before : 0; i < here && i < last - before; i++) {
             int64_t row = i / per_row;
             const float* partials = a.partials + (cut.first_partial + row * cut.num_splits) * a.partial_size();
-            merge_heads(a, step, cut, partials, step.starts[b] + row, int(i % per_row) * LANES);
+            merge_heads(a, step, cut, partials, b, step.starts[b] + row, int(i % per_row) * LANES);
         }
         before += here;
     }
@@ -74,4 +74,4 @@ void run(const MergeArgs& a, const Step& step, int64_t first, int64_t last) {
 }  // namespace
 
 STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
+           coarse_prompts, group, unused, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)

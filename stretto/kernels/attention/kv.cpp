@@ -11,7 +11,7 @@ struct AppendArgs {
     int32_t key_size;  // of a row: all heads
     int32_t value_size;
     int32_t is_bf16;
-    int32_t unused;
+    int32_t group;  // whose pages
     const float* k;
     int64_t k_stride;
     const float* v;
@@ -68,12 +68,13 @@ void append(const AppendArgs& a, int64_t row, int64_t location) {
 int64_t chunks(const AppendArgs&, const Step& step) { return ceil_div(step.num_rows, APPEND_ROWS); }
 
 void run(const AppendArgs& a, const Step& step, int64_t first, int64_t last) {
+    const int64_t* slots = step.groups[a.group].slot_mapping;
     for (int64_t r = first * APPEND_ROWS; r < last * APPEND_ROWS && r < step.num_rows; r++) {
-        if (a.is_bf16) append<uint16_t>(a, r, step.slot_mapping[r]);
-        else append<float>(a, r, step.slot_mapping[r]);
+        if (a.is_bf16) append<uint16_t>(a, r, slots[r]);
+        else append<float>(a, r, slots[r]);
     }
 }
 
 }  // namespace
 
-STRETTO_OP(kv_append, AppendArgs, key_size, value_size, is_bf16, unused, k, k_stride, v, v_stride, k_pages, v_pages)
+STRETTO_OP(kv_append, AppendArgs, key_size, value_size, is_bf16, group, k, k_stride, v, v_stride, k_pages, v_pages)

@@ -8,8 +8,9 @@ in decoding, in verification (of trees, too) and in prefill.
 import torch
 from torch import Tensor
 
+from stretto.core.pages import PAGE_SIZE
 from stretto.core.seqs import Seqs
-from stretto.core.state import PAGE_SIZE, Paged, PageRef
+from stretto.core.state import Paged, PageRef
 from stretto.kernels.native.guard import HEADS_APART, NotRecordable, require
 from stretto.kernels.native.library import Fields
 from stretto.kernels.native.tape import ALL_ROWS, aligned, beyond, current, why_not_here
@@ -31,19 +32,19 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`; `seqs` is a placeholder while a tape is recorded.
 
-    q, k, v: rows whose heads are contiguous. kv: `PageRef`s of bf16 or fp32; of their fields, only `pages` is used,
-    and the keys lie lane by lane.
+    q, k, v: rows whose heads are contiguous. kv: `PageRef`s of bf16 or fp32; of their fields, only `pages` and the
+    number of the group are used, and the keys lie lane by lane.
     Raises NotRecordable for any other cache, and without one.
     """
     tape, (_, heads, size), (_, groups, value_size) = current(), q.shape, v.shape
     assert k.shape[1:] == (groups, size) and heads % groups == 0 and window != 0
     for x in (q, k, v):
         require(tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), HEADS_APART)
-    keys, values = _pages(kv)
+    keys, values, group = _pages(kv)
     is_bf16 = keys.dtype == torch.bfloat16
     assert keys.shape[2:] == k.shape[1:] and values.shape == (*keys.shape[:3], value_size)
-    sizes: Fields = {"key_size": groups * size, "value_size": groups * value_size, "is_bf16": is_bf16}
-    tape.emit("kv_append", **sizes, k=k, v=v, k_pages=keys, v_pages=values)
+    sizes: Fields = {"key_size": groups * size, "value_size": groups * value_size}
+    tape.emit("kv_append", **sizes, is_bf16=is_bf16, group=group, k=k, v=v, k_pages=keys, v_pages=values)
     o, lse = tape.like(q, heads, value_size), tape.like(q, heads)
     splits = -(-tape.context // tape.library.limit("SPLIT"))
     room, partials = PARTIAL_ROWS * splits if splits > 1 else 0, None
@@ -59,6 +60,7 @@ def attention(
         "scale": scale,
         "window": min(window or 0, 2**31 - 1),
         "coarse_prompts": tape.coarse_prompts,
+        "group": group,
         "q": q,
         "k_pages": keys,
         "v_pages": values,
@@ -73,8 +75,8 @@ def attention(
     return o, lse
 
 
-def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor]:
-    """The pages of keys and of values."""
+def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor, int]:
+    """The pages of keys and of values, and the number of their group."""
     if kv is None:
         raise NotRecordable("attends without a cache")
     keys, values = kv
@@ -85,4 +87,5 @@ def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor]:
         raise NotRecordable(f"attends over pages of {pages[0].dtype} and {pages[1].dtype}")
     lies_so = pages[0].shape[1] == PAGE_SIZE and pages[0].movedim(1, -1).is_contiguous() and pages[1].is_contiguous()
     require(lies_so, "attends to keys that do not lie lane by lane, or values that do not lie token by token")
-    return pages
+    assert keys.where.group == values.where.group, "keys and values share a page group"
+    return *pages, keys.where.group

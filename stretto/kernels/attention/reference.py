@@ -27,6 +27,8 @@ def attention(
         keys, values = (kv[0].read(b, seqs), kv[1].read(b, seqs)) if kv is not None else (k[rows], v[rows])
         if kv is None:
             context = 0
+        positions = kv[0].key_positions(b) if kv is not None else None
+        held = range(context) if positions is None else positions.tolist()
         parents = seqs.row_parents(b)
         depth = seqs.depths(b)
         for row in range(seqs.lens[b]):
@@ -35,7 +37,7 @@ def attention(
                 seen.append(node)
                 node = parents[node]
             position = context + depth[row]
-            visible = [(j, j) for j in range(context)] + [(context + r, context + depth[r]) for r in reversed(seen)]
+            visible = [*enumerate(held), *((len(held) + r, context + depth[r]) for r in reversed(seen))]
             index = [j for j, where in visible if window is None or position - where < window]
             heads = [h // per_group for h in range(q.shape[1])]
             scores = scale * torch.einsum("hk,jhk->hj", q[first + row].double(), keys[index][:, heads].double())

@@ -5,6 +5,8 @@ anchored at position 0. A prefill chunk attends to its context and to itself sep
 [rows, context] mask is ever built for it.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,16 +39,17 @@ def attention(
         step, rows = seqs.step_part, seqs.num_step_rows
         if rows:
             keys, values = kv[0].read_padded(step, SPLIT), kv[1].read_padded(step, SPLIT)
-            parts.append(_step(q[:rows], keys.to(q.dtype), values.to(q.dtype), step, scale, window))
+            held = [kv[0].key_positions(b) for b in range(step.num_seqs)]
+            parts.append(_step(q[:rows], keys.to(q.dtype), values.to(q.dtype), step, held, scale, window))
     for b in range(first_chunk, seqs.num_seqs):
         rows_b = slice(seqs.starts[b], seqs.starts[b + 1])
         if seqs.lens[b] == 0:
             continue
         if kv is None:
-            parts.append(_chunk(q[rows_b], k[rows_b], v[rows_b], seqs, b, 0, scale, window))
+            parts.append(_chunk(q[rows_b], k[rows_b], v[rows_b], seqs, b, None, scale, window))
         else:
             keys, values = kv[0].read(b, seqs).to(q.dtype), kv[1].read(b, seqs).to(q.dtype)
-            parts.append(_chunk(q[rows_b], keys, values, seqs, b, seqs.contexts[b], scale, window))
+            parts.append(_chunk(q[rows_b], keys, values, seqs, b, kv[0].key_positions(b), scale, window))
     if len(parts) == 1:
         return parts[0]
     if not parts:
@@ -56,9 +59,16 @@ def attention(
 
 
 def _step(
-    q: Tensor, keys: Tensor, values: Tensor, seqs: Seqs, scale: float, window: int | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seqs: Seqs,
+    held: Sequence[Tensor | None],
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """All step sequences at once. q: [T, H, K]; keys, values: [B, L, G, K], padded to whole splits.
+    """All step sequences at once. q: [T, H, K]; keys, values: [B, L, G, K], padded to whole splits. held: positions of
+    the keys before this call, per sequence.
 
     Every product has the shape [ROWS, K] x [K, SPLIT] or [ROWS, SPLIT] x [SPLIT, K], one per split of the keys, and
     the splits are added in order: the bits of a row depend neither on its companions nor on what is padded. (The keys
@@ -77,9 +87,7 @@ def _step(
         t.view(B, splits, SPLIT, G, -1).permute(0, 3, 1, 2, 4).contiguous()[:, :, :, None] for t in (keys, values)
     )
     wide = torch.promote_types(q.dtype, torch.float32)
-    mask = seqs.memo(
-        ("step mask", L, window, per_group, wide), lambda: _step_mask(seqs, longest, L, window, per_group, wide)
-    )
+    mask = _step_mask(seqs, held, longest, L, window, per_group, wide)
     scores = torch.matmul(rows, keys.mT).to(wide) * scale + mask  # [B, G, splits, blocks, ROWS, SPLIT]
     top = scores.amax(-1, keepdim=True).clamp(min=_LOWEST)
     weights = (scores - top).exp()
@@ -113,58 +121,89 @@ def _unpadded_rows(seqs: Seqs, longest: int) -> Tensor:
     return torch.tensor(places, device=seqs.device)
 
 
-def _step_mask(seqs: Seqs, longest: int, length: int, window: int | None, per_group: int, dtype: torch.dtype) -> Tensor:
-    """[B, 1, splits, blocks, ROWS, SPLIT] additive mask."""
+def _step_mask(
+    seqs: Seqs,
+    held: Sequence[Tensor | None],
+    longest: int,
+    length: int,
+    window: int | None,
+    per_group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[B, 1, splits, blocks, ROWS, SPLIT] additive mask, shared by all layers whose lists are plain contexts."""
     assert longest <= MAX_TREE_ROWS, "step sequences have at most 64 rows"
-    rows = _padded_rows(seqs, longest).view(seqs.num_seqs, longest)
-    allowed = _visible(seqs.positions[rows], seqs.ancestors[rows], seqs, length, window)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-    mask = mask.repeat(1, per_group, 1)
-    mask = F.pad(mask, (0, 0, 0, -mask.shape[1] % ROWS))
-    return mask.view(seqs.num_seqs, 1, -1, ROWS, length // SPLIT, SPLIT).permute(0, 1, 4, 2, 3, 5).contiguous()
+
+    def make() -> Tensor:
+        rows = _padded_rows(seqs, longest).view(seqs.num_seqs, longest)
+        allowed = _visible(seqs.positions[rows], seqs.ancestors[rows], seqs, held, length, window)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+        mask = mask.repeat(1, per_group, 1)
+        mask = F.pad(mask, (0, 0, 0, -mask.shape[1] % ROWS))
+        return mask.view(seqs.num_seqs, 1, -1, ROWS, length // SPLIT, SPLIT).permute(0, 1, 4, 2, 3, 5).contiguous()
+
+    if any(positions is not None for positions in held):
+        return make()
+    return seqs.memo(("step mask", length, window, per_group, dtype), make)
 
 
-def _visible(positions: Tensor, bits: Tensor, seqs: Seqs, length: int, window: int | None) -> Tensor:
-    """[B, N, length] bool from positions [B, N] and ancestor bits [B, N]: context, then ancestors, then window."""
-    context = seqs.context_lens[:, None]
+def _visible(
+    positions: Tensor, bits: Tensor, seqs: Seqs, held: Sequence[Tensor | None], length: int, window: int | None
+) -> Tensor:
+    """[B, N, length] bool from positions [B, N] and ancestor bits [B, N]: held keys, then ancestors, then window."""
     device = bits.device
-    offset = torch.arange(length, device=device)[None, :] - context  # [B, length]: row of a key inside its sequence
+    counts = [c if own is None else len(own) for c, own in zip(seqs.contexts, held, strict=True)]
+    # [B, length]: row of a key inside its sequence
+    offset = torch.arange(length, device=device)[None, :] - torch.tensor(counts, device=device)[:, None]
     in_rows = (offset >= 0) & (offset < torch.tensor(seqs.lens, device=device)[:, None])
     is_ancestor = ((bits[..., None] >> offset.clamp(0, 63)[:, None, :]) & 1).bool()
     allowed = (offset < 0)[:, None, :] | (in_rows[:, None, :] & is_ancestor)
     if window is not None:
-        key_positions = torch.arange(length, device=device).repeat(len(context), 1)
-        for b, (start, n, c) in enumerate(zip(seqs.starts, seqs.lens, seqs.contexts, strict=False)):
-            key_positions[b, c : c + n] = seqs.positions[start : start + n]
+        key_positions = torch.arange(length, device=device).repeat(len(counts), 1)
+        for b, (start, n, count) in enumerate(zip(seqs.starts, seqs.lens, counts, strict=False)):
+            own = held[b]
+            if own is not None:
+                key_positions[b, :count] = own
+            key_positions[b, count : count + n] = seqs.positions[start : start + n]
         allowed &= positions[..., None] - key_positions[:, None, :] < window
     return allowed
 
 
 def _chunk(
-    q: Tensor, keys: Tensor, values: Tensor, seqs: Seqs, b: int, context: int, scale: float, window: int | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seqs: Seqs,
+    b: int,
+    positions: Tensor | None,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """One sequence in any form. q: [n, H, K]; keys, values: [context + n, G, K]."""
+    """One sequence in any form. q: [n, H, K]; keys, values: [held + n, G, K]; positions: of the held keys, None if they
+    are the context in order."""
     assert seqs.parents[b] is None, "draft trees run in step form"
-    if window is not None and context + len(q) > window:
-        ago = _ago(q, context)
+    held = len(keys) - len(q)
+    if window is not None and (positions is not None or held + len(q) > window):
+        ago = _ago(q, held)
+        if positions is not None:
+            ago[:, :held] = seqs.contexts[b] + torch.arange(len(q), device=q.device)[:, None] - positions
         return _dense(q, keys, values, scale, (ago >= 0) & (ago < window))
-    if context == 0:
+    if held == 0:
         return _dense(q, keys, values, scale, causal=True)
     if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
         # The fused kernel gives lse no gradient, and the weights of a merge are functions of lse: one masked softmax.
-        return _dense(q, keys, values, scale, _ago(q, context) >= 0)
-    past = _dense(q, keys[:context], values[:context], scale)
-    own = _dense(q, keys[context:], values[context:], scale, causal=True)
+        return _dense(q, keys, values, scale, _ago(q, held) >= 0)
+    past = _dense(q, keys[:held], values[:held], scale)
+    own = _dense(q, keys[held:], values[held:], scale, causal=True)
     # imported late: the public module imports this one through `pick`
     from stretto.kernels.attention import merge
 
     return merge(*past, *own)
 
 
-def _ago(q: Tensor, context: int) -> Tensor:
-    """[n, context + n]: how many positions before row i key j lies."""
-    places = torch.arange(context + len(q), device=q.device)
-    return places[context:, None] - places[None, :]
+def _ago(q: Tensor, held: int) -> Tensor:
+    """[n, held + n]: how many entries of the list before row i key j lies."""
+    places = torch.arange(held + len(q), device=q.device)
+    return places[held:, None] - places[None, :]
 
 
 def _dense(

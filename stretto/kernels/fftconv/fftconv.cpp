@@ -14,6 +14,8 @@ struct FftconvArgs {
     int32_t num_taps;   // L
     int32_t is_bf16;    // pages; else fp32
     int32_t taps_width;  // of a row of `taps`: D rounded up to vectors
+    int32_t group;       // whose pages
+    int32_t unused;
     const float* taps;  // [L, D]: tap j meets the input j tokens back
     const uint8_t* pages;  // [P, PAGE_TOKENS, D]
     float* y;           // [T, D]
@@ -40,7 +42,8 @@ INLINE F32 input(const FftconvArgs& a, int64_t slot, int channel, int n) {
 
 template <bool BF16>
 void strip(const FftconvArgs& a, const Step& step, int64_t row, int first) {
-    int seq = step.seq_ids[row], start = step.starts[seq], context = step.contexts[seq];
+    const PageGroup& group = step.groups[a.group];
+    int seq = step.seq_ids[row], start = step.starts[seq], context = group.num_keys[seq];
     int left = a.channels - first, parts = int(ceil_div(left < STRIP ? left : STRIP, LANES));
     F32 sums[STRIP / LANES];
     for (int p = 0; p < parts; p++) sums[p] = set1(0.0f);
@@ -52,8 +55,9 @@ void strip(const FftconvArgs& a, const Step& step, int64_t row, int first) {
         }
     };
     int tap = 0;
-    for (int r = int(row) - start; r >= 0 && tap < a.num_taps; r = step.parents[start + r]) meet(tap++, step.slot_mapping[start + r]);
-    const int32_t* table = step.block_table + seq * step.block_width;
+    for (int r = int(row) - start; r >= 0 && tap < a.num_taps; r = step.parents[start + r])
+        meet(tap++, group.slot_mapping[start + r]);
+    const int32_t* table = group.table(seq);
     for (int t = context - 1; t >= 0 && tap < a.num_taps; t--)
         meet(tap++, int64_t(table[t / PAGE_TOKENS]) * PAGE_TOKENS + t % PAGE_TOKENS);
     float* y = a.y + row * a.y_stride + first;
@@ -79,4 +83,4 @@ void run(const FftconvArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(fftconv, FftconvArgs, channels, num_taps, is_bf16, taps_width, taps, pages, y, y_stride)
+STRETTO_OP(fftconv, FftconvArgs, channels, num_taps, is_bf16, taps_width, group, unused, taps, pages, y, y_stride)

@@ -30,7 +30,8 @@ def fftconv(u: Tensor, kernel: Tensor, *, seqs: Seqs, history: Paged | None) -> 
     require((is_bf16 or pages.dtype == torch.float32) and pages.is_contiguous(), f"reads pages of {pages.dtype}")
     assert pages.shape[2:] == (channels,)
     taps, y = tape.padded(kernel.T), tape.empty(ALL_ROWS, channels)
-    tape.emit("kv_append", value_size=channels, is_bf16=is_bf16, v=u, v_pages=pages)
-    sizes = {"channels": channels, "num_taps": num_taps, "is_bf16": is_bf16, "taps_width": taps.shape[1]}
-    tape.emit("fftconv", **sizes, taps=taps, pages=pages, y=y)
+    kept = {"is_bf16": is_bf16, "group": history.where.group}
+    tape.emit("kv_append", value_size=channels, **kept, v=u, v_pages=pages)
+    sizes = {"channels": channels, "num_taps": num_taps, "taps_width": taps.shape[1]}
+    tape.emit("fftconv", **sizes, **kept, taps=taps, pages=pages, y=y)
     return y

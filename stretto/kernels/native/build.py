@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stretto.core.errors import RunError
-from stretto.core.state import PAGE_SIZE
+from stretto.core.pages import PAGE_SIZE
 from stretto.core.tree import MAX_TREE_ROWS
 
 SOURCES = Path(__file__).parent.parent

@@ -7,8 +7,9 @@
 using namespace vec;
 
 STRETTO_STRUCT(Rows, kind, count)
+STRETTO_STRUCT(PageGroup, slot_mapping, block_table, block_width, num_keys, key_positions)
 STRETTO_STRUCT(Step, num_rows, num_out, num_seqs, num_step_seqs, tokens, out_rows, positions, seq_ids, starts, contexts,
-               num_definite, parents, slot_mapping, block_table, block_width, state_source, state_destination)
+               num_definite, parents, groups, num_groups, state_source, state_destination)
 STRETTO_STRUCT(Commit, step, num_accepted, accepted_rows)
 STRETTO_FIELDS(Row, sampling::Row, x, argmax, width, temperature, top_p, log_min_p, top_k, key, position, purpose, token)
 

@@ -42,7 +42,10 @@ void run(const AdvanceArgs& a, const Step& step, int64_t, int64_t) {
     *a.left = left;
     if (left == 0) return;  // the description stays that of a step that has run
     a.step->tokens = chosen;
-    a.step->slot_mapping += n;  // slots lie step after step
+    for (PageGroup* group = a.step->groups; group < a.step->groups + a.step->num_groups; group++) {
+        group->slot_mapping += n;  // slots lie step after step
+        for (int b = 0; b < n; b++) group->num_keys[b]++;
+    }
     for (int b = 0; b < n; b++) {
         a.rows[b].position++, a.positions[b]++, a.contexts[b]++;
         a.state_source[b] = step.state_destination[b];

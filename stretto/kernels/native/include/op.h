@@ -13,6 +13,18 @@
 
 extern "C" {
 
+// The pages of one group of states: every sequence has a list of keys, those that the cache holds before the rows of this
+// step. Key i lies on page block_table[b, i / PAGE_TOKENS]; page 0 stands for pages that no row sees any more.
+struct PageGroup {
+    const int64_t* slot_mapping;  // [T] where a row's keys and values go: page * PAGE_TOKENS + offset
+    const int32_t* block_table;   // [B, block_width] pages of every sequence
+    int64_t block_width;
+    int32_t* num_keys;             // [B] that the cache holds
+    const int32_t* key_positions;  // [B, block_width * PAGE_TOKENS] of what it holds; null: a key's index
+
+    const int32_t* table(int64_t b) const { return block_table + b * block_width; }
+};
+
 // The rows of one step. Arrays live in buffers that the caller refills before every run.
 struct Step {
     int32_t num_rows;       // T: rows of activations
@@ -27,9 +39,8 @@ struct Step {
     const int32_t* contexts;   // [B] tokens that the caches already hold
     const int32_t* num_definite;   // [B] rows that are certainly kept
     const int32_t* parents;        // [T] row inside the sequence whose successor a row is, -1 = the context
-    const int64_t* slot_mapping;   // [T] where a row's keys and values go: page * PAGE_TOKENS + offset
-    const int32_t* block_table;    // [B, block_width] pages of every sequence
-    int64_t block_width;
+    PageGroup* groups;  // [num_groups]
+    int64_t num_groups;
     const int32_t* state_source;       // [B] slot of the entry state
     const int32_t* state_destination;  // [B] slot of the state after the definite rows; no other sequence reads it
 };
@@ -65,6 +76,7 @@ struct Rows {
 };
 
 STRETTO_NAME(Rows)
+STRETTO_NAME(PageGroup)
 STRETTO_NAME(Step)
 
 // Registers `name_chunks` and `name_run` for the argument struct `Args`, whose fields follow (see fields.h).
