@@ -76,10 +76,8 @@ def by_flags(*words: str) -> Configuration:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable but those of the test, and a folder with a template."""
-    for one in OPTIONS.values():
-        monkeypatch.delenv(one.variable, raising=False)
+def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder with a template."""
     (tmp_path / "own.jinja").write_text("<{{ messages[0].content }}>")
     monkeypatch.chdir(tmp_path)
 
