@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stretto.cache.ledger import Room
 from stretto.core.errors import UserError
 from stretto.core.pages import PAGE_SIZE, Locations, PageGroup
 from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
@@ -126,6 +127,13 @@ class Pools:
     def has_pages(self) -> bool:
         """Whether any layer keeps something per token."""
         return bool(self.groups)
+
+    @property
+    def room(self) -> Room:
+        """What there is to give, as numbers."""
+        return Room(
+            groups=tuple(self.groups), num_blocks=self.num_blocks, num_slots=self.num_slots, has_slots=self.has_slots
+        )
 
     @property
     def num_pages(self) -> int:

@@ -14,10 +14,12 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stretto.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAGE_SIZE = 16  # tokens per page
 
@@ -73,7 +75,7 @@ class Locations:
     its list. None: it holds its whole context, and the index of a key is its position.
     """
 
-    block_table: Tensor
-    slot_mapping: Tensor
+    block_table: "Tensor"
+    slot_mapping: "Tensor"
     group: int = 0
-    key_positions: Sequence[Tensor] | None = None
+    key_positions: "Sequence[Tensor] | None" = None

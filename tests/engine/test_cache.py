@@ -471,8 +471,8 @@ def test_a_page_in_two_tables_is_never_written() -> None:
     manager = make(MODELS["attention"])
     manager.admit(0)
     assert manager.reserve(0, 1)
-    (page,) = manager._requests[0].tables[0].blocks
-    manager._blocks[0].incref([page])  # as a second table would
+    (page,) = manager.ledger.holdings[0].tables[0].blocks
+    manager.ledger.blocks[0].incref([page])  # as a second table would
     with pytest.raises(AssertionError, match="shared page"):
         manager.pack([0], Seqs.of([1]))
 

@@ -111,7 +111,7 @@ def assert_empty(engine: Engine) -> None:
     assert engine.is_idle and not engine.scheduler.running and not engine.scheduler.waiting
     assert engine.runner.cache.free_blocks == engine.runner.cache.pools.num_pages
     assert engine.runner.cache.free_slots == engine.runner.cache.pools.num_slots - 1
-    assert not engine.runner.cache._requests
+    assert not engine.runner.cache.ledger.holdings
     if isinstance(engine.drafting.drafter, Oracle | Saboteur | TreeOracle):
         assert not engine.drafting.drafter.held
     engine.runner.cache.check()

@@ -109,7 +109,7 @@ def test_pages_follow_the_window(lm: LM, want: dict[tuple[int, ...], list[int]])
     most = [0] * len(one.runner.cache.pools.groups)
     while not one.is_idle:
         one.step()
-        for group, pool in enumerate(one.runner.cache._blocks):
+        for group, pool in enumerate(one.runner.cache.ledger.blocks):
             most[group] = max(most[group], pool.num_blocks - 1 - pool.num_free)
     for group, pages in zip(one.runner.cache.pools.groups, most, strict=True):
         whole = -(-(len(PROMPTS[2]) + LENGTH - 1) // PAGE_SIZE)

@@ -1,0 +1,146 @@
+"""The scheduler with a clock and a cache of integers: the engine's own code, without a model.
+
+`replay` feeds a trace of a real engine (`engine/trace.py`) to a scheduler and compares every plan. `simulate` invents
+what a trace records: when requests come, how long steps take, how many tokens are accepted. Nothing here imports torch.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+from stretto.cache.ledger import Ledger, Room
+from stretto.core.policy import Job, Record
+from stretto.engine.scheduler import Limits, Plan, Policies, Scheduler
+from stretto.engine.trace import ARRIVAL, Event, plan_event
+
+_RECORD = tuple(one.name for one in fields(Record))
+
+
+def replay(events: Iterable[Event], policies: Policies, limits: Limits, room: Room) -> list[tuple[Event, Event]]:
+    """Per `schedule` of a trace, the plan that was recorded and the one that this scheduler makes.
+
+    policies: as they were when the recording began, objects of their own. Raises AssertionError where memory was
+    granted there and is not here, or the other way round.
+    """
+    ledger = Ledger(room)
+    scheduler, jobs = Scheduler(ledger, policies, limits), dict[int, Job]()
+    plans: list[tuple[Event, Event]] = []
+    for event in events:
+        kind, job = event["kind"], jobs.get(event.get("rid", -1))
+        if kind == "add":
+            jobs[event["rid"]] = Job(**{name: event[name] for name in ARRIVAL})
+            scheduler.add(jobs[event["rid"]])
+        elif kind == "schedule":
+            for rid, drafts, ahead in event["flags"]:
+                jobs[rid].drafts, jobs[rid].ahead = drafts, ahead
+            plan = plan_event(scheduler.schedule(event["now"], event["patience"]))
+            plans.append(({name: event[name] for name in plan}, plan))
+        elif kind == "learn":
+            scheduler.learn(Record(**{name: event[name] for name in _RECORD}))
+        elif kind == "grant":
+            assert job is not None
+            assert scheduler.grant(job, event["num_rows"]) == event["granted"], f"memory differs: {event}"
+        else:
+            assert job is not None and kind in ("advance", "preempt", "remove"), f"unknown event {event}"
+            if kind == "advance":
+                ledger.advance(job.rid, event["num_rows"])
+                scheduler.advance(job, event["num_rows"], event["emitted"])
+            elif kind == "preempt":
+                scheduler.preempt(job)
+            else:
+                scheduler.remove(job)
+        ledger.check()
+    return plans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request to come. at: seconds; prompt, output: tokens, whatever its `limit` allows."""
+
+    at: float
+    prompt: int
+    output: int
+    limit: int
+    priority: int = 0
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the scheduler cannot know. seconds: how long a step takes, of its plan and the tokens drafted in it.
+    accepted: how many of `n` drafted tokens stay, for a job. patience: of readers, in seconds."""
+
+    seconds: Callable[[Plan, int], float]
+    accepted: Callable[[Job, int], int] = lambda job, n: 0
+    patience: float = 0.0
+
+
+@dataclass(slots=True)
+class Life:
+    """One simulated request, in seconds. token_times: when each of its tokens was there."""
+
+    job: Job
+    output: int
+    token_times: list[float] = field(default_factory=list)
+    finished: float | None = None
+
+
+def simulate(arrivals: Sequence[Arrival], policies: Policies, limits: Limits, room: Room, world: World) -> list[Life]:
+    """Run until all requests are done; they are numbered in order of arrival."""
+    ledger = Ledger(room)
+    scheduler = Scheduler(ledger, policies, limits)
+    lives: list[Life] = []
+    coming = [(arrival.at, i, arrival) for i, arrival in enumerate(sorted(arrivals, key=lambda a: a.at))]
+    heapq.heapify(coming)
+    now = 0.0
+    while coming or scheduler.running or scheduler.waiting:
+        while coming and (coming[0][0] <= now or not (scheduler.running or scheduler.waiting)):
+            at, rid, one = heapq.heappop(coming)
+            now = max(now, at)
+            job = Job(rid, at, one.prompt, one.limit, one.priority, one.tenant, drafts=True, ahead=True)
+            lives.append(Life(job, min(one.output, one.limit)))
+            scheduler.add(job)
+        plan = scheduler.schedule(now, world.patience)
+        assert plan.shares, "a request that never fits"
+        drafted = {rid: n for rid, n in plan.budgets.items() if scheduler.grant(lives[rid].job, n)}
+        seconds = world.seconds(plan, sum(drafted.values()))
+        now += seconds
+        scheduler.learn(_advance(scheduler, ledger, plan, drafted, world, lives, now, seconds))
+    return lives
+
+
+def _advance(
+    scheduler: Scheduler,
+    ledger: Ledger,
+    plan: Plan,
+    drafted: dict[int, int],
+    world: World,
+    lives: Sequence[Life],
+    now: float,
+    seconds: float,
+) -> Record:
+    """Every share of a plan does what it was given."""
+    emitted = 0
+    for share in plan.shares:
+        life, job = lives[share.job.rid], share.job
+        tokens = plan.num_steps if share.is_last else 0
+        if job.rid in drafted:
+            tokens += min(world.accepted(job, drafted[job.rid]), drafted[job.rid])
+        tokens = min(tokens, life.output - job.output)
+        rows = max(tokens, 1) if share.is_decode else share.num_rows
+        ledger.advance(job.rid, rows)
+        scheduler.advance(job, rows, tokens)
+        life.token_times += [now] * tokens
+        emitted += tokens
+        if job.output == life.output:
+            scheduler.remove(job)
+            life.finished = now
+    return Record(
+        seconds=seconds,
+        num_seqs=len(plan.shares),
+        num_rows=sum(share.num_rows for share in plan.shares) + sum(drafted.values()),
+        is_decode=plan.is_decode,
+        drafted=sum(drafted.values()),
+        emitted=emitted,
+        num_steps=plan.num_steps,
+    )
