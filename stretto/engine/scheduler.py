@@ -152,14 +152,15 @@ class Scheduler:
         """How many plain steps may follow one another from here without asking anybody; their rows are reserved."""
         running, (plain_rows, seconds) = len(shares), self._pace
         is_full = running == self.limits.max_seqs
-        if not self.limits.runs_ahead or not all(s.is_decode for s in shares) or (self.waiting and not is_full):
+        is_plain = bool(shares) and all(share.is_decode for share in shares)
+        if not self.limits.runs_ahead or not is_plain or (self.waiting and not is_full):
             return 1
         if patience <= 0 or running > plain_rows or seconds * 2 > patience or not all(s.job.ahead for s in shares):
             return 1
         steps = min(MAX_AHEAD, int(patience / seconds) if seconds else MAX_AHEAD)
         if self.policies.draft is not None:
             steps = min(steps, self.policies.draft.plain_steps(running))
-        steps = min(steps, *(share.job.remaining for share in shares))
+        steps = min(steps, min(share.job.remaining for share in shares))
         return steps if all(self.memory.reserve(share.job.rid, steps) for share in shares) else 1
 
 

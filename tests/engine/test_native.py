@@ -268,6 +268,15 @@ def test_steps_in_a_row_are_reported_together(lm: LM, greedy: list[list[int]]) -
     assert request.timeline.steps == NUM_TOKENS
 
 
+def test_an_engine_without_requests_has_nothing_to_do(lm: LM) -> None:
+    one = engine(lm)
+    assert one.step(PATIENT) == []
+    one.add(PROMPTS[0], GREEDY.resolve())
+    while not one.is_idle:
+        one.step(PATIENT)
+    assert one.step(PATIENT) == []
+
+
 def test_without_patience_every_step_is_heard_of(lm: LM) -> None:
     one = engine(lm, clock=lambda: 0.0)  # steps seem to take no time
     one.add(PROMPTS[0], GREEDY.resolve())
