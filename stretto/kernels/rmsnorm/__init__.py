@@ -7,7 +7,8 @@
     unit length          y = x / sqrt(sum(x^2) + eps)
 
 Statistics and gates are fp32 or wider; the normalised value is rounded to x.dtype *before* the weight multiplies it,
-as Llama does: checkpoints of zero-centred weights pass 1 + w. Source: RMSNorm, arXiv 1910.07467.
+as Llama does, unless the weight is wider than x: zero-centred weights (Gemma) are passed as 1 + w in fp32. Source:
+RMSNorm, arXiv 1910.07467.
 """
 
 from torch import Tensor
