@@ -35,6 +35,7 @@ def rms_norm(
     x: [..., D]; weight: [D]; gate: the shape of x. Bound: bytes of x (and gate) read and y written.
     """
     assert x.shape[-1] % groups == 0 and (gate is None or gate.shape == x.shape)
+    assert weight is None or weight.shape == x.shape[-1:]
     run = pick("rmsnorm", _ORDER, impl, x)
     y: Tensor = run(x, weight, eps=eps, groups=groups, gate=gate, norm_before_gate=norm_before_gate)
     return y
