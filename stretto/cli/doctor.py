@@ -185,6 +185,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "dscan": (rows, rows),
         "short_conv": (rows, torch.zeros(32, 4, dtype=dtype)),
         "rmsnorm": (rows,),
+        "layernorm": (rows,),
         "gates": (rows,),
         "fftconv": (rows, torch.zeros(32, 8, dtype=dtype)),
         "rowwise": (rows,),

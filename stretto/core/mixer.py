@@ -17,6 +17,8 @@ class Mixer(nn.Module, ABC):
     `state_specs` declares under that name, and the call leaves in it the state after the *definite* rows of every
     sequence; rows that `seqs.num_draft` calls provisional see their ancestors but are kept only by `commit`.
 
+    `seqs.tag(name)` says whose rows they are (adapter, tenant), where that matters.
+
     A mixer is projections, gates and equations. State is read, written and replayed by the kernels it calls
     (`glr`, `short_conv`, `attention`, ...), so a filler contains no decode loop, no rollback and no cache layout.
 

@@ -82,7 +82,7 @@ class Norm(nn.Module):
         """[T, D] -> [T, D]."""
         if self.kind in ("layer", "layer_no_bias"):
             return layer_norm(x_TD, self.weight, self.bias, eps=self.eps)
-        if self.kind == "rms_plus_one":  # 1 + w is not rounded to a narrow dtype
+        if self.kind == "rms_plus_one":
             return rms_norm(x_TD, 1.0 + self.weight.to(torch.promote_types(x_TD.dtype, torch.float32)), eps=self.eps)
         return rms_norm(x_TD, self.weight, eps=self.eps)
 

@@ -1,6 +1,8 @@
 """The laws of wirings (stretto/models/block.py), over all ways to wire a toy: values, gradients, names, work."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +19,7 @@ from stretto.core.errors import UserError
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import Linear
+from stretto.kernels.linear.torch_ import STEP_ROWS
 from stretto.mixers.parallel import Branch
 from stretto.models.adapter import Adapter
 from stretto.models.block import Block, Norm, Wiring
@@ -40,14 +43,14 @@ def normed(norm: Norm, kind: str, eps: float, h: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def merged(part: nn.Module, config: Any, use: int) -> nn.Module:
+def merged(part: nn.Module, config: Any, adapter: Adapter | None, use: int) -> nn.Module:
     """A part of its own whose matrices hold what the adapters of one use add."""
     own: nn.Module = config.build().double()
     state = {name: tensor for name, tensor in part.state_dict().items() if ".adapters." not in name}
     for name, linear in part.named_modules():
-        if isinstance(linear, Linear) and linear.adapters is not None:
+        if isinstance(linear, Linear) and linear.adapters is not None and adapter is not None:
             term: Any = linear.adapters[use]
-            state[f"{name}.weight"] = linear.weight + term.scale * term.up.weight @ term.down.weight
+            state[f"{name}.weight"] = linear.weight + adapter.scale * term.up.weight @ term.down.weight
     own.load_state_dict(state)
     return own
 
@@ -61,8 +64,8 @@ def by_formula(lm: LM, tokens: list[int]) -> Tensor:
         use = uses[layer.shared or ""]
         uses[layer.shared or ""] += 1
         w, s = layer.wiring, c.residual_multiplier
-        mixer = merged(block.mixer, layer.mixer, use) if block.mixer is not None else None
-        channel = merged(block.channel, layer.channel, use) if block.channel is not None else None
+        mixer = merged(block.mixer, layer.mixer, layer.adapter, use) if block.mixer is not None else None
+        channel = merged(block.channel, layer.channel, layer.adapter, use) if block.channel is not None else None
 
         def norm(name: str, h: Tensor, block: Block = block) -> Tensor:
             return normed(getattr(block, name), c.norm, c.norm_eps, h)
@@ -199,24 +202,29 @@ def test_what_cannot_be_wired_is_refused(what: str) -> None:
 # -- work --------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def products() -> Iterator[list[tuple[Tensor, int]]]:
+    """The matrices that are multiplied, and by how many rows."""
+    found, plain = list[tuple[Tensor, int]](), F.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        found.append((weight, len(x)))
+        return plain(x, weight, bias)
+
+    with patch.object(F, "linear", linear):
+        yield found
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_training_step_multiplies_every_matrix_once(tied: bool) -> None:
     """4,096 rows, all wanted; every product has all of them."""
     lm = replace(wired(Wiring(), mixers=["attention", "gated_delta"]), tie_embeddings=tied).build()
-    counted, plain = Counter[int](), F.linear
-
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        counted[id(weight)] += 1
-        assert len(x) == 4096
-        return plain(x, weight, bias)
-
-    plan = StepPlan.of([[t % VOCAB for t in range(64)]] * 64)
-    with patch.object(F, "linear", linear):
-        lm(plan).logsumexp(1).sum().backward()
-    matrices = [module.weight for module in lm.modules() if isinstance(module, Linear)]
+    with products() as found:
+        lm(StepPlan.of([[t % VOCAB for t in range(64)]] * 64)).logsumexp(1).sum().backward()
+    matrices = {id(module.weight) for module in lm.modules() if isinstance(module, Linear)}
     if not tied:
-        matrices.remove(lm.embed.weight)
-    assert counted == {id(matrix): 1 for matrix in matrices}
+        matrices.remove(id(lm.embed.weight))  # looked up, and not multiplied
+    assert Counter((id(weight), rows) for weight, rows in found) == {(matrix, 4096): 1 for matrix in matrices}
 
 
 def test_rows_of_a_served_step_keep_their_bits() -> None:
@@ -225,6 +233,7 @@ def test_rows_of_a_served_step_keep_their_bits() -> None:
     alone = torch.cat([lm.logits(row[None], num_step_rows=1) for row in h])
     assert torch.equal(lm.logits(h, num_step_rows=40), alone)
     assert torch.equal(lm.logits(h, num_step_rows=17)[:17], alone[:17])
-    caches, prompt = lm.tensor_caches(num_seqs=1), StepPlan.of([TOKENS])
-    served = lm(replace(prompt, caches=caches))
-    assert torch.equal(served, lm.logits(lm.hidden(prompt), num_step_rows=len(TOKENS))), "with caches, all rows"
+    assert lm.head is not None
+    with products() as found:
+        lm(StepPlan.of([TOKENS], lm.tensor_caches(num_seqs=1)))
+    assert [rows for weight, rows in found if weight is lm.head.weight] == [STEP_ROWS], "all rows of a served prompt"

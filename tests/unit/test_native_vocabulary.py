@@ -129,6 +129,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "products of rows": (lambda x: x @ x.T, "multiplies rows by rows"),
     "a matrix for each row": (lambda x: x[:, None] @ torch.ones(8, 4, 4), "along rows"),
     "a matrix for each of as many heads": (lambda x: x[:, None].expand(-1, 8, 4) @ torch.ones(8, 4, 4), "along rows"),
+    "one matrix, repeated": (lambda x: x.view(-1, 2, 2).transpose(0, 1) @ torch.ones(1, 2, 3), "by .1, 2, 3."),
+    "a matrix of another depth": (lambda x: x @ torch.ones(3, 4), "by .3, 4."),
     "sums over heads": (lambda x: torch.einsum("thk,hkv->tv", x.view(-1, 2, 2), torch.ones(2, 2, 3)), "computes thk"),
     "another norm": (lambda x: F.normalize(x, p=1.0, dim=-1), "another norm"),
     "a norm of columns": (lambda x: F.normalize(x, dim=0), "another norm"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
@@ -37,6 +38,16 @@ def test_the_value_is_rounded_before_the_weight(impl: Any) -> None:
     normal = (x.double() / (x.double().square().mean(-1, keepdim=True) + EPS).sqrt()).bfloat16()
     found = rms_norm(x, weight, eps=EPS, impl=impl)
     assert (found != normal * weight).float().mean() < 1e-3  # a tie of the first rounding may fall either way
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_a_wider_weight_multiplies_what_is_not_rounded(impl: Any) -> None:
+    x, norm = torch.randn(50, 64).bfloat16(), Gemma2RMSNorm(64, eps=EPS).bfloat16()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(64))
+        found = rms_norm(x, 1.0 + norm.weight.float(), eps=EPS, impl=impl)
+        assert (found != norm(x)).float().mean() < 1e-3  # ties may fall either way
+        assert (rms_norm(x, (1.0 + norm.weight.float()).bfloat16(), eps=EPS, impl=impl) != norm(x)).float().mean() > 0.1
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])

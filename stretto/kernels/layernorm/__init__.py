@@ -21,5 +21,6 @@ def layer_norm(
 
     x: [..., D]; weight, bias: [D]. Bound: bytes of x read and y written.
     """
+    assert all(vector is None or vector.shape == x.shape[-1:] for vector in (weight, bias))
     y: Tensor = pick("layernorm.layer_norm", _ORDER, impl, x)(x, weight, bias, eps=eps)
     return y

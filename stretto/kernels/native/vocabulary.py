@@ -183,6 +183,8 @@ def _product(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
     require(tape.holds(x) and not tape.holds(weight), "multiplies rows by rows")
     require(x.dtype == weight.dtype == torch.float32 and x.stride(-1) == 1, "multiplies what are no fp32 rows")
     require(x.dim() in (2, 3) and weight.dim() in (2, x.dim()), "multiplies rows of other axes than heads")
+    fits = weight.shape[-2] == x.shape[-1] and (weight.dim() == 2 or len(weight) == x.shape[1])
+    require(fits, f"multiplies rows {list(x.shape[1:])} by {list(weight.shape)}")
     y, weight = tape.like(x, *x.shape[1:-1], weight.shape[-1]), weight.contiguous()
     require(len(x) == len(y), "multiplies along rows")
     tape.emit(
@@ -245,6 +247,7 @@ def _layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     require(len(shape) == 1, "normalises several axes at once")
+    assert shape[0] == x.shape[-1]
     return layer_norm(x, weight, bias, eps=eps, impl="native")
 
 
@@ -252,6 +255,7 @@ def _rms_norm(
     tape: "Tape", x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     require(len(shape) == 1, "normalises several axes at once")
+    assert shape[0] == x.shape[-1]
     return rms_norm(x, weight, eps=torch.finfo(x.dtype).eps if eps is None else eps, impl="native")
 
 

@@ -7,7 +7,8 @@
     unit length          y = x / sqrt(sum(x^2) + eps)
 
 Statistics and gates are fp32 or wider; the normalised value is rounded to x.dtype *before* the weight multiplies it,
-as Llama does: checkpoints of zero-centred weights pass 1 + w. Source: RMSNorm, arXiv 1910.07467.
+as Llama does, unless the weight is wider than x: zero-centred weights (Gemma) are passed as 1 + w in fp32. Source:
+RMSNorm, arXiv 1910.07467.
 """
 
 from torch import Tensor
@@ -34,6 +35,7 @@ def rms_norm(
     x: [..., D]; weight: [D]; gate: the shape of x. Bound: bytes of x (and gate) read and y written.
     """
     assert x.shape[-1] % groups == 0 and (gate is None or gate.shape == x.shape)
+    assert weight is None or weight.shape == x.shape[-1:]
     run = pick("rmsnorm", _ORDER, impl, x)
     y: Tensor = run(x, weight, eps=eps, groups=groups, gate=gate, norm_before_gate=norm_before_gate)
     return y

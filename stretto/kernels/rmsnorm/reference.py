@@ -21,7 +21,7 @@ def rmsnorm(
     for part in y.chunk(groups, dim=-1):
         mean_square = (part * part).sum(-1, keepdim=True) / part.shape[-1]
         parts.append(part / torch.sqrt(mean_square + eps))
-    y = torch.cat(parts, -1).to(x.dtype)
+    y = torch.cat(parts, -1).to(x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
     if weight is not None:
         y = (weight.double() * y.double()).to(x.dtype)
     if gate is not None and norm_before_gate:

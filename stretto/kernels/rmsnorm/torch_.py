@@ -27,9 +27,8 @@ def rmsnorm(
     if gate is not None and not norm_before_gate:
         y = y * silu(gate.to(wide))
     width = x.shape[-1] // groups
-    y = F.rms_norm(y.reshape(*x.shape[:-1], groups, width), (width,), None, eps).flatten(-2).to(x.dtype)
-    if weight is not None:
-        y = (y * weight).to(x.dtype)
+    y = F.rms_norm(y.reshape(*x.shape[:-1], groups, width), (width,), None, eps).flatten(-2)
+    y = y.to(x.dtype) if weight is None else (y.to(torch.promote_types(x.dtype, weight.dtype)) * weight).to(x.dtype)
     if gate is not None and norm_before_gate:
         y = (y.to(wide) * silu(gate.to(wide))).to(x.dtype)
     return y
