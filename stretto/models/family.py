@@ -20,6 +20,18 @@ from stretto.models.reader import Config, Reader
 from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, Skeleton, alike
 from stretto.models.table import Format, Key, Known, Names, Part, read_keys, refuse_to_write, write_keys
 
+TINY: Mapping[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+"""A config.json of a model that takes milliseconds, as far as most families agree on it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
@@ -31,6 +43,7 @@ class Family:
     mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
     by format, how files say which kind each layer is. outer: the keys around the layers.
     inside: the key of config.json with the language model's, where a model can do more than text.
+    tiny: what the config.json of the model that law tests run has besides `TINY`.
     also: by format, keys that are written beside those of the tables, and before them.
 
     GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
@@ -49,6 +62,7 @@ class Family:
     hf_skeleton: Skeleton = HF_SKELETON
     gguf_skeleton: Skeleton = GGUF_SKELETON
     also: Mapping[Format, Mapping[str, Any]] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
     announce: Callable[[Format, LMConfig], str] | None = None
     inside: str | None = None
     ignore_under: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from typing import Any
 from stretto.models.family import Family
 from stretto.models.lm import LMConfig
 from stretto.models.parts import attention, dense, mamba2
-from stretto.models.parts.outer import MULTIPLIERS, OUTER
+from stretto.models.parts.outer import MULTIPLIERS, OUTER, TINY_MULTIPLIERS
 from stretto.models.parts.rope import OPTIONAL_ROPE
 from stretto.models.reader import Reader
 from stretto.models.skeleton import Pattern, named_kinds
@@ -67,6 +67,20 @@ FAMILY = Family(
         "gguf": Pattern(_kinds, _write_kinds),
     },
     outer=(Key("", _NO_EXPERTS, fixed(None)), *changed(OUTER, MULTIPLIERS)),
+    tiny=TINY_MULTIPLIERS
+    | {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 40,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+        "rms_norm_eps": 1e-5,
+        "position_embedding_type": None,
+    },
     also={
         # a kind of layer that the model lacks gets one head: defaults might not divide
         "hf": {"num_attention_heads": 1, "mamba_n_heads": 1, "position_embedding_type": "nope"},

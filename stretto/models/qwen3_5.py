@@ -58,5 +58,15 @@ FAMILY = Family(
     outer=changed(OUTER, {"context": context(32768)}),
     hf_skeleton=replace(HF_SKELETON, centred=True),
     gguf_skeleton=replace(GGUF_SKELETON, channel_norm="post_attention_norm"),
+    tiny={
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
     ignore_under=(MTP,),
 )

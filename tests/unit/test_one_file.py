@@ -1,4 +1,5 @@
-"""What the README promises: a filler is one file. Files are added to a copy of the package, and the laws find them."""
+"""What the README promises: a filler is one file, and so is a family. Files are added to a copy of the package, and the
+laws find them."""
 
 import os
 import shutil
@@ -80,6 +81,37 @@ CARD = Card(
     can=Retention.can,
 )
 """
+FAMILY = '''
+"""Seed-OSS: the Llama skeleton, where q, k and v have biases and the output says so by a key of its own."""
+
+from dataclasses import replace
+
+from stretto.models.family import Family
+from stretto.models.parts import attention, dense
+from stretto.models.parts.outer import OUTER, context
+from stretto.models.skeleton import GGUF_SKELETON
+from stretto.models.table import changed
+from stretto.models.ways import flag
+
+FAMILY = Family(
+    name="added",
+    hf={"SeedOssForCausalLM": "seed_oss"},
+    gguf=("seed_oss",),
+    mixers={
+        "layer": attention.PART.having(
+            {
+                "head_dim": attention.head_dim(128),
+                "qkv_bias": flag("attention_bias", True),
+                "out_bias": flag("attention_out_bias", False),
+            }
+        )
+    },
+    channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
+    outer=changed(OUTER, {"context": context(524288)}),
+    gguf_skeleton=replace(GGUF_SKELETON, channel_norm="post_attention_norm"),
+    tiny={"head_dim": 8, "attention_out_bias": True},
+)
+'''
 
 
 def mixer() -> str:
@@ -93,11 +125,12 @@ FILES = {
     "mixers": (mixer, ["tests/contracts/test_mixer.py", "tests/engine/test_native.py"], 25),
     "channels": (lambda: CHANNEL, ["tests/contracts/test_channel.py", "tests/engine/test_native.py"], 25),
     "drafters": (lambda: DRAFTER, ["tests/contracts/test_drafter.py"], 2),
+    "models": (lambda: FAMILY, ["tests/contracts/test_family.py"], 4),
 }
 
 
 @pytest.mark.parametrize("folder", FILES)
-def test_one_file_is_a_filler(folder: str, tmp_path: Path) -> None:
+def test_one_file_is_enough(folder: str, tmp_path: Path) -> None:
     make, tests, least = FILES[folder]
     for name in ("stretto", "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -110,6 +143,9 @@ def test_one_file_is_a_filler(folder: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
     passed = int(done.stdout.rpartition(" passed")[0].split()[-1])
     assert passed >= least, done.stdout
-    listed = "from stretto.core.card import REGISTRIES; print([r.names() for r in REGISTRIES])"
+    listed = (
+        "from stretto.core.card import REGISTRIES; from stretto.convert.model_file import families;"
+        "print([r.names() for r in REGISTRIES], [f.name for f in families()])"
+    )
     names = subprocess.run([sys.executable, "-P", "-c", listed], env=env, capture_output=True, text=True, check=True)
     assert names.stdout.count("'added'") == 1

@@ -125,7 +125,8 @@ def test_quantized_columns_move_in_blocks_or_are_decoded(
 ) -> None:
     """out_proj has its columns by value heads: of whole blocks the bytes move, others would be torn apart."""
     changes = {"linear_value_head_dim": width, "intermediate_size": 64}
-    spec, (source, _) = SPECS["qwen3_5"] | changes, saved("qwen3_5", changes)
+    spec = SPECS["qwen3_5"] | changes
+    source, _ = saved(f"heads of {width}", spec)
     model = open_model(converted(source, tmp_path / "m.gguf", spec, rows="Q8_0"))
     assert matrix_codecs(model) == {"f32", "q8_0"}
     lm = load_model(model)
