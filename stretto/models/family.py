@@ -16,8 +16,9 @@ from stretto.models._keys import GGUF_KEYS, HF_KEYS
 from stretto.models.lm import Layer, LMConfig
 from stretto.models.parts.outer import OUTER
 from stretto.models.parts.rope import rope_extra, rope_of
+from stretto.models.patterns import Pattern, alike
 from stretto.models.reader import Config, Reader
-from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, Skeleton, alike
+from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Skeleton
 from stretto.models.table import Format, Key, Known, Names, Part, read_keys, refuse_to_write, write_keys
 
 TINY: Mapping[str, Any] = {

@@ -5,44 +5,21 @@ sections for images (`mrope_section`) agree wherever text stands, so that they a
 predict further tokens (MTP) are not used.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from stretto.models.family import Family
 from stretto.models.parts import dense, gated_attention, gated_delta
 from stretto.models.parts.outer import OUTER, context
-from stretto.models.reader import MAX_LAYERS, Reader
-from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, named_kinds
+from stretto.models.patterns import by_interval, every, named_kinds
+from stretto.models.reader import Reader
+from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON
 from stretto.models.table import changed
 
 MTP = "mtp."
 
 
-def every(read: Reader, layers: int) -> list[str]:
-    """Every so many-th layer is attention."""
-    interval = read.count("full_attention_interval", 4)
-    return ["linear" if i % interval else "attention" for i in range(1, layers + 1)]
-
-
-def _kinds(read: Reader) -> list[str]:
-    layers, ahead = read.count("block_count", most=MAX_LAYERS), read.get("nextn_predict_layers", 0)
-    if not isinstance(ahead, int) or not 0 <= ahead < layers:
-        read.refuse("nextn_predict_layers", ahead, f"it must be less than {layers}")
-    kinds = every(read, layers)
-    recurrent = read.get("attention.recurrent_layers", None)
-    if recurrent is not None:
-        if not isinstance(recurrent, list) or len(recurrent) != layers:
-            read.refuse("attention.recurrent_layers", recurrent, f"it must say of {layers} layers what they are")
-        kinds = ["linear" if value else "attention" for value in recurrent]
-    return kinds[: layers - ahead]
-
-
-def _write_kinds(kinds: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
-    interval = [*kinds, "attention"].index("attention") + 1
-    if all((kind == "attention") == (i % interval == 0) for i, kind in enumerate(kinds, 1)):
-        return {"full_attention_interval": interval}
-    return {"attention.recurrent_layers": [kind == "linear" for kind in kinds]}
+def _where_none_are_named(read: Reader, layers: int) -> list[str]:
+    return every(read.count("full_attention_interval", 4), "attention", "linear", layers)
 
 
 FAMILY = Family(
@@ -52,8 +29,8 @@ FAMILY = Family(
     mixers={"linear": gated_delta.PART, "attention": gated_attention.PART},
     channel=dense.PART,
     pattern={
-        "hf": named_kinds({"linear": ("linear_attention",), "attention": ("full_attention",)}, every),
-        "gguf": Pattern(_kinds, _write_kinds),
+        "hf": named_kinds({"linear": ("linear_attention",), "attention": ("full_attention",)}, _where_none_are_named),
+        "gguf": by_interval("attention", "linear"),
     },
     outer=changed(OUTER, {"context": context(32768)}),
     hf_skeleton=replace(HF_SKELETON, centred=True),
