@@ -39,8 +39,7 @@ class Family:
     """One architecture family.
 
     hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
-    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not
-    needed.
+    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not needed.
     mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
     by format, how files say which kind each layer is. outer: the keys around the layers.
     inside: the key of config.json with the language model's, where a model can do more than text.
@@ -89,9 +88,8 @@ class Family:
         inner = Reader(config, "config.json").need(key)
         if not isinstance(inner, Mapping):
             raise ModelFileError(f"config.json: {key} is {inner!r}, and no set of values")
-        return Reader(
-            {**inner, **{k: config[k] for k in ("tie_word_embeddings",) if k in config}}, f"config.json, {key}"
-        )
+        tied = {name: config[name] for name in ("tie_word_embeddings",) if name in config}
+        return Reader({**inner, **tied}, f"config.json, {key}")
 
     def from_hf(self, read: Reader) -> LMConfig:
         """The model of a config.json; unread keys are the caller's concern."""
