@@ -4,59 +4,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stretto.convert.model_file import ModelFile, families
 from stretto.core.plan import StepPlan
+from stretto.models.family import TINY
 from stretto.models.lm import LM
+from stretto.models.parts.outer import TINY_MULTIPLIERS
 
 IDS = [7, 60, 3, 3, 41, 12, 5, 33, 9, 28, 50, 1, 17, 62, 8, 44, 20, 2, 36, 11, 55]
-TOKENS: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-BASE: dict[str, Any] = TOKENS | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
-SCALED = {
-    "embedding_multiplier": 3.0,
-    "residual_multiplier": 0.22,
-    "logits_scaling": 2.5,
-    "attention_multiplier": 0.11,
-}
-HYBRID: dict[str, Any] = (
-    BASE
-    | SCALED
-    | {
-        "model_type": "granitemoehybrid",
-        "num_hidden_layers": 4,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
-        "num_local_experts": 0,
-        "shared_intermediate_size": 40,
-        "mamba_n_heads": 8,
-        "mamba_d_head": 8,
-        "mamba_d_state": 16,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 16,
-        "rms_norm_eps": 1e-5,
-        "position_embedding_type": None,
-    }
-)
-MAMBA: dict[str, Any] = TOKENS | {
-    "model_type": "mamba2",
-    "hidden_size": 32,
-    "num_heads": 8,
-    "head_dim": 8,
-    "state_size": 16,
-    "n_groups": 2,
-    "expand": 2,
-    "num_hidden_layers": 2,
-    "chunk_size": 16,
-    "tie_word_embeddings": False,
-}
+TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def tiny(family: str) -> dict[str, Any]:
+    """The config of a family's small model, for transformers."""
+    found = next(f for f in families() if f.name == family)
+    return {"model_type": next(iter(found.hf.values())), **TOKENS, **TINY, **found.tiny}
+
+
+BASE: dict[str, Any] = {**TOKENS, **TINY}
+SCALED, HYBRID, MAMBA, QWEN35 = TINY_MULTIPLIERS, tiny("granite_hybrid"), tiny("mamba2"), tiny("qwen3_5")
 
 
 def rope(kind: str, **values: float) -> dict[str, Any]:
@@ -88,19 +57,6 @@ SPECS: dict[str, dict[str, Any]] = {
     "hybrid-rope": HYBRID
     | {"position_embedding_type": "rope", "mamba_n_groups": 2, "attention_bias": True, "mamba_proj_bias": True},
     "hybrid-attention": HYBRID | {"position_embedding_type": "rope", "layer_types": ["full_attention"] * 4},
-}
-QWEN35: dict[str, Any] = BASE | {
-    "model_type": "qwen3_5_text",
-    "num_hidden_layers": 4,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    **rope("default", partial_rotary_factor=0.5),
-}
-SPECS |= {
     "qwen3_5": QWEN35,
     "qwen3_5-irregular": QWEN35
     | {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]}
@@ -115,13 +71,11 @@ class Checkpoints:
         self._root = root
         self._done: dict[str, tuple[Path, torch.Tensor]] = {}
 
-    def __call__(self, name: str, changes: Mapping[str, Any] | None = None) -> tuple[Path, torch.Tensor]:
-        """changes: to the spec of that name."""
-        made = f"{name} {changes}" if changes else name
-        if made not in self._done:
-            folder = f"{name}-{len(self._done)}" if changes else name
-            self._done[made] = self._make(folder, {**SPECS[name], **(changes or {})})
-        return self._done[made]
+    def __call__(self, name: str, spec: Mapping[str, Any] | None = None) -> tuple[Path, torch.Tensor]:
+        """spec: of a name that is not in `SPECS`."""
+        if name not in self._done:
+            self._done[name] = self._make(name, dict(SPECS[name] if spec is None else spec))
+        return self._done[name]
 
     def _make(self, name: str, spec: dict[str, Any]) -> tuple[Path, torch.Tensor]:
         torch.manual_seed(len(name))
@@ -143,3 +97,23 @@ def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-5) -> Non
 def whole(lm: LM) -> torch.Tensor:
     """Logits of `IDS` in one call."""
     return lm(StepPlan.of([IDS]))  # type: ignore[no-any-return]
+
+
+def same_tensors(model: ModelFile, first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) -> None:
+    """The tensors of a checkpoint that became a GGUF file and a checkpoint again: bit-identical, but for fp32 numbers
+    that GGUF stores in another parametrisation, by the family's tables: these within 2 ulp of what is stored."""
+    stored = model.family.gguf_names(model.config)
+    maps = {theirs.name: (theirs.load, stored[ours].save) for ours, theirs in model.names.items()}
+    assert last.keys() == first.keys() <= maps.keys()
+    for name, value in first.items():
+        assert last[name].dtype == value.dtype, name
+        there = [_stored_as(x.double(), *maps[name]).float().numpy() for x in (value, last[name])]
+        if value.dtype != torch.float32 or maps[name] == (None, None):
+            assert torch.equal(last[name], value), name
+        else:
+            assert (np.abs(there[0] - there[1]) <= 2 * np.spacing(np.abs(there[0]))).all(), name
+
+
+def _stored_as(values: torch.Tensor, load: Any, save: Any) -> torch.Tensor:
+    values = values if load is None else load(values)
+    return values if save is None else save(values)

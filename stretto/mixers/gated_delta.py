@@ -6,7 +6,8 @@
     S_t = e^{g_t} (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T      S: (K, V) per value head, fp32 or wider
     y_t = S_t^T q_t                               out = (norm(y) * silu(z)) W_out        norm per head
 
-Value heads share the keys of their group (grouped values, as in Qwen3-Next). `allow_neg_eigval` doubles beta, so that
+Value heads share the keys of their group (grouped values, as in Qwen3-Next), or, `tiled`, those of every num_k_heads-th
+head: the same function of other rows, and the order of ggml's files. `allow_neg_eigval` doubles beta, so that
 I - beta k k^T can flip a direction (parity needs it). Paper: arXiv 2412.06464. Differs from it: the three convolutions
 are one over the concatenation of q, k and v, which is the same function.
 """
@@ -43,6 +44,7 @@ class GatedDelta(Mixer):
         conv_width: int = 4
         allow_neg_eigval: bool = False
         eps: float = 1e-6  # of the output norm
+        tiled: bool = False  # value head j has key head j mod num_k_heads
 
         def __post_init__(self) -> None:
             parts.check_groups("gated_delta", num_v_heads=self.num_v_heads, num_k_heads=self.num_k_heads)
@@ -80,6 +82,15 @@ class GatedDelta(Mixer):
         c = self.config
         return parts.conv_state(c.d_conv, c.conv_width), parts.memory_state(c.num_v_heads, c.head_k_dim, c.head_v_dim)
 
+    def _shared_out(self, x_TGK: Tensor) -> Tensor:
+        """Queries or keys [T, G, K] as the recurrence takes them: tiled heads have no groups of neighbours, so that
+        every value head gets its own, [T, H, K]."""
+        num_tiles = self.config.num_v_heads // self.config.num_k_heads
+        if not self.config.tiled or num_tiles == 1:
+            return x_TGK
+        rows = x_TGK.flatten(1)
+        return torch.cat([rows] * num_tiles, -1).view(len(rows), -1, self.config.head_k_dim)
+
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
         projected: Tensor = self.in_proj(x_TD, seqs)
@@ -90,8 +101,8 @@ class GatedDelta(Mixer):
         beta_TH = sigmoid_gate(parts.widen(b), scale=2.0 if c.allow_neg_eigval else 1.0)
         g_TH = log_decay(time_step(parts.widen(a), self.dt_bias), self.A_log)
         y_THV = glr(
-            unit_length(q_TGK, eps=_UNIT_EPS),
-            unit_length(k_TGK, eps=_UNIT_EPS),
+            self._shared_out(unit_length(q_TGK, eps=_UNIT_EPS)),
+            self._shared_out(unit_length(k_TGK, eps=_UNIT_EPS)),
             parts.widen(v.view(-1, c.num_v_heads, c.head_v_dim)),
             g=g_TH,
             beta=beta_TH,

@@ -16,9 +16,22 @@ from stretto.models._keys import GGUF_KEYS, HF_KEYS
 from stretto.models.lm import Layer, LMConfig
 from stretto.models.parts.outer import OUTER
 from stretto.models.parts.rope import rope_extra, rope_of
+from stretto.models.patterns import Pattern, alike
 from stretto.models.reader import Config, Reader
-from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Pattern, Skeleton, alike
+from stretto.models.skeleton import GGUF_SKELETON, HF_SKELETON, Skeleton
 from stretto.models.table import Format, Key, Known, Names, Part, read_keys, refuse_to_write, write_keys
+
+TINY: Mapping[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+"""A config.json of a model that takes milliseconds, as far as most families agree on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +39,11 @@ class Family:
     """One architecture family.
 
     hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
-    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not
-    needed.
+    of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not needed.
     mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
     by format, how files say which kind each layer is. outer: the keys around the layers.
     inside: the key of config.json with the language model's, where a model can do more than text.
+    tiny: what the config.json of the model that law tests run has besides `TINY`.
     also: by format, keys that are written beside those of the tables, and before them.
 
     GGUF metadata reach `from_gguf` with one key of ours, `stretto.tensors`: name -> shape, because GGUF leaves to the
@@ -49,6 +62,7 @@ class Family:
     hf_skeleton: Skeleton = HF_SKELETON
     gguf_skeleton: Skeleton = GGUF_SKELETON
     also: Mapping[Format, Mapping[str, Any]] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
     announce: Callable[[Format, LMConfig], str] | None = None
     inside: str | None = None
     ignore_under: tuple[str, ...] = ()
@@ -74,9 +88,8 @@ class Family:
         inner = Reader(config, "config.json").need(key)
         if not isinstance(inner, Mapping):
             raise ModelFileError(f"config.json: {key} is {inner!r}, and no set of values")
-        return Reader(
-            {**inner, **{k: config[k] for k in ("tie_word_embeddings",) if k in config}}, f"config.json, {key}"
-        )
+        tied = {name: config[name] for name in ("tie_word_embeddings",) if name in config}
+        return Reader({**inner, **tied}, f"config.json, {key}")
 
     def from_hf(self, read: Reader) -> LMConfig:
         """The model of a config.json; unread keys are the caller's concern."""

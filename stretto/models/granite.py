@@ -5,7 +5,7 @@ GGUF files store the rows of q and k in interleaved rotary order, and may say th
 
 from stretto.models.family import Family
 from stretto.models.parts import attention, dense
-from stretto.models.parts.outer import MULTIPLIERS, OUTER
+from stretto.models.parts.outer import MULTIPLIERS, OUTER, TINY_MULTIPLIERS
 from stretto.models.parts.rope import OPTIONAL_ROPE, ROPE
 from stretto.models.table import changed
 from stretto.models.ways import flag
@@ -22,5 +22,6 @@ FAMILY = Family(
     },
     channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
     outer=changed(OUTER, MULTIPLIERS),
+    tiny=TINY_MULTIPLIERS,
     also={"gguf": {"logit_scale": 1.0, "rope.scaling.finetuned": False}},
 )

@@ -9,18 +9,15 @@ experts are refused. GGUF files store the rows of q and k in interleaved order, 
 layer what it is, and call a model without Mamba layers `granite`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from stretto.models.family import Family
 from stretto.models.lm import LMConfig
 from stretto.models.parts import attention, dense, mamba2
-from stretto.models.parts.outer import MULTIPLIERS, OUTER
+from stretto.models.parts.outer import MULTIPLIERS, OUTER, TINY_MULTIPLIERS
 from stretto.models.parts.rope import OPTIONAL_ROPE
+from stretto.models.patterns import by_key_heads, named_kinds
 from stretto.models.reader import Reader
-from stretto.models.skeleton import Pattern, named_kinds
 from stretto.models.table import Format, Key, Known, Way, changed
-from stretto.models.ways import count, fixed, per_layer
+from stretto.models.ways import count, fixed
 
 
 def announce(form: Format, config: LMConfig) -> str:
@@ -36,16 +33,6 @@ def _no_experts(read: Reader, known: Known) -> None:
 
 
 _NO_EXPERTS = Way(_no_experts, lambda value, config: {"num_local_experts": 0, "num_experts_per_tok": 0})
-
-
-def _kinds(read: Reader) -> list[str]:
-    return ["attention" if heads else "mamba" for heads in per_layer(read, "attention.head_count_kv")]
-
-
-def _write_kinds(kinds: Sequence[str], keys: Mapping[str, Any]) -> dict[str, Any]:
-    if "mamba" not in kinds:
-        return {}
-    return {"attention.head_count_kv": [keys["attention.head_count_kv"] if k == "attention" else 0 for k in kinds]}
 
 
 FAMILY = Family(
@@ -64,9 +51,23 @@ FAMILY = Family(
     ),
     pattern={
         "hf": named_kinds({"mamba": ("mamba", "linear_attention"), "attention": ("attention", "full_attention")}),
-        "gguf": Pattern(_kinds, _write_kinds),
+        "gguf": by_key_heads("attention", "mamba"),
     },
     outer=(Key("", _NO_EXPERTS, fixed(None)), *changed(OUTER, MULTIPLIERS)),
+    tiny=TINY_MULTIPLIERS
+    | {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 40,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+        "rms_norm_eps": 1e-5,
+        "position_embedding_type": None,
+    },
     also={
         # a kind of layer that the model lacks gets one head: defaults might not divide
         "hf": {"num_attention_heads": 1, "mamba_n_heads": 1, "position_embedding_type": "nope"},

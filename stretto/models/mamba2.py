@@ -22,5 +22,6 @@ FAMILY = Family(
     hf_skeleton=Skeleton(
         embed="backbone.embeddings", norm="backbone.norm_f", block="backbone.layers.{}", mixer_norm="norm"
     ),
+    tiny={"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2, "expand": 2, "chunk_size": 16},
     also={"gguf": {"attention.head_count": 0, "feed_forward_length": 0}},  # readers want the two zeros
 )

@@ -25,5 +25,6 @@ FAMILY = Family(
         )
     },
     channel=dense.PART,
+    tiny={"head_dim": 8},
     outer=(attention.EVERY_LAYER_SEES_ALL, attention.NO_WINDOW_IS_ON, *changed(OUTER, {"context": context(32768)})),
 )

@@ -49,11 +49,11 @@ def check(*allowed: Any, key: str, write: Any = None) -> Way:
     return Way(lambda read, known: read.expect(key, *allowed), lambda value, config: said)
 
 
-def divisor(key: str, of: str, default: int | None = None) -> Way:
-    """A count that must divide the field `of`; -1 as a default means to equal it."""
+def divisor(key: str, of: str, default: int | None = None, *, or_all: bool = False) -> Way:
+    """A count that must divide the field `of`. or_all: without the key it is equal to it."""
 
     def read(read: Reader, known: Known) -> int:
-        found = read.count(key, known[of] if default == -1 else default)
+        found = read.count(key, known[of] if or_all else default)
         read.divide(known[of], key, found)
         return found
 
@@ -113,11 +113,6 @@ def tensors_of(read: Reader) -> dict[str, tuple[int, ...]]:
 
 
 # Parametrisations -----------------------------------------------------------------------------------------------------
-
-
-def plus_one(name: str) -> Source:
-    """Our number is that of the file plus one."""
-    return Source(name=name, load=lambda w: w + 1, save=lambda w: w - 1)
 
 
 def minus_one(name: str) -> Source:

@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "mixers": ["mamba2", "gated_delta", "attention"],
         "changes": {
             "mamba2": {"norm": False, "time_step_limit": (0.05, 1.0)},
-            "gated_delta": {"allow_neg_eigval": True},
+            "gated_delta": {"allow_neg_eigval": True, "tiled": True},
         },
     },
 }

@@ -47,6 +47,31 @@ def test_equals_transformers(num_k_heads: int, num_v_heads: int) -> None:
         agree(ours, theirs, D)
 
 
+@pytest.mark.parametrize(("num_k_heads", "num_v_heads"), [(2, 2), (2, 6), (1, 3)])
+def test_tiled_heads_are_the_same_function_of_other_rows(num_k_heads: int, num_v_heads: int) -> None:
+    """Grouped value head g * r + j is tiled head j * G + g, in every parameter that has value heads."""
+    sizes = {"d_model": D, "num_k_heads": num_k_heads, "num_v_heads": num_v_heads, "head_k_dim": K, "head_v_dim": V}
+    grouped, tiled = (GatedDelta.Config(**sizes, tiled=tiled).build().double() for tiled in (False, True))
+
+    def moved(x: torch.Tensor, width: int, axis: int = 0) -> torch.Tensor:
+        heads = x.unflatten(axis, (num_k_heads, num_v_heads // num_k_heads, width))
+        return heads.transpose(axis, axis + 1).flatten(axis, axis + 2)
+
+    keys, values = 2 * num_k_heads * K, num_v_heads * V
+    with torch.no_grad():
+        qk, v, z, b, a = grouped.in_proj.weight.split([keys, values, values, num_v_heads, num_v_heads])
+        rows = [qk, moved(v, V), moved(z, V), moved(b, 1), moved(a, 1)]
+        tiled.in_proj.weight.copy_(torch.cat(rows))
+        conv_qk, conv_v = grouped.conv_weight.split([keys, values])
+        tiled.conv_weight.copy_(torch.cat([conv_qk, moved(conv_v, V)]))
+        tiled.A_log.copy_(moved(grouped.A_log, 1))
+        tiled.dt_bias.copy_(moved(grouped.dt_bias, 1))
+        tiled.norm_weight.copy_(grouped.norm_weight)
+        tiled.out_proj.weight.copy_(moved(grouped.out_proj.weight, V, axis=1))
+        x, seqs = torch.randn(30, D, dtype=torch.float64), Seqs.of([21, 9])
+        torch.testing.assert_close(tiled(x, seqs), grouped(x, seqs), rtol=0, atol=1e-12)
+
+
 def test_negative_eigenvalues_flip_a_stored_value() -> None:
     """With beta = 2, no decay and one repeated key, writing v = 0 turns the memory's sign: the parity of the writes."""
     config = GatedDelta.Config(

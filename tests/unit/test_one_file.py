@@ -1,4 +1,5 @@
-"""What the README promises: a filler is one file. Files are added to a copy of the package, and the laws find them.
+"""What the README promises: a filler is one file, and so is a family. Files are added to a copy of the package, and the
+laws find them.
 
 A codec whose weights native kernels multiply with is one struct more: how its blocks lie in tiles.
 """
@@ -163,6 +164,37 @@ CARD = Card(
     can=Retention.can,
 )
 """
+FAMILY = '''
+"""Seed-OSS: the Llama skeleton, where q, k and v have biases and the output says so by a key of its own."""
+
+from dataclasses import replace
+
+from stretto.models.family import Family
+from stretto.models.parts import attention, dense
+from stretto.models.parts.outer import OUTER, context
+from stretto.models.skeleton import GGUF_SKELETON
+from stretto.models.table import changed
+from stretto.models.ways import flag
+
+FAMILY = Family(
+    name="added",
+    hf={"SeedOssForCausalLM": "seed_oss"},
+    gguf=("seed_oss",),
+    mixers={
+        "layer": attention.PART.having(
+            {
+                "head_dim": attention.head_dim(128),
+                "qkv_bias": flag("attention_bias", True),
+                "out_bias": flag("attention_out_bias", False),
+            }
+        )
+    },
+    channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
+    outer=changed(OUTER, {"context": context(524288)}),
+    gguf_skeleton=replace(GGUF_SKELETON, channel_norm="post_attention_norm"),
+    tiny={"head_dim": 8, "attention_out_bias": True},
+)
+'''
 
 
 def mixer() -> str:
@@ -209,6 +241,7 @@ EXAMPLES = [
         tests=["tests/unit/test_policies.py", "tests/engine/test_simulator.py"],
         least=4,
     ),
+    Example(folder="models", make=lambda: FAMILY, tests=["tests/contracts/test_family.py"], least=4),
     Example(folder="engine/judges", make=lambda: JUDGE, tests=["tests/contracts/test_judge.py"], least=3),
     Example(
         folder="codecs",
@@ -224,7 +257,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.folder)
-def test_one_file_is_a_filler(example: Example, tmp_path: Path) -> None:
+def test_one_file_is_enough(example: Example, tmp_path: Path) -> None:
     for name in ("stretto", "tests", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
@@ -241,6 +274,9 @@ def test_one_file_is_a_filler(example: Example, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
     passed = int(done.stdout.rpartition(" passed")[0].split()[-1])
     assert passed >= example.least, done.stdout
-    listed = "from stretto.core.card import REGISTRIES; print([r.names() for r in REGISTRIES])"
+    listed = (
+        "from stretto.core.card import REGISTRIES; from stretto.convert.model_file import families;"
+        "print([r.names() for r in REGISTRIES], [f.name for f in families()])"
+    )
     names = subprocess.run([sys.executable, "-P", "-c", listed], env=env, capture_output=True, text=True, check=True)
     assert names.stdout.count(f"'{example.name}'") == 1

@@ -58,7 +58,7 @@ def _write_window(key: str) -> Any:
 
 HEADS = (
     Key("num_heads", count("num_attention_heads"), same("attention.head_count")),
-    Key("num_kv_heads", divisor("num_key_value_heads", "num_heads", default=-1), GGUF_KV_HEADS),
+    Key("num_kv_heads", divisor("num_key_value_heads", "num_heads", or_all=True), GGUF_KV_HEADS),
     Key("head_dim", head_dim(), GGUF_HEAD_DIM),
 )
 BIASES = {name: flag("attention_bias", False) for name in ("qkv_bias", "out_bias")}

@@ -38,6 +38,7 @@ OUTER = (
     Key("", check("silu", "swish", key="hidden_act", write="silu"), fixed(None)),
     Key("d_model", count("hidden_size"), count("embedding_length")),
     Key("norm_eps", number("rms_norm_eps", 1e-6), number("attention.layer_norm_rms_epsilon")),
+    Key("norm", fixed("rms"), fixed("rms")),
     Key("layers", _layers("num_hidden_layers"), _layers("block_count")),
     Key("vocab_size", count("vocab_size"), _VOCAB),
     Key("context", context(2048), _context("context_length")),
@@ -53,3 +54,10 @@ MULTIPLIERS = {
     "logits_divider": (number("logits_scaling", 1.0), positive("logit_scale", none=1.0)),
 }
 """The ways of what Granite multiplies by."""
+TINY_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 2.5,
+    "attention_multiplier": 0.11,
+}
+"""Those of the models of law tests (`Family.tiny`); at 1, one that is left out would hide."""
