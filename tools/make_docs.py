@@ -28,7 +28,7 @@ SOCKETS = {
     "order": "in which order requests are served",
     "victim": "who is preempted when memory runs out",
     "chunk": "how much of a prompt is read in a step",
-    "draft": "how many tokens are drafted",
+    "budget": "how many tokens are drafted",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 

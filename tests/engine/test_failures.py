@@ -224,7 +224,9 @@ class Trees(Oracle):
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
         tree = Tree.drafted((0, 0, 1))
         return [
-            Draft((1, 2, 3), tree, torch.full((3, 23), 1 / 23)) if self.held[ask.rid][0] == 7 else Draft()
+            Draft((1, 2, 3), tree, torch.full((3, 23), 1 / 23)).truncate(ask.max_tokens)
+            if self.held[ask.rid][0] == 7
+            else Draft()
             for ask in asks
         ]
 

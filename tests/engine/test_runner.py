@@ -93,7 +93,7 @@ def test_the_first_layers_are_a_model_of_the_same_parameters() -> None:
     assert len(part.blocks) == 2 and part.state_specs == lm.state_specs[:2]
     plan = StepPlan.of([TEXT])
     hidden, (after_two,) = lm.features(plan, (2,))
-    close(part(plan), lm.logits(lm.norm(after_two)), False)
+    close(part(plan), lm.logits(lm.norm(after_two), 0), False)
     assert hidden.shape == (len(TEXT), 16) and part(plan).shape == (len(TEXT), VOCAB)
     with pytest.raises(AssertionError, match="no layer"):
         lm.features(plan, (5,))

@@ -181,7 +181,18 @@ def test_show(cli: Run, tiny: Path) -> None:
 
 def test_list(cli: Run) -> None:
     found = json.loads(cli("list", "--json")[1])
-    assert set(found) == {"mixer", "channel", "codec", "drafter", "judge", "order", "victim", "chunk", "draft", "model"}
+    assert set(found) == {
+        "mixer",
+        "channel",
+        "codec",
+        "drafter",
+        "judge",
+        "order",
+        "victim",
+        "chunk",
+        "budget",
+        "model",
+    }
     assert "attention" in [card["name"] for card in found["mixer"]]
     assert found["model"] == [m for m in found["model"] if m["path"] is None], "the cache of the test is empty"
     code, out, err = cli("list", "codec")

@@ -94,10 +94,10 @@ def test_policies_need_no_torch(registry, card):
 
 
 NAMES = {
-    "order policy": "ORDERS",
-    "victim policy": "VICTIMS",
-    "chunk policy": "CHUNKS",
-    "draft policy": "DRAFT_POLICIES",
+    "order": "ORDERS",
+    "victim": "VICTIMS",
+    "chunk": "CHUNKS",
+    "budget": "DRAFT_POLICIES",
 }
 
 

@@ -52,7 +52,7 @@ def test_no_hint_means_no_filter() -> None:
 
 def test_lookup_takes_the_latest_match_and_all_that_followed() -> None:
     """The first match in transformers 5.23 and llama-cpp-python; two tokens in arctic-inference 0.3.0."""
-    drafter = NGram(max_n=3)
+    drafter = NGram(range(3, 0, -1))
     drafter.admit(1, [5, 1, 2, 9, 9, 9, 1, 2, 7, 7, 7, 1, 2])
     assert drafter.propose([Ask(1, 3)])[0].tokens == (7, 7, 7)
 
