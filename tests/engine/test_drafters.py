@@ -62,7 +62,8 @@ def known(oracle: LM) -> Known:
 
 
 def run(engine: Engine, known: Known, num_seqs: int) -> int:
-    """All texts at once, some of them cancelled and begun again. How many preemptions there were."""
+    """All texts at once, some of them preempted (also where nothing lacks memory), cancelled, begun again. How many
+    preemptions there were."""
     rng, sampling = random.Random(num_seqs), Sampling(temperature=0, max_tokens=LENGTH).resolve()
     waiting = list(known)[:num_seqs]
     live: dict[int, tuple[tuple[int, ...], list[int]]] = {}
@@ -77,6 +78,10 @@ def run(engine: Engine, known: Known, num_seqs: int) -> int:
             rid = rng.choice(list(live))
             engine.cancel(rid)
             waiting.append(live.pop(rid)[0])
+        if engine.scheduler.running and rng.random() < 0.05:
+            job = rng.choice(engine.scheduler.running)
+            engine.scheduler.preempt(job)
+            engine.drafting.forget(job.rid)
         for event in engine.step():
             assert event.error is None, event.error
             prompt, output = live[event.rid]
@@ -97,8 +102,7 @@ def test_drafts_of_every_kind_change_nothing(oracle: LM, known: Known, kind: str
         drafter = KINDS[kind](oracle, oracle, known, None)
         one = toy_engine(oracle, context=64, pages=9, max_rows=40, drafter=drafter, policies=nodes(5, 0, 3))
         preemptions += run(one, known, num_seqs)
-    has_pages = any(spec.kind == "paged" for specs in oracle.state_specs for spec in specs)
-    assert (preemptions > 0) == has_pages, "there was too little memory, so requests were preempted"
+    assert preemptions > 0
     check_used(drafter, one)
 
 
