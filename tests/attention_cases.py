@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from native import LEVELS, int32, team
@@ -28,6 +29,14 @@ class Layer:
     V: int
     dtype: torch.dtype = torch.bfloat16
     window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `attention` that differ from layer to layer."""
+        sinks = torch.linspace(-2, 3, self.H) if self.has_sinks else None
+        return {"window": self.window, "softcap": self.softcap, "sinks": sinks}
 
     def rows(self, n: int) -> Rows:
         return torch.randn(n, self.H, self.K), torch.randn(n, self.G, self.K), torch.randn(n, self.G, self.V)
@@ -43,6 +52,11 @@ LAYERS = {
     "window": Layer(6, 2, 64, 32, window=300),
     "short window": Layer(2, 2, 32, 48, window=5),
     "one group of many": Layer(100, 1, 16, 16),
+    "window and sinks": Layer(6, 2, 32, 20, window=70, has_sinks=True),
+}
+SOFT_CAPPED = {
+    "soft-capped": Layer(6, 3, 48, 32, torch.float32, softcap=1.5),
+    "all options": Layer(34, 2, 20, 37, window=300, softcap=2.0, has_sinks=True),
 }
 
 
@@ -120,7 +134,7 @@ def attend(
     with tape.recording():
         parts = held.split_with_sizes(widths, 1)
         q, k, v = (part.unflatten(1, x.shape[1:]) for part, x in zip(parts, rows, strict=True))
-        o, lse = attention(q, k, v, seqs=Seqs.of([]), kv=kv, window=layer.window, impl="native")
+        o, lse = attention(q, k, v, seqs=Seqs.of([]), kv=kv, impl="native", **layer.options)
     for buffer in (held, o, lse):
         ctypes.memset(buffer.data_ptr(), 0xFF, buffer.nbytes)  # NaN
     held[:n] = torch.cat([x.flatten(1) for x in rows], 1)

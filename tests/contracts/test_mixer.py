@@ -25,16 +25,23 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import TensorCache, TensorPaged, TensorSlot
 
 F64 = torch.float64
+
+
+def cards(can: Can) -> list[Card]:
+    """The cards with these abilities, and their variants."""
+    return [one for card in MIXERS.cards(can) for one in card.with_variants()]
+
+
 DRAFTS = [
     pytest.param(card, tree, id=f"{card.name}-{'tree' if tree else 'chain'}")
     for tree, can in ((False, Can.CHAIN), (True, Can.TREE))
-    for card in MIXERS.cards(Can.CAUSAL | can)
+    for card in cards(Can.CAUSAL | can)
 ]
 
 
 def over(can: Can) -> pytest.MarkDecorator:
     """Run a law over the cards with these abilities."""
-    return pytest.mark.parametrize("card", MIXERS.cards(can), ids=lambda card: card.name)
+    return pytest.mark.parametrize("card", cards(can), ids=lambda card: card.name)
 
 
 @pytest.fixture(autouse=True)
@@ -176,9 +183,7 @@ def test_drafts_read_their_path_and_commit_keeps_it(card: Card, tree: bool, seed
 
 
 REPLAYED = [
-    card
-    for card in MIXERS.cards(Can.CAUSAL | Can.TREE)
-    if all(spec.kind == "slot" for spec in card.tiny_module().state_specs)
+    card for card in cards(Can.CAUSAL | Can.TREE) if all(spec.kind == "slot" for spec in card.tiny_module().state_specs)
 ]
 
 

@@ -42,6 +42,11 @@ def tiled(lm: LM) -> LM:
 
 MODELS: dict[str, dict[str, Any]] = {
     **{card.name: {"mixers": [card.name] * 2} for card in MIXERS.cards(Can.CAUSAL)},
+    **{
+        f"{card.name} {variant}": {"mixers": [card.name] * 2, "changes": {card.name: changes}}
+        for card in MIXERS.cards(Can.CAUSAL)
+        for variant, changes in card.variants.items()
+    },
     **{f"{card.name} channels": {"mixers": ["attention"] * 3, "channel": card.name} for card in CHANNELS.cards()},
     "hybrid": {"mixers": ["gated_delta", "attention", "mamba2"]},
     "mamba": {"mixers": ["mamba", "attention", "mamba"]},

@@ -10,6 +10,8 @@ struct Layer {
     int heads, groups, key_size, value_size;
     bool is_bf16;
     int window;
+    float softcap = 0.0f;
+    bool has_sinks = false;
 };
 
 uint16_t to_bf16(float x) {
@@ -63,11 +65,13 @@ void drive(
     q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
     Pages k_pages(rows, seqs, layer, true), v_pages(rows, seqs, layer, false);
     Buffer<float> o(int64_t(n) * layer.heads * layer.value_size), lse(int64_t(n) * layer.heads);
+    Buffer<float> sinks(layer.heads);
+    for (int h = 0; h < layer.heads; h++) sinks[h] = random.value();
     Buffer<float> partials(num_partials * layer.heads * (layer.value_size + 2));
     AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
                          k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
     AttentionArgs args = {layer.heads, layer.groups, layer.key_size, layer.value_size, layer.is_bf16, 0.3f,
-                          layer.window, is_coarse, 0, 0, q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
+                          layer.window, is_coarse, 0, layer.softcap, q.get(),        q.stride(), layer.has_sinks ? sinks.get() : nullptr, k_pages.get(), v_pages.get(),
                           o.get(),     lse.get(),    partials.get(), num_partials};
     MergeArgs merge = {args};
     Ops ops = {OP(kv_append, append), OP(attention, args)};
@@ -91,6 +95,7 @@ void drive_attention(const Runner& runner) {
         {9, 3, 64, 64, true, 0},    {4, 2, 20, 8, false, 0},    {6, 2, 8, 20, true, 300},
         {17, 1, 5, 3, false, 0},    {100, 1, 16, 16, true, 70}, {2, 2, 20, 64, false, 256},
         {2, 1, 256, 256, true, 0},  {20, 1, 37, 70, true, 0},
+        {17, 1, 8, 20, false, 70, 2.0f, true}, {6, 3, 16, 16, true, 0, 0.0f, true},
     };
     for (const Layer& layer : layers)
         for (int64_t partials : {0, 5, 400}) {  // none, not enough, enough

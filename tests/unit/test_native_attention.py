@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import CONTEXT, LAYERS, PAGE, Cache, Layer, attend, decode, equal
+from attention_cases import CONTEXT, LAYERS, PAGE, SOFT_CAPPED, Cache, Layer, attend, decode, equal
 from native import LEVELS, team
 
 from stretto.cache.pools import Placement, Pools
@@ -17,6 +17,7 @@ from stretto.kernels.attention import attention
 from stretto.kernels.native.guard import NotRecordable
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
+LAYERS = LAYERS | SOFT_CAPPED
 TREE = (-1, 0, 0, 1, 2, 2, 4, 1, 6)  # the pending row and eight nodes
 
 CASES: dict[str, Callable[[], Seqs]] = {  # made for every use: what a Seqs memoises belongs to one cache
@@ -35,7 +36,7 @@ def test_equals_the_fp64_reference(name: str, case: str) -> None:
     layer, seqs = LAYERS[name], CASES[case]()
     cache, (q, k, v) = Cache(layer, seqs.num_seqs).filled(seqs), layer.rows(seqs.num_rows)
     stored = [x.to(layer.dtype).double() for x in (k, v)]
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
     # torch in fp32 wants keys and values of one size: zeros behind change nothing
     size = max(layer.K, layer.V)
@@ -86,7 +87,7 @@ def test_lists_of_keys_in_any_order(name: str, case: str) -> None:
         seen = [x[x > c - layer.window] for x, c in zip(seen, seqs.contexts, strict=True)]
     thinned = cache.rearranged(seqs, seen)
     stored = [x.to(layer.dtype).double() for x in (k, v)]
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
     plain = attend(cache, seqs, (q, k, v))
     assert equal(attend(ordered, seqs, (q, k, v)), plain)

@@ -21,7 +21,7 @@ def reference(cache: Cache, seqs: Seqs, rows: Rows) -> tuple[Tensor, Tensor]:
     """(o, lse) in fp64, from keys and values as they are stored."""
     layer, (q, k, v) = cache.layer, (x.double() for x in rows)
     k, v = (x.to(layer.dtype).double() for x in (k, v))
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     return attention(q, k, v, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
 
 

@@ -111,12 +111,19 @@ class Exact final : public Item {
         if (keys.is_empty()) return top;
         float* first = score_of(line, split, keys.lo / BLOCK * BLOCK);
         float* last = score_of(line, split, (keys.hi - 1) / BLOCK * BLOCK);
+        if (a_.softcap != 0) soften(first, last);
         F32 lane = load(LANE), low = set1(float(keys.lo % BLOCK)), high = set1(float((keys.hi - 1) % BLOCK + 1));
         store(first, select_less(lane, low, top, load(first)));
         store(last, select_less(lane, high, load(last), top));
         if (is_scattered_) hide(line, split, keys);
         for (float* s = first; s <= last; s += BLOCK) top = max(top, load(s));
         return top;
+    }
+
+    // Soft-caps scores, block by block.
+    void soften(float* first, float* last) {
+        F32 cap = set1(a_.softcap);
+        for (float* s = first; s <= last; s += BLOCK) store(s, mul(cap, tanh(div(load(s), cap))));
     }
 
     // Scores become -inf where a window hides keys that do not lie in the order of their positions.

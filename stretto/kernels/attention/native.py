@@ -11,6 +11,7 @@ from torch import Tensor
 from stretto.core.pages import PAGE_SIZE
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
+from stretto.kernels.attention.softmax import Softmax
 from stretto.kernels.native.guard import HEADS_APART, NotRecordable, require
 from stretto.kernels.native.library import Fields
 from stretto.kernels.native.tape import ALL_ROWS, aligned, beyond, current, why_not_here
@@ -28,7 +29,7 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, scale: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`; `seqs` is a placeholder while a tape is recorded.
 
@@ -37,9 +38,11 @@ def attention(
     Raises NotRecordable for any other cache, and without one.
     """
     tape, (_, heads, size), (_, groups, value_size) = current(), q.shape, v.shape
-    assert k.shape[1:] == (groups, size) and heads % groups == 0 and window != 0
+    assert k.shape[1:] == (groups, size) and heads % groups == 0 and softmax.window != 0
     for x in (q, k, v):
         require(tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), HEADS_APART)
+    sinks = softmax.sinks
+    require(sinks is None or (sinks.dtype == torch.float32 and not tape.holds(sinks)), "has sinks of the rows")
     keys, values, group = _pages(kv)
     is_bf16 = keys.dtype == torch.bfloat16
     assert keys.shape[2:] == k.shape[1:] and values.shape == (*keys.shape[:3], value_size)
@@ -57,11 +60,13 @@ def attention(
         "key_size": size,
         "value_size": value_size,
         "is_bf16": is_bf16,
-        "scale": scale,
-        "window": min(window or 0, 2**31 - 1),
+        "scale": softmax.scale,
+        "softcap": softmax.softcap or 0.0,
+        "window": min(softmax.window or 0, 2**31 - 1),
         "coarse_prompts": tape.coarse_prompts,
         "group": group,
         "q": q,
+        "sinks": sinks,
         "k_pages": keys,
         "v_pages": values,
         "o": o,
