@@ -127,7 +127,7 @@ def decode_step(file: "ModelFile", env: Env) -> dict[str, Any]:
         started = time.perf_counter()
         captured.tape.run()
         runs.append(time.perf_counter() - started)
-    weights = model_cost(llm.engine.model, llm.engine.config.kv_dtype).weight_bytes
+    weights = model_cost(llm.engine.model, llm.engine.kv).weight_bytes
     bound = weights / native_bandwidth(threads, num_bytes=weights).median
     median = sorted(runs)[len(runs) // 2]
     parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in captured.tape.profile().items()}

@@ -26,6 +26,7 @@ class Can(enum.Flag):
     BITWISE_CAUSAL = enum.auto()  # mixer: changing token t leaves outputs < t bit-identical (FFT forms do not)
     ENCODE = enum.auto()  # codec: can write
     EXACT_REENCODE = enum.auto()  # codec: encode(decode(p)) has the bytes of p
+    KV = enum.auto()  # codec: keys and values can be stored in it, token by token (a PageFormat)
     SAMPLED = enum.auto()  # judge: works at temperature > 0
 
 

@@ -21,6 +21,7 @@ from stretto.core.card import Can
 from stretto.core.drafter import Ask, Draft, Drafter, Verdict
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge, Noise
+from stretto.core.page_format import Plain, page_format
 from stretto.core.plan import StepPlan
 from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.sampling import Sampling
@@ -44,14 +45,14 @@ MAX_AHEAD = 16  # plain steps in a row
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """Sizes. context: longest sequence; max_seqs: requests that run at once; max_rows: token budget of a step;
-    memory_bytes: for the cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels compute prompts
-    with 8-bit activations and 16-bit attention."""
+    memory_bytes: for the cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's
+    dtype; coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention."""
 
     context: int
     max_seqs: int = 32
     max_rows: int = 512
     memory_bytes: int = 2 << 30
-    kv_dtype: torch.dtype = torch.bfloat16
+    kv: str = "auto"
     coarse_prompts: bool = False
 
 
@@ -81,9 +82,10 @@ class Engine:
         self.model, self.config = model, config
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         max_rows = max(config.max_rows, config.max_seqs + 1)
+        self.kv = Plain(model.dtype) if config.kv == "auto" else page_format(config.kv)
         sizes = size_pools(
             model.state_specs,
-            config.kv_dtype,
+            self.kv,
             model.dtype,
             context=config.context + MAX_TREE_ROWS,
             max_seqs=config.max_seqs,
@@ -94,7 +96,7 @@ class Engine:
             model.state_specs,
             num_blocks=sizes.num_blocks,
             num_slots=sizes.num_slots,
-            kv_dtype=config.kv_dtype,
+            kv=self.kv,
             state_dtype=model.dtype,
             lanes=threads is not None,
         )

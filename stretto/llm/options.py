@@ -3,7 +3,7 @@
 import inspect
 from typing import TYPE_CHECKING
 
-from stretto.core.card import DRAFTERS, JUDGES, Exactness
+from stretto.core.card import CODECS, DRAFTERS, JUDGES, Exactness
 from stretto.core.drafter import Drafter
 from stretto.core.errors import UserError
 from stretto.core.policy import DraftPolicy
@@ -48,9 +48,11 @@ def make_judge(name: str) -> "Judge":
     return judge
 
 
-def approximations(draft: object, judge: object, prefill: str) -> tuple[str, ...]:
+def approximations(draft: object, judge: object, prefill: str, kv: str) -> tuple[str, ...]:
     """What of these settings, by their cards, may change the output. Objects that a caller made are not known here."""
     found = [] if prefill == "exact" else [f"prefill {prefill}"]
+    if kv != "auto" and CODECS.card(kv).exactness is Exactness.APPROXIMATE:
+        found.append(f"kv {kv}")
     name = draft.partition(":")[0] if isinstance(draft, str) else ""
     cards = [DRAFTERS.card(name)] if name in DRAFTERS.names() else []
     cards += [JUDGES.card(judge)] if isinstance(judge, str) else []

@@ -10,6 +10,7 @@ from stretto.convert.load import value_shape
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, show_size
+from stretto.core.page_format import PageFormat
 from stretto.core.seqs import MAX_TREE_ROWS
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
@@ -30,6 +31,7 @@ def choose_sizes(
     file: ModelFile,
     dtype: torch.dtype,
     *,
+    kv: PageFormat,
     native: bool,
     max_rows: int,
     context: int | None = None,
@@ -37,17 +39,17 @@ def choose_sizes(
 ) -> Sizes:
     """Sizes that fit, before any weight is loaded.
 
-    dtype: of weights through torch, and of the cache. context None: what the model was made for, or as much of it as
-    one sequence can fill. memory_bytes None: what `SHARE` of the memory that is there leaves beside weights and
-    buffers. Sequences share the cache, and one may use all of it. Raises UserError for a context that the model was not
-    made for, FitError if it does not fit.
+    dtype: of weights through torch. kv: the format of the cache. context None: what the model was made for, or as much
+    of it as one sequence can fill. memory_bytes None: what `SHARE` of the memory that is there leaves beside weights
+    and buffers. Sequences share the cache, and one may use all of it. Raises UserError for a context that the model was
+    not made for, FitError if it does not fit.
     """
     limit, asked = file.config.context, context
     if asked is not None and not 1 < asked <= limit:
         raise UserError(f"context is {asked}", why=f"this model was made for 2 to {limit:,} tokens")
     with torch.device("meta"):
         lm = LM(file.config)
-    kinds = lm.state_specs, dtype, torch.float32 if native else dtype
+    kinds = lm.state_specs, kv, torch.float32 if native else dtype
     why = None
     if memory_bytes is None:
         there, weights = available_memory(), weight_bytes(file, lm, dtype, native=native)

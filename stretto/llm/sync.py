@@ -16,6 +16,7 @@ from stretto.core.drafter import Drafter
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
+from stretto.core.page_format import Plain, page_format
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
 from stretto.engine.engine import Engine, EngineConfig
@@ -48,7 +49,8 @@ class LLM:
     integers and fp32 activations, "torch" with weights in `dtype`; "auto" is native where it can be, and
     `backend_choice` says what was taken and why. prefill: "exact" computes prompts as it decodes, to the bit; "int8" is
     faster: prompts, and only prompts, are multiplied with 8-bit activations and attend in 16-bit integers (native
-    only). context: longest sequence, default what the model was made for, or as much of it as memory allows.
+    only). kv: how keys and values are cached: a codec that can ("bf16", "f32", "int8"), or "auto", which is `dtype`.
+    context: longest sequence, default what the model was made for, or as much of it as memory allows.
     memory_bytes: for the cache, which all sequences share; default 90% of what is free on the machine and in its
     control group, less weights and buffers. max_rows: most rows of a step, of prompts and drafts; default 128 on native
     kernels, whose caches hold the activations of so many, and 512 through torch. note: gets a line when the kernels are
@@ -66,6 +68,7 @@ class LLM:
         dtype: str = "bfloat16",
         backend: str = "auto",
         prefill: str = "exact",
+        kv: str = "auto",
         context: int | None = None,
         max_seqs: int = 32,
         max_rows: int | None = None,
@@ -84,7 +87,8 @@ class LLM:
         if prefill not in PREFILLS:
             raise UserError(f"unknown prefill {prefill!r}", try_=f"one of {', '.join(PREFILLS)}")
         drafting = make_drafting(draft) if isinstance(draft, str) else draft
-        self._approximate = approximations(draft, judge, prefill)
+        kv_format = Plain(DTYPES[dtype]) if kv == "auto" else page_format(kv)
+        self._approximate = approximations(draft, judge, prefill, kv)
         file = open_model(resolve(str(model), env=env, progress=True))
         self.file: ModelFile = file
         self.tokenizer = open_tokenizer(file)
@@ -105,6 +109,7 @@ class LLM:
         sizes = choose_sizes(
             file,
             DTYPES[dtype],
+            kv=kv_format,
             native=threads is not None,
             max_rows=rows,
             context=context,
@@ -123,7 +128,7 @@ class LLM:
                 max_seqs=max_seqs,
                 max_rows=rows,
                 memory_bytes=sizes.memory_bytes,
-                kv_dtype=DTYPES[dtype],
+                kv=kv_format.name,
                 coarse_prompts=prefill == "int8",
             ),
             drafter=drafting[0] if drafting else None,

@@ -62,8 +62,10 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
         for (int64_t i = from > before ? from - before : 0; i < here && i < to - before; i++) {
             int part = int(i / a.num_kv_heads), group = int(i % a.num_kv_heads);
             bool is_coarse = a.is_coarse(step, b);
-            auto run = a.is_bf16 ? is_coarse ? run_item<Coarse<Bf16>> : run_item<Exact<Bf16>>
-                                 : is_coarse ? run_item<Coarse<Fp32>> : run_item<Exact<Fp32>>;
+            auto run = with_format(a.format, [&](auto format) {
+                using P = decltype(format);
+                return is_coarse ? run_item<Coarse<P>> : run_item<Exact<P>>;
+            });
             run(a, step, cuts, cut, b, part, group);
         }
         before += here;
@@ -72,8 +74,10 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
 
 }  // namespace
 
-STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, o, lse, partials, num_partials)
+STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, format, scale, window,
+           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, k_scales, v_scales, o, lse, partials, num_partials)
+
+extern "C" const char* PageFormat_names() { return page_format::PageFormat_list; }
 
 STRETTO_EXPORT_LIMIT(SPLIT)
 STRETTO_EXPORT_LIMIT(MAX_SIZE)

@@ -16,7 +16,7 @@ struct AttentionArgs {
     int32_t num_kv_heads;
     int32_t key_size;
     int32_t value_size;
-    int32_t is_bf16;  // pages; else fp32
+    int32_t format;  // of pages
     float scale;
     int32_t window;  // 0: none
     int32_t coarse_prompts;
@@ -27,6 +27,8 @@ struct AttentionArgs {
     const float* sinks;      // [H] or null
     const uint8_t* k_pages;  // [P, G, K, PAGE_TOKENS]
     const uint8_t* v_pages;  // [P, PAGE_TOKENS, G, V]
+    const float* k_scales;   // of formats that have some: [P, G, PAGE_TOKENS]
+    const float* v_scales;   // [P, PAGE_TOKENS, G]
     float* o;                // [T, H, V]
     float* lse;              // [T, H]
     float* partials;         // per row and split: m [H], l [H], o [H, V]

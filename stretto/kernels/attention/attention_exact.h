@@ -88,6 +88,12 @@ class Exact final : public Item {
             for (; at + N <= count; at += N) scores<P, R, N>(q, pages + at, size, scale, s + at * BLOCK, stride);
             for (; at < count; at++) scores<P, R, 1>(q, pages + at, size, scale, s + at * BLOCK, stride);
         });
+        if constexpr (P::has_scales)
+            for (int at = 0; at < count; at++)
+                for (int r = 0; r < n; r++) {
+                    float* block = s + r * stride + at * BLOCK;
+                    store(block, mul(load(block), load(key_scales(pages[at]))));
+                }
     }
 
     // Scores to weights: s, m and l of every line, 16 lines at a time.

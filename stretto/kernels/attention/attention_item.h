@@ -108,10 +108,17 @@ class Item {
         return count;
     }
 
+    // The scales of a page of keys.
+    template <class Element>
+    const float* key_scales(const Element* page) const {
+        return a_.k_scales + (page - reinterpret_cast<const Element*>(a_.k_pages)) / a_.key_size;
+    }
+
     template <class P>
     Stored<P> stored(const int64_t* locations) const {
         auto values = reinterpret_cast<const typename P::Element*>(a_.v_pages);
-        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, locations};
+        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, locations,
+                P::has_scales ? a_.v_scales + group_ : nullptr, a_.num_kv_heads};
     }
 
     // The end of what is stored when a line is: it sees nothing behind that.

@@ -81,5 +81,5 @@ void run(const MergeArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, o, lse, partials, num_partials)
+STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, format, scale, window,
+           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, k_scales, v_scales, o, lse, partials, num_partials)
