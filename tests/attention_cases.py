@@ -3,11 +3,13 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from native import LEVELS, int32, team
 from torch import Tensor
 
+from stretto.core.page_format import PageFormat, Plain, page_format
 from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import PageRef
@@ -15,6 +17,7 @@ from stretto.kernels.attention import attention
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
 ROOM, CONTEXT, PAGE = 800, 1024, 16
+BF16, INT8 = page_format("bf16"), page_format("int8")
 Rows = tuple[Tensor, Tensor, Tensor]
 
 
@@ -26,23 +29,42 @@ class Layer:
     G: int
     K: int
     V: int
-    dtype: torch.dtype = torch.bfloat16
+    format: PageFormat = BF16
     window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `attention` that differ from layer to layer."""
+        sinks = torch.linspace(-2, 3, self.H) if self.has_sinks else None
+        return {"window": self.window, "softcap": self.softcap, "sinks": sinks}
 
     def rows(self, n: int) -> Rows:
         return torch.randn(n, self.H, self.K), torch.randn(n, self.G, self.K), torch.randn(n, self.G, self.V)
 
+    def stored(self, x: Tensor) -> Tensor:
+        """What pages make of rows of keys or values, in fp64."""
+        return self.format.decode(*self.format.encode(x)).double()
+
 
 LAYERS = {
     "grouped": Layer(9, 3, 64, 64),
-    "grouped fp32": Layer(4, 2, 32, 32, torch.float32),
+    "grouped fp32": Layer(4, 2, 32, 32, Plain(torch.float32)),
     "multi-query": Layer(17, 1, 48, 80),
-    "multi-head": Layer(3, 3, 256, 256, torch.float32),
+    "multi-head": Layer(3, 3, 256, 256, Plain(torch.float32)),
     "odd sizes": Layer(4, 2, 37, 70),
-    "odd sizes fp32": Layer(2, 1, 5, 3, torch.float32),
+    "odd sizes fp32": Layer(2, 1, 5, 3, Plain(torch.float32)),
     "window": Layer(6, 2, 64, 32, window=300),
     "short window": Layer(2, 2, 32, 48, window=5),
     "one group of many": Layer(100, 1, 16, 16),
+    "int8": Layer(9, 3, 64, 64, INT8),
+    "odd sizes int8": Layer(4, 2, 37, 70, INT8, window=300),
+    "window and sinks": Layer(6, 2, 32, 20, window=70, has_sinks=True),
+}
+SOFT_CAPPED = {
+    "soft-capped": Layer(6, 3, 48, 32, Plain(torch.float32), softcap=1.5),
+    "all options": Layer(34, 2, 20, 37, window=300, softcap=2.0, has_sinks=True),
 }
 
 
@@ -58,8 +80,12 @@ class Cache:
         numbers = torch.randperm(num_seqs * blocks) + 1
         self.table = numbers.view(num_seqs, blocks)
         pages = num_seqs * blocks + 1
-        keys = torch.full((pages, layer.G, layer.K, PAGE), torch.nan, dtype=layer.dtype).movedim(-1, 1)
-        self.pages = [keys, torch.full((pages, PAGE, layer.G, layer.V), torch.nan, dtype=layer.dtype)]
+        poison = torch.nan if layer.format.dtype.is_floating_point else -128
+        keys = torch.full((pages, layer.G, layer.K, PAGE), poison, dtype=layer.format.dtype).movedim(-1, 1)
+        self.pages = [keys, torch.full((pages, PAGE, layer.G, layer.V), poison, dtype=layer.format.dtype)]
+        sides = range(layer.format.sides)
+        self.sides = [[torch.full((pages, layer.G, PAGE), torch.nan).movedim(-1, 1) for _ in sides]]
+        self.sides += [[torch.full((pages, PAGE, layer.G), torch.nan) for _ in sides]]
 
     def slots(self, b: int, first: int, last: int) -> Tensor:
         where = torch.arange(first, last)
@@ -84,8 +110,9 @@ class Cache:
         return other
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        for pages, rows in zip(self.pages, (k, v), strict=True):
-            pages[slots // PAGE, slots % PAGE] = rows.to(pages.dtype)
+        for pages, sides, rows in zip(self.pages, self.sides, (k, v), strict=True):
+            for part, values in zip((pages, *sides), self.layer.format.encode(rows), strict=True):
+                part[slots // PAGE, slots % PAGE] = values
 
     def filled(self, seqs: Seqs) -> "Cache":
         """Random contexts for all sequences."""
@@ -96,12 +123,17 @@ class Cache:
     def refs(self, seqs: Seqs, dtype: torch.dtype | None = None) -> tuple[PageRef, PageRef]:
         """dtype: copies of it, zero where nothing was written; default, the pages themselves."""
         where = Locations(self.table, self.slot_mapping(seqs), key_positions=self.positions)
-        k, v = self.pages if dtype is None else (x.to(dtype).nan_to_num() for x in self.pages)
-        return PageRef(k, where), PageRef(v, where)
+        form, parts = self.layer.format, list(zip(self.pages, self.sides, strict=True))
+        if dtype is None:
+            k, v = (PageRef(pages, where, form, sides) for pages, sides in parts)
+        else:
+            k, v = (PageRef(form.decode(pages, *sides).to(dtype).nan_to_num(), where) for pages, sides in parts)
+        return k, v
 
     def copy(self) -> "Cache":
         other = Cache.__new__(Cache)
         other.layer, other.table, other.pages = self.layer, self.table, [x.clone() for x in self.pages]
+        other.sides = [[x.clone() for x in sides] for sides in self.sides]
         other.positions = self.positions
         return other
 
@@ -120,7 +152,7 @@ def attend(
     with tape.recording():
         parts = held.split_with_sizes(widths, 1)
         q, k, v = (part.unflatten(1, x.shape[1:]) for part, x in zip(parts, rows, strict=True))
-        o, lse = attention(q, k, v, seqs=Seqs.of([]), kv=kv, window=layer.window, impl="native")
+        o, lse = attention(q, k, v, seqs=Seqs.of([]), kv=kv, impl="native", **layer.options)
     for buffer in (held, o, lse):
         ctypes.memset(buffer.data_ptr(), 0xFF, buffer.nbytes)  # NaN
     held[:n] = torch.cat([x.flatten(1) for x in rows], 1)

@@ -127,8 +127,8 @@ def nodes(*schedule: int) -> Policies:
 
 def toy_engine(lm: LM, *, pages: int | None = None, context: int = 128, **options: object) -> Engine:
     """An engine in fp64. pages: so much memory is there (default: plenty)."""
-    sizes = {key: options.pop(key) for key in ("max_seqs", "max_rows") if key in options}
-    config = Sizes(context=context, kv_dtype=torch.float64, **sizes)  # type: ignore[arg-type]
+    sizes = {key: options.pop(key) for key in ("max_seqs", "max_rows", "kv") if key in options}
+    config = Sizes(context=context, **sizes)  # type: ignore[arg-type]
     if pages is not None:
         per_token = sum(s.nbytes(torch.float64) for specs in lm.state_specs for s in specs if s.kind == "paged")
         # Slots are asked for first; what is left becomes pages.
@@ -136,7 +136,7 @@ def toy_engine(lm: LM, *, pages: int | None = None, context: int = 128, **option
             int(torch.Size(s.shape).numel()) * 8 for specs in lm.state_specs for s in specs if s.kind == "slot"
         )
         memory = (pages + 1) * 16 * per_token + (config.max_seqs + 1) * per_seq
-        config = Sizes(context=context, kv_dtype=torch.float64, memory_bytes=memory, **sizes)  # type: ignore[arg-type]
+        config = Sizes(context=context, memory_bytes=memory, **sizes)  # type: ignore[arg-type]
     return Engine(lm, config, **options)  # type: ignore[arg-type]
 
 

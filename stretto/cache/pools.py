@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stretto.cache.ledger import Room
 from stretto.core.errors import UserError
+from stretto.core.page_format import PageFormat
 from stretto.core.pages import PAGE_SIZE, Locations, PageGroup
 from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
 
@@ -78,7 +79,7 @@ class Pools:
     """The tensors behind every `PageRef` and `SlotRef`. Who owns what is the business of `CacheManager`.
 
     layer_specs: per layer, what its mixer (and channel) declares. num_blocks: per page group, in the order of `groups`,
-    or one number for all, page 0 included. kv_dtype: of paged states that name no dtype.
+    or one number for all, page 0 included. kv: the format of paged states that name no codec.
     state_dtype: of the activations; slot states are at least that wide, as in `TensorCache`. lanes: whether states that
     want it lie lane by lane, for native kernels.
     Raises UserError for two states of one name in a layer.
@@ -90,12 +91,12 @@ class Pools:
         *,
         num_blocks: int | Sequence[int],
         num_slots: int,
-        kv_dtype: torch.dtype,
+        kv: PageFormat,
         state_dtype: torch.dtype,
         device: torch.device | str = "cpu",
         lanes: bool = False,
     ) -> None:
-        stored = _stored(layer_specs, kv_dtype, state_dtype)
+        stored = _stored(layer_specs, kv, state_dtype)
         self._page_bytes, self.bytes_per_sequence = _bytes(stored)
         self.groups: tuple[PageGroup, ...] = tuple(self._page_bytes)
         self.num_blocks = (num_blocks,) * len(self.groups) if isinstance(num_blocks, int) else tuple(num_blocks)
@@ -104,20 +105,21 @@ class Pools:
         assert min((*self.num_blocks, num_slots)) >= 1, "page 0 and slot 0 always exist"
         self._paged: list[list[Tensor]] = [[] for _ in self.groups]
         self._slots: list[Tensor] = []
-        self._layers: list[dict[str, tuple[Tensor, int | None]]] = [{} for _ in layer_specs]  # with the page group
+        self._layers: list[dict[str, _View]] = [{} for _ in layer_specs]
         for state, layers in stored.items():
-            group = self.groups.index(state.group) if state.group is not None else None
-            if group is None:
-                tensor = _zeros((len(layers), num_slots, *state.shape), state.dtype, self.device)
-                self._slots.append(tensor)
+            if state.group is None:
+                group, parts = None, [_zeros((len(layers), num_slots, *state.shape), state.dtype, self.device)]
+                self._slots += parts
             else:
-                page = (*state.shape, PAGE_SIZE) if lanes and state.lanes else (PAGE_SIZE, *state.shape)
-                tensor = _zeros((len(layers), self.num_blocks[group], *page), state.dtype, self.device)
-                if lanes and state.lanes:
-                    tensor = tensor.movedim(-1, 2)
-                self._paged[group].append(tensor)
-            for view, layer in zip(tensor.unbind(0), layers, strict=True):
-                self._layers[layer][state.name] = (view, group)
+                group = self.groups.index(state.group)
+                leading = len(layers), self.num_blocks[group]
+                by_lanes = lanes and state.lanes
+                parts = [_pages(leading, state.shape, state.format.dtype, self.device, by_lanes)]
+                for _ in range(state.format.sides):
+                    parts.append(_pages(leading, state.shape[:-1], torch.float32, self.device, by_lanes))
+                self._paged[group] += parts
+            for layer, *views in zip(layers, *(part.unbind(0) for part in parts), strict=True):
+                self._layers[layer][state.name] = _View(views, group, state.format)
 
     @property
     def num_layers(self) -> int:
@@ -163,8 +165,10 @@ class Pools:
         source, destination = map(self.index, (placement.source, placement.destination))
         return [
             {
-                name: SlotRef(view, source, destination) if group is None else PageRef(view, where[group])
-                for name, (view, group) in layer.items()
+                name: SlotRef(view.parts[0], source, destination)
+                if view.group is None
+                else PageRef(view.parts[0], where[view.group], view.format, view.parts[1:])
+                for name, view in layer.items()
             }
             for layer in self._layers
         ]
@@ -226,35 +230,45 @@ class _State:
     group: PageGroup | None  # None: a slot
     lanes: bool
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    format: PageFormat  # of a page
+    dtype: torch.dtype  # of a slot
 
     @property
     def nbytes(self) -> int:
-        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+        """Per token, or per sequence."""
+        numbers = int(torch.Size(self.shape).numel())
+        return numbers * self.dtype.itemsize if self.group is None else self.format.nbytes(self.shape)
 
 
-def _stored(layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype) -> dict[_State, list[int]]:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A state of one layer: the slots, or the payload and the sides of pages."""
+
+    parts: Sequence[Tensor]
+    group: int | None
+    format: PageFormat
+
+
+def _stored(layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype) -> dict[_State, list[int]]:
     """The states to allocate, in order of declaration, with the layers that have each."""
     found: dict[_State, list[int]] = {}
     for layer, specs in enumerate(layer_specs):
         if len({spec.name for spec in specs}) < len(specs):
             raise UserError(f"layer {layer} declares two states of one name", why="states are found by their names")
         for spec in specs:
-            paged = spec.kind == "paged"
-            dtype = spec.dtype or (kv_dtype if paged else state_dtype)
-            if not paged and dtype.is_floating_point:
+            group = PageGroup.parse(spec.group) if spec.kind == "paged" else None
+            format, dtype = spec.format(kv), spec.dtype or state_dtype
+            if dtype.is_floating_point:
                 dtype = torch.promote_types(dtype, state_dtype)
-            assert paged or not spec.lanes, "only pages have lanes"
-            group = PageGroup.parse(spec.group) if paged else None
-            found.setdefault(_State(spec.name, group, spec.lanes, spec.shape, dtype), []).append(layer)
+            assert group is not None or not spec.lanes, "only pages have lanes"
+            assert group is None or spec.shape or not format.sides, "a format with scales stores heads"
+            found.setdefault(_State(spec.name, group, spec.lanes, spec.shape, format, dtype), []).append(layer)
     return found
 
 
-def bytes_of(
-    layer_specs: LayerSpecs, kv_dtype: torch.dtype, state_dtype: torch.dtype
-) -> tuple[dict[PageGroup, int], int]:
+def bytes_of(layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype) -> tuple[dict[PageGroup, int], int]:
     """(bytes of a page of every group, in the order of `Pools.groups`; bytes of the slots of a sequence)."""
-    return _bytes(_stored(layer_specs, kv_dtype, state_dtype))
+    return _bytes(_stored(layer_specs, kv, state_dtype))
 
 
 def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[dict[PageGroup, int], int]:
@@ -265,6 +279,15 @@ def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[dict[PageGroup, int]
         else:
             pages[state.group] = pages.get(state.group, 0) + PAGE_SIZE * state.nbytes * len(layers)
     return pages, slots
+
+
+def _pages(
+    leading: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, by_lanes: bool
+) -> Tensor:
+    """[*leading, PAGE_SIZE, *shape], in memory so or lane by lane."""
+    if by_lanes:
+        return _zeros((*leading, *shape, PAGE_SIZE), dtype, device).movedim(-1, 2)
+    return _zeros((*leading, PAGE_SIZE, *shape), dtype, device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

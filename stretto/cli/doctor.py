@@ -137,7 +137,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
         started = time.perf_counter()
         recording.tape.run()
         runs.append(time.perf_counter() - started)
-    weights = model_cost(llm.engine.runner.model, llm.engine.runner.sizes.kv_dtype).weight_bytes
+    weights = model_cost(llm.engine.runner.model, llm.engine.runner.kv).weight_bytes
     bound = weights / native_bandwidth(threads, num_bytes=weights).median
     median = sorted(runs)[len(runs) // 2]
     parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in recording.tape.profile().items()}

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks
 from stretto.core.card import Can, Card
+from stretto.core.page_format import PageFormat, Plain
 from stretto.core.stored import Stored
 
 
@@ -22,6 +23,9 @@ class BF16(BlockCodec):
         """`x` [..., width] as bf16."""
         return encode_blocks(self, x, _pack)
 
+    def pages(self) -> PageFormat:
+        return Plain(torch.bfloat16)
+
 
 def _pack(part: Tensor) -> Tensor:
     # In integers: torch's own cast gives NaN different bits in vector and tail elements.
@@ -36,6 +40,6 @@ CARD = Card(
     make=BF16,
     idea="the upper half of single precision",
     paper="bfloat16",
-    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE,
+    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE | Can.KV,
     cost="16 bits a value",
 )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks
 from stretto.core.card import Can, Card
+from stretto.core.page_format import PageFormat, Plain
 from stretto.core.stored import Stored
 
 
@@ -22,12 +23,15 @@ class F32(BlockCodec):
         """`x` [..., width] as fp32."""
         return encode_blocks(self, x, lambda part: part.contiguous().view(torch.uint8))
 
+    def pages(self) -> PageFormat:
+        return Plain(torch.float32)
+
 
 CARD = Card(
     name="f32",
     make=F32,
     idea="plain single precision",
     paper="IEEE 754",
-    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE,
+    can=Can.ENCODE | Can.EXACT_REENCODE | Can.NATIVE | Can.KV,
     cost="32 bits a value",
 )

@@ -5,14 +5,19 @@ compressed-tensors defines it, its two tensors put together row by row.
 
 Encoding is symmetric and searches nothing: s = amax / 127, q = round(x / s), halves to even, with the s that is stored;
 a row of zeros has s = 0. Files may hold any s and all of -128..127.
+
+As a format of keys and values, the row is one head of one token, and the scales are an array of their own.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_rows
-from stretto.core.card import Can, Card
+from stretto.core.card import Can, Card, Exactness
 from stretto.core.errors import UserError
+from stretto.core.page_format import PageFormat
 from stretto.core.stored import Stored
 
 
@@ -32,11 +37,31 @@ class Int8(BlockCodec):
         """`x` [..., width]; a tensor of one dimension is one row. UserError for values that are not finite."""
         return encode_rows(self, x, _pack)
 
+    def pages(self) -> PageFormat:
+        return Int8Pages()
+
     def join(self, codes: Tensor, scales: Tensor) -> Stored:
         """Codes int8 [*leading, width] and a scale for every row, of any float dtype that fp32 holds, as one tensor."""
         heads = scales.float().reshape(*codes.shape[:-1], 1)
         data = torch.cat([heads.view(torch.uint8), codes.view(torch.uint8)], dim=-1)
         return Stored(self, tuple(codes.shape), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Pages(PageFormat):
+    """One scale per token and head. A head with a number that is not finite has a scale that is not, and is NaN."""
+
+    name: str = "int8"
+    dtype: torch.dtype = torch.int8
+    sides: int = 1
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, ...]:
+        x = rows.float()
+        scale, q = _quantized(x, x.abs().amax(dim=-1, keepdim=True))
+        return torch.where(scale.isfinite(), q, torch.zeros_like(q)).to(torch.int8), scale.squeeze(-1)
+
+    def decode(self, payload: Tensor, *sides: Tensor) -> Tensor:
+        return payload.float() * sides[0].unsqueeze(-1)
 
 
 def split(stored: Stored) -> tuple[Tensor, Tensor]:
@@ -54,9 +79,14 @@ def _pack(x: Tensor) -> Tensor:
             why="the values of a row share a scale",
             try_="bf16 or f32 for this tensor",
         )
-    scale = amax / 127
-    q = torch.where(scale > 0, x / scale, torch.zeros_like(x)).round_().clamp_(-127, 127)
+    scale, q = _quantized(x, amax)
     return torch.cat([scale.view(torch.uint8), q.to(torch.int8).view(torch.uint8)], dim=1)
+
+
+def _quantized(x: Tensor, amax: Tensor) -> tuple[Tensor, Tensor]:
+    """(scales, codes as fp32) of values that share the scale of their largest magnitude."""
+    scale = amax / 127
+    return scale, torch.where(scale > 0, x / scale, torch.zeros_like(x)).round_().clamp_(-127, 127)
 
 
 CARD = Card(
@@ -64,6 +94,7 @@ CARD = Card(
     make=Int8,
     idea="signed bytes, and one scale for all of a row",
     paper="compressed-tensors",
-    can=Can.ENCODE | Can.NATIVE,
+    can=Can.ENCODE | Can.NATIVE | Can.KV,
     cost="8 bits a value + 4 bytes a row",
+    exactness=Exactness.APPROXIMATE,  # as keys and values: a model file in int8 is what it is
 )

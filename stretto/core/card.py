@@ -8,7 +8,7 @@ import enum
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stretto.core.errors import UserError, near
@@ -27,6 +27,7 @@ class Can(enum.Flag):
     ENCODE = enum.auto()  # codec: can write
     EXACT_REENCODE = enum.auto()  # codec: encode(decode(p)) has the bytes of p
     NATIVE = enum.auto()  # codec: native kernels multiply with weights that are stored so
+    KV = enum.auto()  # codec: keys and values can be stored in it, token by token (a PageFormat)
     SAMPLED = enum.auto()  # judge: works at temperature > 0
 
 
@@ -48,6 +49,7 @@ class Card:
     paper: str  # arXiv id, or the name of a format
     can: Can
     tiny: Mapping[str, Any] = field(default_factory=dict)  # arguments of `make` for tests, milliseconds to run
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # changes of `tiny` that laws run, too
     state: str = "none"  # what a sequence must carry, per layer
     cost: str = ""  # work, in the letters of core/shapes.py
     exactness: Exactness = Exactness.EXACT
@@ -55,6 +57,13 @@ class Card:
     def tiny_module(self) -> Any:
         """The small module that law tests run (mixers and channels)."""
         return self.make(**self.tiny).build()
+
+    def with_variants(self) -> list["Card"]:
+        """This card, and one for each of its variants: what law tests run."""
+        return [self] + [
+            replace(self, name=f"{self.name} {name}", tiny={**self.tiny, **changes}, variants={})
+            for name, changes in self.variants.items()
+        ]
 
 
 class Registry:

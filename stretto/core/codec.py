@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from stretto.core.errors import UserError
+from stretto.core.page_format import PageFormat
 from stretto.core.stored import Stored
 
 
@@ -16,7 +18,7 @@ class Codec(ABC):
     - `nbytes(shape)` equals the bytes of `encode(x)` and of every stored tensor of that shape;
     - rows are independent: encoding or decoding a slice of rows equals slicing the whole;
     - empty, odd-sized and non-contiguous inputs work, or are refused by name (a row that is no multiple of `block`);
-    - without Can.ENCODE, `encode` raises UserError.
+    - without Can.ENCODE, `encode` raises UserError; without Can.KV, `pages` does.
     """
 
     name: str
@@ -49,3 +51,7 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, x: Tensor) -> Stored:
         """Store `x` [..., width] (any float dtype; the arithmetic is fp32). Raises UserError without Can.ENCODE."""
+
+    def pages(self) -> PageFormat:
+        """How pages of keys and values store numbers. Raises UserError without Can.KV."""
+        raise UserError(f"{self.name} cannot store keys and values", why="it stores weights only")

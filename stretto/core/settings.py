@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from stretto.core.card import DRAFTERS, JUDGES, ORDERS
+from stretto.core.card import CODECS, DRAFTERS, JUDGES, ORDERS
 from stretto.core.drafter import DrafterConfig
 from stretto.core.env import process_variables
 from stretto.core.errors import UserError, near
@@ -70,6 +70,14 @@ def _check_judge(value: object, what: str) -> None:
 def _check_order(value: object, what: str) -> None:
     if not isinstance(value, OrderPolicy):
         read_spec(str(value), ORDERS, what)
+
+
+def _check_kv(value: object, what: str) -> None:
+    """That it is a codec; whether keys can be stored in it is known once torch is there (`page_format`)."""
+    names = ("auto", *CODECS.names())
+    if value not in names:
+        why = "there is no codec of this name"
+        raise UserError(f"{what} is {value!r}", why=why, try_=near(str(value), names))
 
 
 def _check_memory(value: object, what: str) -> None:
@@ -132,7 +140,13 @@ class Settings:
         default="exact",
         choices=("exact", "int8"),
     )
-    kv: str = option("format of cached keys and values; auto is that of dtype", default="auto", choices=("auto",))
+    kv: str = option(
+        "format of cached keys and values: auto (that of dtype), bf16, f32, or int8, which is approximate",
+        default="auto",
+        metavar="NAME",
+        kind=str,
+        check=_check_kv,
+    )
     context: int | None = option(
         "longest prompt and answer together (default: what the model was made for, or what fits)",
         default=None,

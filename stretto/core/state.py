@@ -18,6 +18,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from stretto.core.page_format import PageFormat, Plain, page_format
 from stretto.core.pages import Locations, PageGroup
 from stretto.core.seqs import Accepted, Seqs
 
@@ -27,7 +28,8 @@ class StateSpec:
     """One tensor that one sequence must carry through one layer.
 
     shape: per token (kind `paged`) or per sequence (kind `slot`).
-    dtype: None = the KV dtype of the engine (paged) or the dtype of the activations (slot).
+    dtype: of a slot, None = that of the activations.
+    codec: of a paged state, the name of its format (see `page_format`), None = that of the engine.
     kind: `paged` states lose rejected drafts by position, `slot` states by replaying what was accepted.
     lanes: native kernels want it lane by lane (paged): for each element, the tokens of a page side by side.
     group: which tokens stay (paged), as `PageGroup.parse` reads it. The states of a layer that are read together share
@@ -38,14 +40,24 @@ class StateSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
     kind: Literal["paged", "slot"]
+    codec: str | None = None
     lanes: bool = False
     group: str = "all"
 
     def __post_init__(self) -> None:
         PageGroup.parse(self.group)
+        assert self.dtype is None if self.kind == "paged" else self.codec is None
 
-    def nbytes(self, default: torch.dtype) -> int:
-        """Bytes per token (paged) or per sequence (slot), where `dtype` None means `default`."""
+    def format(self, kv: PageFormat) -> PageFormat:
+        """Of a paged state in an engine whose format is `kv`."""
+        return kv if self.codec is None else page_format(self.codec)
+
+    def nbytes(self, default: torch.dtype | PageFormat) -> int:
+        """Bytes per token (paged) or per sequence (slot). default: the format of the engine (a dtype: plain numbers) or
+        the dtype of the activations."""
+        if self.kind == "paged":
+            return self.format(Plain(default) if isinstance(default, torch.dtype) else default).nbytes(self.shape)
+        assert isinstance(default, torch.dtype)
         return int(torch.Size(self.shape).numel()) * (self.dtype or default).itemsize
 
 
@@ -148,22 +160,30 @@ def padded_length(held: Sequence[int], seqs: Seqs, multiple: int) -> int:
 
 
 class PageRef(Paged):
-    """Paged state in a pool: `pages` [P, page_size, *shape] of one layer, in memory so or [P, *shape, page_size]."""
+    """Paged state of one layer in a pool.
 
-    def __init__(self, pages: Tensor, where: Locations) -> None:
-        self.pages, self.where = pages, where
+    pages: the payload [P, page_size, *shape], in memory so or [P, *shape, page_size]. sides: what its format keeps
+    beside it, [P, page_size, *shape[:-1]], in the same order. format: default, plain numbers.
+    """
+
+    def __init__(
+        self, pages: Tensor, where: Locations, format: PageFormat | None = None, sides: Sequence[Tensor] = ()
+    ) -> None:
+        self.pages, self.where, self.sides = pages, where, tuple(sides)
+        self.format = format or Plain(pages.dtype)
 
     def append(self, rows: Tensor, seqs: Seqs) -> None:
-        rows, slots = rows.to(self.pages.dtype), self.where.slot_mapping
-        if self.pages.is_contiguous():
-            self.pages.flatten(0, 1).index_copy_(0, slots, rows)
-        else:  # lane by lane, which no view shows token by token
-            self.pages[slots // self.pages.shape[1], slots % self.pages.shape[1]] = rows
+        slots = self.where.slot_mapping
+        for part, values in zip((self.pages, *self.sides), self.format.encode(rows), strict=True):
+            if part.is_contiguous():
+                part.flatten(0, 1).index_copy_(0, slots, values)
+            else:  # lane by lane, which no view shows token by token
+                part[slots // part.shape[1], slots % part.shape[1]] = values
 
     def read(self, b: int, seqs: Seqs) -> Tensor:
         length = self._held(seqs)[b] + seqs.lens[b]
-        blocks = -(-length // self.pages.shape[1])
-        return self.pages.index_select(0, self.where.block_table[b, :blocks]).flatten(0, 1)[:length]
+        table = self.where.block_table[b, : -(-length // self.pages.shape[1])]
+        return self._decoded(lambda part: part.index_select(0, table).flatten(0, 1)[:length])
 
     def read_padded(self, seqs: Seqs, multiple: int = 1) -> Tensor:
         page, length = self.pages.shape[1], padded_length(self._held(seqs), seqs, multiple)
@@ -174,10 +194,14 @@ class PageRef(Paged):
             return torch.nn.functional.pad(table, (0, blocks - table.shape[1])).reshape(-1)  # page 0 is zeros
 
         index = seqs.memo(("padded pages", self.where.group, blocks), pages_of_all)
-        return self.pages.index_select(0, index).view(seqs.num_seqs, blocks * page, *self.pages.shape[2:])[:, :length]
+        whole = (seqs.num_seqs, blocks * page)
+        return self._decoded(lambda part: part.index_select(0, index).view(*whole, *part.shape[2:])[:, :length])
 
     def key_positions(self, b: int) -> Tensor | None:
         return None if self.where.key_positions is None else self.where.key_positions[b]
+
+    def _decoded(self, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.format.decode(gather(self.pages), *map(gather, self.sides))
 
     def _held(self, seqs: Seqs) -> Sequence[int]:
         positions = self.where.key_positions
@@ -279,13 +303,14 @@ class _TensorSlotPart(Slot):
 
 
 class TensorCache(Mapping[str, "Paged | Slot"]):
-    """The states of one layer for `num_seqs` sequences as plain tensors, starting from zero."""
+    """The states of one layer for `num_seqs` sequences as plain tensors, starting from zero: every token stays, in
+    `dtype`."""
 
     def __init__(self, specs: Sequence[StateSpec], num_seqs: int, dtype: torch.dtype, device: str = "cpu") -> None:
         self._refs: dict[str, TensorPaged | TensorSlot] = {}
         for spec in specs:
             if spec.kind == "paged":
-                empty = torch.zeros((0, *spec.shape), dtype=spec.dtype or dtype, device=device)
+                empty = torch.zeros((0, *spec.shape), dtype=dtype, device=device)
                 self._refs[spec.name] = TensorPaged([empty] * num_seqs)
             else:
                 # States are at least as wide as the activations: fp64 law tests need fp64 states.

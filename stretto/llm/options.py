@@ -1,6 +1,6 @@
 """Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`."""
 
-from stretto.core.card import JUDGES, ORDERS, Exactness
+from stretto.core.card import CODECS, JUDGES, ORDERS, Exactness
 from stretto.core.drafter import Drafter, DrafterConfig, Target
 from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy, OrderPolicy
@@ -40,6 +40,8 @@ def approximations(settings: Settings) -> tuple[str, ...]:
     """What of these settings, by their cards, may change the output. Objects that a caller made are not known here."""
     draft, judge = settings.draft, settings.judge
     found = [] if settings.prefill == "exact" else [f"prefill {settings.prefill}"]
+    if settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE:
+        found.append(f"kv {settings.kv}")
     spec = read_draft(draft) if isinstance(draft, str) else None
     cards = [spec.filler.card] if spec is not None else []
     cards += [read_spec(judge, JUDGES, "judge").card] if isinstance(judge, str) else []

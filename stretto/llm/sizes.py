@@ -10,6 +10,7 @@ from stretto.convert.load import value_shape
 from stretto.convert.model_file import ModelFile
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, show_size
+from stretto.core.page_format import Plain, page_format
 from stretto.core.settings import Settings
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.kernels.linear import Linear
@@ -35,7 +36,8 @@ def choose_sizes(file: ModelFile, settings: Settings, *, native: bool) -> tuple[
         raise UserError(f"context is {asked}", why=f"this model was made for 2 to {limit:,} tokens")
     with torch.device("meta"):
         lm = LM(file.config)
-    kinds = lm.state_specs, dtype, torch.float32 if native else dtype
+    kv = Plain(dtype) if settings.kv == "auto" else page_format(settings.kv)
+    kinds = lm.state_specs, kv, torch.float32 if native else dtype
     why = None
     if memory_bytes is None:
         there, weights = available_memory(), weight_bytes(file, lm, dtype, native=native)
@@ -58,7 +60,7 @@ def choose_sizes(file: ModelFile, settings: Settings, *, native: bool) -> tuple[
         max_seqs=settings.max_seqs,
         max_rows=max_rows,
         memory_bytes=memory_bytes,
-        kv_dtype=dtype,
+        kv=kv.name,
         coarse_prompts=settings.prefill == "int8",
     )
     return sizes, note if short else None

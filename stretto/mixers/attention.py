@@ -5,8 +5,9 @@
 
 H query heads share G key heads: G = H is multi-head (arXiv 1706.03762), G = 1 multi-query (1911.02150), anything
 between grouped-query attention (2305.13245). norm is RMSNorm over a head (Qwen3), rope the rotary embedding; both
-are optional. window = w: a token sees the last w tokens only, and no others are kept (Mistral). q, k and v are segments
-of one matrix.
+are optional. window = w: a token sees the last w tokens only, and no others are kept (Mistral). softcap: scores become
+softcap * tanh(score / softcap) (Gemma 2). sinks: every query head learns the logit of a key that it always sees and
+that has no value (gpt-oss). q, k and v are segments of one matrix.
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Attention(Mixer):
         rope: Rope | None = None
         scale: float | None = None
         window: int | None = None
+        softcap: float | None = None
+        sinks: bool = False
         qk_norm: float | None = None
         qkv_bias: bool = False
         out_bias: bool = False
@@ -58,6 +61,8 @@ class Attention(Mixer):
         if c.qk_norm is not None:
             self.q_norm = nn.Parameter(torch.ones(c.head_dim))
             self.k_norm = nn.Parameter(torch.ones(c.head_dim))
+        if c.sinks:
+            self.sinks = nn.Parameter(torch.zeros(c.num_heads))
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
@@ -78,7 +83,17 @@ class Attention(Mixer):
         if c.rope is not None:
             q_THK, k_TGK = apply_rope(q_THK, c.rope, seqs), apply_rope(k_TGK, c.rope, seqs)
         kv = (paged(cache, "k"), paged(cache, "v")) if cache is not None else None
-        o_THK, _ = attention(q_THK, k_TGK, v_TGK, seqs=seqs, kv=kv, scale=c.scale, window=c.window)
+        o_THK, _ = attention(
+            q_THK,
+            k_TGK,
+            v_TGK,
+            seqs=seqs,
+            kv=kv,
+            scale=c.scale,
+            window=c.window,
+            softcap=c.softcap,
+            sinks=self.sinks if c.sinks else None,
+        )
         return self.out(o_THK.flatten(1), seqs)  # type: ignore[no-any-return]
 
 
@@ -88,6 +103,10 @@ CARD = Card(
     name="attention",
     make=Attention.Config,
     tiny=_TINY,
+    variants={
+        "with a window and sinks": {"window": 5, "sinks": True},
+        "with soft-capping": {"softcap": 1.5, "qk_norm": None},
+    },
     idea="softmax attention, grouped by config",
     paper="2305.13245",
     state="2 G K per token (KV dtype)",

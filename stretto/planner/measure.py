@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from stretto.core.costs import Machine, ModelCost
+from stretto.core.page_format import PageFormat
 from stretto.kernels.linear import Linear, native
 from stretto.kernels.native.library import Team
 from stretto.models.lm import LM
@@ -82,7 +83,7 @@ def native_bandwidth(threads: Team, num_bytes: int = BUFFER_BYTES, repeat: int =
     return Measured(tuple(buffer.nbytes / s for s in seconds))
 
 
-def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
+def model_cost(lm: LM, kv: torch.dtype | PageFormat) -> ModelCost:
     """What a step of `lm` streams and multiplies, in its compute dtype; works on the meta device too.
 
     An embedding that is not the head too is looked up, not streamed. Work of attention over the context is left out
@@ -97,14 +98,14 @@ def model_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
     return ModelCost(
         weight_bytes=streamed + small,
         params=multiplied,
-        kv_bytes=sum(spec.nbytes(kv_dtype) for spec in specs if spec.kind == "paged"),
+        kv_bytes=sum(spec.nbytes(kv) for spec in specs if spec.kind == "paged"),
         state_bytes=sum(spec.nbytes(lm.dtype) for spec in specs if spec.kind != "paged"),
     )
 
 
-def prefill_cost(lm: LM, kv_dtype: torch.dtype) -> ModelCost:
+def prefill_cost(lm: LM, kv: torch.dtype | PageFormat) -> ModelCost:
     """`model_cost` of prompt tokens: the head reads one row of a prompt, so it is no work per token."""
-    cost = model_cost(lm, kv_dtype)
+    cost = model_cost(lm, kv)
     return replace(cost, params=cost.params - (lm.head or lm.embed).num_weights)
 
 

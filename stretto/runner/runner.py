@@ -15,6 +15,7 @@ from torch import Tensor
 from stretto.cache.manager import CacheManager
 from stretto.cache.pools import Pools
 from stretto.cache.sizes import size_pools
+from stretto.core.page_format import Plain, page_format
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Scores
 from stretto.core.seqs import Seqs
@@ -29,14 +30,14 @@ from stretto.runner.recording import Recording
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
     """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
-    cache; kv_dtype: of cached keys and values; coarse_prompts: native kernels compute prompts with 8-bit activations
-    and 16-bit attention."""
+    cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype; coarse_prompts:
+    native kernels compute prompts with 8-bit activations and 16-bit attention."""
 
     context: int
     max_seqs: int = 32
     max_rows: int = 512
     memory_bytes: int = 2 << 30
-    kv_dtype: torch.dtype = torch.bfloat16
+    kv: str = "auto"
     coarse_prompts: bool = False
 
 
@@ -102,12 +103,13 @@ class Runner:
         self.max_rows = max(sizes.max_rows, sizes.max_seqs + 1)
         specs, dtype, context = self.model.state_specs, model.dtype, sizes.context + MAX_TREE_ROWS
         memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
-        found = size_pools(specs, sizes.kv_dtype, dtype, max_rows=self.max_rows, **memory)
+        self.kv = Plain(model.dtype) if sizes.kv == "auto" else page_format(sizes.kv)
+        found = size_pools(specs, self.kv, dtype, max_rows=self.max_rows, **memory)
         pools = Pools(
             specs,
             num_blocks=found.num_blocks,
             num_slots=found.num_slots,
-            kv_dtype=sizes.kv_dtype,
+            kv=self.kv,
             state_dtype=dtype,
             lanes=threads is not None,
         )

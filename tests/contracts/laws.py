@@ -28,9 +28,11 @@ def lively(card: Card, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def carrying(can: Can) -> list[Card]:
-    """The cards with these abilities of every part that carries a state: all mixers, and channels that look back."""
+    """The cards with these abilities of every part that carries a state: all mixers with their variants, and channels
+    that look back."""
     looking_back = [card for card in CHANNELS.cards(can) if card.tiny_module().state_specs]
-    return [*MIXERS.cards(can), *looking_back]
+    mixers = [one for card in MIXERS.cards(can) for one in card.with_variants()]
+    return [*mixers, *looking_back]
 
 
 class Run:

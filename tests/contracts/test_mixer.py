@@ -29,6 +29,8 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import TensorCache, TensorPaged, TensorSlot
 
 F64 = torch.float64
+
+
 DRAFTS = [
     pytest.param(card, tree, id=f"{card.name}-{'tree' if tree else 'chain'}")
     for tree, can in ((False, Can.CHAIN), (True, Can.TREE))

@@ -22,14 +22,16 @@ from stretto.cache.manager import CacheManager
 from stretto.cache.pools import LayerSpecs, PagePlacement, Placement, Pools
 from stretto.cache.sizes import longest_context, sequence_bytes, size_pools
 from stretto.cache.tables import Table
+from stretto.core.card import CODECS, Can
 from stretto.core.errors import FitError, UserError
+from stretto.core.page_format import PageFormat, Plain, page_format
 from stretto.core.pages import PAGE_SIZE, PageGroup
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, Slot, SlotRef, StateSpec, paged, slot
 
 KEYS = StateSpec(name="k", shape=(2,), kind="paged")
 KEYS_BY_LANES = replace(KEYS, lanes=True)
-VALUES = StateSpec(name="v", shape=(), kind="paged")
+VALUES = StateSpec(name="v", shape=(3,), kind="paged")
 HASH = StateSpec(name="h", shape=(2,), kind="slot")
 WINDOWS = {"window:1": 1, "window:20": 20}
 
@@ -50,11 +52,15 @@ MODELS = {
 NUM_BLOCKS, NUM_SLOTS = 13, 4  # small, so that random histories run out of both
 
 
-def make(specs: LayerSpecs, num_blocks: int = NUM_BLOCKS, num_slots: int = NUM_SLOTS) -> CacheManager:
+WIDE = Plain(torch.float64)
+FORMATS = {card.name: page_format(card.name) for card in CODECS.cards(Can.KV)}
+
+
+def make(
+    specs: LayerSpecs, num_blocks: int = NUM_BLOCKS, num_slots: int = NUM_SLOTS, kv: PageFormat = WIDE
+) -> CacheManager:
     wide = torch.float64
-    return CacheManager(
-        Pools(specs, num_blocks=num_blocks, num_slots=num_slots, kv_dtype=wide, state_dtype=wide, lanes=True)
-    )
+    return CacheManager(Pools(specs, num_blocks=num_blocks, num_slots=num_slots, kv=kv, state_dtype=wide, lanes=True))
 
 
 def rolling(tokens: Sequence[int], layer: int) -> list[float]:
@@ -94,8 +100,15 @@ def forward(specs: LayerSpecs, caches: Sequence[LayerCache], tokens: Sequence[Se
                 state.record(replay, {"token": packed + layer})
 
 
-def expect(specs: LayerSpecs, caches: Sequence[LayerCache], seqs: Seqs, committed: Sequence[Sequence[int]]) -> None:
-    """What the caches hold of the context of every sequence, as far as the next row sees it, is what was committed."""
+def expect(
+    specs: LayerSpecs,
+    caches: Sequence[LayerCache],
+    seqs: Seqs,
+    committed: Sequence[Sequence[int]],
+    kv: PageFormat = WIDE,
+) -> None:
+    """What the caches hold of the context of every sequence, as far as the next row sees it, is what was committed: a
+    token by itself, in the format of the pages."""
     for layer, (layer_specs, cache) in enumerate(zip(specs, caches, strict=True)):
         for spec in layer_specs:
             for b, tokens in enumerate(committed):
@@ -104,17 +117,20 @@ def expect(specs: LayerSpecs, caches: Sequence[LayerCache], seqs: Seqs, committe
                     found = paged(cache, spec.name).read(b, seqs)[first : len(tokens)]
                     shift = 10_000 * layer + (5_000 if spec.name == "v" else 0)
                     want = torch.tensor([float(t + shift) for t in tokens[first:]], dtype=torch.float64)
-                    assert torch.equal(found, want.view(-1, *[1] * len(spec.shape)).expand_as(found))
+                    want = want.view(-1, *[1] * len(spec.shape)).expand(-1, *spec.shape)
+                    assert torch.equal(found, kv.decode(*kv.encode(want)))
                 else:
                     assert slot(cache, spec.name).read()[b].tolist() == rolling(tokens, layer)
 
 
-def read_back(specs: LayerSpecs, manager: CacheManager, committed: Mapping[int, Sequence[int]]) -> None:
+def read_back(
+    specs: LayerSpecs, manager: CacheManager, committed: Mapping[int, Sequence[int]], kv: PageFormat = WIDE
+) -> None:
     """Check all requests through a call without rows."""
     rids = list(committed)
     assert [manager.length(rid) for rid in rids] == [len(tokens) for tokens in committed.values()]
     seqs = Seqs.of([0] * len(rids), [len(committed[rid]) for rid in rids])
-    expect(specs, manager.pack(rids, seqs), seqs, [committed[rid] for rid in rids])
+    expect(specs, manager.pack(rids, seqs), seqs, [committed[rid] for rid in rids], kv)
     manager.commit(rids, seqs, [()] * len(rids))
 
 
@@ -145,10 +161,11 @@ class History(RuleBasedStateMachine):
     """Random requests, steps, draft trees, cancels, preemptions and failed steps, over a pool that is too small."""
 
     specs: LayerSpecs = ()
+    kv: PageFormat = WIDE
 
     def __init__(self) -> None:
         super().__init__()
-        self.manager = make(self.specs)
+        self.manager = make(self.specs, kv=self.kv)
         self.committed: dict[int, list[int]] = {}
         self.groups = list(dict.fromkeys(s.group for layer in self.specs for s in layer if s.kind == "paged"))
         self.pages: dict[int, dict[str, int]] = {}  # length of each block table, by arithmetic
@@ -206,7 +223,7 @@ class History(RuleBasedStateMachine):
         )
         tokens = [[self.token() for _ in range(n)] for n in seqs.lens]
         caches = self.manager.pack(rids, seqs)
-        expect(self.specs, caches, seqs, [self.committed[rid] for rid in rids])
+        expect(self.specs, caches, seqs, [self.committed[rid] for rid in rids], self.kv)
         forward(self.specs, caches, tokens, seqs)
         if fails:
             for rid in rids:
@@ -238,7 +255,7 @@ class History(RuleBasedStateMachine):
         owned = sum(self.owned(group) for group in self.groups)
         assert self.manager.free_blocks == (NUM_BLOCKS - 1) * len(self.groups) - owned
         assert self.manager.free_slots == NUM_SLOTS - 1 - len(self.with_slot)
-        read_back(self.specs, self.manager, {rid: tokens for rid, tokens in self.committed.items() if tokens})
+        read_back(self.specs, self.manager, {rid: tokens for rid, tokens in self.committed.items() if tokens}, self.kv)
 
     def teardown(self) -> None:
         for rid in list(self.committed):
@@ -254,6 +271,42 @@ def test_any_history_leaves_exactly_what_was_committed(model: str) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=50, stateful_step_count=40, deadline=None, database=None)
     )
+
+
+@pytest.mark.parametrize("model", ["lanes", "three groups"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_history_in_every_format_of_pages(name: str, model: str) -> None:
+    machine = type("FormatHistory", (History,), {"specs": MODELS[model], "kv": FORMATS[name]})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=20, stateful_step_count=30, deadline=None, database=None)
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_declared_bytes_are_allocated(name: str) -> None:
+    for specs in MODELS.values():
+        manager = make(specs, kv=FORMATS[name])
+        pages, pools = 0, manager.pools
+        for group in dict.fromkeys(spec.group for layer in specs for spec in layer if spec.kind == "paged"):
+            own = [spec for layer in specs for spec in layer if spec.kind == "paged" and spec.group == group]
+            pages += NUM_BLOCKS * PAGE_SIZE * sum(spec.nbytes(FORMATS[name]) for spec in own)
+        slots = NUM_SLOTS * sum(16 for layer in specs for spec in layer if spec.kind == "slot")
+        assert sum(tensor.nbytes for tensor in pools.tensors) == pools.nbytes == pages + slots
+    assert KEYS.nbytes(FORMATS[name]) == {"f32": 8, "bf16": 4, "int8": 2 + 4}[name]
+
+
+def test_a_state_may_have_a_format_of_its_own() -> None:
+    specs = ((replace(KEYS, codec="int8"), VALUES),)
+    (layer,) = make(specs).pools.refs(Placement())
+    assert [(x.format, x.pages.dtype) for x in layer.values() if isinstance(x, PageRef)] == [
+        (FORMATS["int8"], torch.int8),
+        (WIDE, torch.float64),
+    ]
+    with pytest.raises(UserError, match="q4_0 cannot store keys and values"):
+        page_format("q4_0")
+    with pytest.raises(UserError, match="unknown codec") as caught:
+        page_format("int-8")
+    assert "int8" in str(caught.value.try_)
 
 
 def test_block_pool_counts_tables_and_refuses_without_change() -> None:
@@ -325,9 +378,9 @@ def test_page_groups_as_text() -> None:
 
 
 def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> None:
-    wide = StateSpec(name="k", shape=(2,), dtype=torch.float32, kind="paged")
+    wide = StateSpec(name="k", shape=(2,), codec="f32", kind="paged")
     specs = ((KEYS, HASH), (KEYS,), (wide, HASH))
-    pools = Pools(specs, num_blocks=3, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
+    pools = Pools(specs, num_blocks=3, num_slots=2, kv=Plain(torch.bfloat16), state_dtype=torch.float32)
     layers = pools.refs(Placement([PagePlacement([[0]], [0])], [0], [0]))
     names = [(0, "k"), (0, "h"), (1, "k"), (2, "k"), (2, "h")]
     views = [ref.pages if isinstance(ref := layers[n][name], PageRef) else ref.states for n, name in names]
@@ -352,7 +405,7 @@ def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> Non
 def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
     narrow = StateSpec(name="S", shape=(1,), dtype=torch.float32, kind="slot")
     for activations, stored in ((torch.bfloat16, 4), (torch.float32, 4), (torch.float64, 8)):
-        pools = Pools([[narrow]], num_blocks=1, num_slots=2, kv_dtype=torch.bfloat16, state_dtype=activations)
+        pools = Pools([[narrow]], num_blocks=1, num_slots=2, kv=Plain(torch.bfloat16), state_dtype=activations)
         assert pools.bytes_per_sequence == stored
 
 
@@ -361,7 +414,7 @@ def test_pages_lie_lane_by_lane_only_where_the_state_and_the_reader_want_it(shap
     plain = StateSpec(name="plain", shape=shape, kind="paged")
     specs = ((plain, replace(plain, name="lanes", lanes=True)),)
     for lanes in (False, True):
-        pools = Pools(specs, num_blocks=4, num_slots=1, kv_dtype=torch.float32, state_dtype=torch.float32, lanes=lanes)
+        pools = Pools(specs, num_blocks=4, num_slots=1, kv=Plain(torch.float32), state_dtype=torch.float32, lanes=lanes)
         seqs, rows = Seqs.of([20]), torch.randn(20, *shape)
         slots = [*range(2 * PAGE_SIZE, 3 * PAGE_SIZE), *range(PAGE_SIZE, PAGE_SIZE + 4)]
         (refs,) = pools.refs(Placement([PagePlacement([[2, 1]], slots)], [0], [0]))
@@ -507,7 +560,7 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
         try:
             fits = size_pools(
                 specs,
-                torch.bfloat16,
+                Plain(torch.bfloat16),
                 torch.bfloat16,
                 context=context,
                 max_seqs=max_seqs,
@@ -523,7 +576,7 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
             specs,
             num_blocks=fits.num_blocks,
             num_slots=fits.num_slots,
-            kv_dtype=torch.bfloat16,
+            kv=Plain(torch.bfloat16),
             state_dtype=torch.bfloat16,
         )
         num_blocks, num_slots = (fits.num_blocks or (1,))[0], fits.num_slots
@@ -539,20 +592,24 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
 
 def test_too_little_memory_is_refused_with_numbers() -> None:
     with pytest.raises(FitError) as caught:
-        size_pools([[KV]], torch.bfloat16, torch.bfloat16, context=8192, max_seqs=4, max_rows=512, memory_bytes=3 << 20)
+        size_pools(
+            [[KV]], Plain(torch.bfloat16), torch.bfloat16, context=8192, max_seqs=4, max_rows=512, memory_bytes=3 << 20
+        )
     assert caught.value.exit_code == 4
     text = str(caught.value)
     # 513 pages of 8 KiB against 384: one of these is the null page.
     assert "8,192 tokens" in text and "4.01 MiB" in text and "3.00 MiB" in text and "512 bytes per token" in text
     assert "at most 6,128 tokens" in text
     how = {"context": 6128, "max_seqs": 4, "max_rows": 512, "memory_bytes": 3 << 20}
-    fits = size_pools([[KV]], torch.bfloat16, torch.bfloat16, **how)
+    fits = size_pools([[KV]], Plain(torch.bfloat16), torch.bfloat16, **how)
     assert (fits.num_blocks, fits.num_slots) == ((384,), 1)
 
 
 def test_two_states_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two states of one name"):
-        size_pools([[KV, KV]], torch.float32, torch.float32, context=1, max_seqs=1, max_rows=1, memory_bytes=1 << 30)
+        size_pools(
+            [[KV, KV]], Plain(torch.float32), torch.float32, context=1, max_seqs=1, max_rows=1, memory_bytes=1 << 30
+        )
 
 
 @pytest.mark.parametrize("window", [1, 20, 300])
@@ -590,7 +647,7 @@ WINDOW = replace(KV, group="window:1000")  # 512 bytes per token
 @pytest.mark.parametrize("max_seqs", [1, 5])
 def test_sizes_count_a_window_once(specs: LayerSpecs, growing: int, max_seqs: int) -> None:
     """growing: bytes of a page of the states that keep everything."""
-    types, max_rows = (torch.bfloat16, torch.bfloat16), 100
+    types, max_rows = (Plain(torch.bfloat16), torch.bfloat16), 100
     windows, slots = sum(WINDOW in layer for layer in specs) * 8192, sum(STATE in layer for layer in specs) * 4096
     most = 1 + -(-1100 // PAGE_SIZE)
 
@@ -610,7 +667,7 @@ def test_sizes_count_a_window_once(specs: LayerSpecs, growing: int, max_seqs: in
                 specs,
                 num_blocks=fits.num_blocks,
                 num_slots=fits.num_slots,
-                kv_dtype=types[0],
+                kv=types[0],
                 state_dtype=types[1],
                 device="meta",
             )
@@ -628,6 +685,7 @@ import mmap
 from dataclasses import replace
 from pathlib import Path
 import torch
+from stretto.core.page_format import Plain
 from stretto.cache.manager import CacheManager
 from stretto.cache.pools import Pools
 from stretto.core.seqs import Seqs
@@ -640,7 +698,7 @@ torch.set_num_threads(1)
 specs = [[StateSpec(name=n, shape=(3, 64), kind="paged") for n in "kv"]] * 30
 specs += [[StateSpec(name="S", shape=(64, 64), kind="slot")]] * 4
 before = resident()
-pools = Pools(specs, num_blocks=2200, num_slots=4096, kv_dtype=torch.bfloat16, state_dtype=torch.float32)
+pools = Pools(specs, num_blocks=2200, num_slots=4096, kv=Plain(torch.bfloat16), state_dtype=torch.float32)
 manager = CacheManager(pools)
 manager.admit(0)
 print(pools.nbytes, resident() - before)

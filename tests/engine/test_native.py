@@ -46,6 +46,11 @@ def tiled(lm: LM) -> LM:
 
 MODELS: dict[str, dict[str, Any]] = {
     **{card.name: {"mixers": [card.name] * 2} for card in MIXERS.cards(Can.CAUSAL)},
+    **{
+        f"{card.name} {variant}": {"mixers": [card.name] * 2, "changes": {card.name: changes}}
+        for card in MIXERS.cards(Can.CAUSAL)
+        for variant, changes in card.variants.items()
+    },
     **{f"{card.name} channels": {"mixers": ["attention"] * 3, "channel": card.name} for card in CHANNELS.cards()},
     **{name: {"config": config} for name, config in WIRINGS.items()},
     "hybrid": {"mixers": ["gated_delta", "attention", "mamba2"]},
@@ -77,8 +82,8 @@ def greedy(oracle: LM) -> list[list[int]]:
 
 
 def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object) -> Engine:
-    names = ("max_seqs", "max_rows", "memory_bytes")
-    config = Sizes(context=128, kv_dtype=torch.float32, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
+    names = ("max_seqs", "max_rows", "memory_bytes", "kv")
+    config = Sizes(context=128, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
     return Engine(lm, config, threads=team(level, threads), **sizes)  # type: ignore[arg-type]
 
 

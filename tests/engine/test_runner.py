@@ -17,8 +17,7 @@ TAPS = (0, 2, -1)
 
 
 def runner(lm: LM, natively: bool, **options: object) -> Runner:
-    wide = torch.float32 if natively else torch.float64
-    sizes = Sizes(context=64, max_seqs=4, max_rows=16, kv_dtype=wide)
+    sizes = Sizes(context=64, max_seqs=4, max_rows=16)
     return Runner(tiled(lm) if natively else lm, sizes, team() if natively else None, **options)  # type: ignore[arg-type]
 
 
@@ -68,7 +67,7 @@ def test_two_runners_over_one_model_do_not_see_each_other(natively: bool) -> Non
     """The same numbers of sequences, steps taken in turn, and a third runner that uses the first layers only."""
     lm = toy_lm(HYBRID)
     shared = tiled(lm) if natively else lm
-    sizes = Sizes(context=64, max_seqs=4, max_rows=16, kv_dtype=torch.float32 if natively else torch.float64)
+    sizes = Sizes(context=64, max_seqs=4, max_rows=16)
     threads = team() if natively else None
     runners = [Runner(shared, sizes, threads), Runner(shared, sizes, threads), Runner(shared, sizes, threads, blocks=2)]
     texts = [TEXT, TEXT[::-1], TEXT[3:] + TEXT[:3]]

@@ -47,7 +47,7 @@ def test_prompts_are_tokenized_as_by_the_oracle(llm: LLM) -> None:
 
 def outputs(llm: LLM, cases: list[dict[str, Any]], num_tokens: int, **options: Any) -> list[list[int]]:
     """Greedy ids through an engine of its own over the model of `llm`; end-of-text tokens do not stop it."""
-    sizes = {"context": 512, "kv_dtype": llm.engine.runner.sizes.kv_dtype}
+    sizes = {"context": 512, "kv": llm.engine.runner.sizes.kv}
     sizes |= {key: options.pop(key) for key in SIZES if key in options}
     engine = Engine(llm.engine.runner.model, Sizes(**sizes), threads=llm.backend_choice.threads, **options)
     sampling = Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True).resolve()
@@ -168,7 +168,7 @@ def test_native_answers_are_one_answer(llm: LLM, native: LLM, cases: list[dict[s
 
 def test_coarse_prompts_differ_at_near_ties_only_and_drafts_change_nothing(llm: LLM, native: LLM) -> None:
     """`--prefill int8`: the noise is that of 8-bit activations, and decoding is as exact as ever."""
-    config = Sizes(context=512, kv_dtype=native.engine.runner.sizes.kv_dtype, coarse_prompts=True)
+    config = Sizes(context=512, kv=native.engine.runner.sizes.kv, coarse_prompts=True)
     engine = Engine(native.engine.runner.model, config, threads=native.backend_choice.threads)
     exact, noise = (
         gap_noise(llm.engine.runner.model, lambda p, e=e: native_logits(e, p)) for e in (native.engine, engine)
@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_text_with_and_without_drafts(
     sampling = Sampling(temperature=0.8, top_p=top_p, seed=7, max_tokens=24, ignore_eos=True).resolve()
     found = []
     for options in ({}, {"drafter": drafter_named("ngram", {}), "policies": nodes(8)}):
-        config = Sizes(context=512, kv_dtype=llm.engine.runner.sizes.kv_dtype)
+        config = Sizes(context=512, kv=llm.engine.runner.sizes.kv)
         engine = Engine(llm.engine.runner.model, config, threads=llm.backend_choice.threads, **options)
         engine.add(case["prompt_ids"], sampling)
         found.append(finish(engine))

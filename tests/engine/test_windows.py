@@ -10,6 +10,7 @@ from test_native import tiled
 from toy import finish, nodes, plain_decode, toy_lm
 
 from stretto.cache.sizes import sequence_bytes
+from stretto.core.page_format import Plain
 from stretto.core.pages import PAGE_SIZE, PageGroup
 from stretto.core.sampling import Sampling
 from stretto.core.tree import MAX_TREE_ROWS
@@ -53,7 +54,7 @@ def lm(request: pytest.FixtureRequest, oracle: LM) -> LM:
 def engine(lm: LM, **options: object) -> Engine:
     sizes = {key: options.pop(key) for key in ("max_seqs", "max_rows", "memory_bytes") if key in options}
     threads = team() if lm.dtype == torch.float32 else None
-    return Engine(lm, Sizes(context=CONTEXT, kv_dtype=lm.dtype, **sizes), threads=threads, **options)  # type: ignore[arg-type]
+    return Engine(lm, Sizes(context=CONTEXT, **sizes), threads=threads, **options)  # type: ignore[arg-type]
 
 
 def run(one: Engine) -> list[tuple[list[int], list[float]]]:
@@ -90,8 +91,7 @@ def test_the_same_bits_as_with_every_page_kept(
 
 @pytest.mark.parametrize("room", [1.1, 1.7])
 def test_requests_that_push_each_other_out(lm: LM, want: dict[tuple[int, ...], list[int]], room: float) -> None:
-    sizes = (torch.float32, torch.float32) if lm.dtype == torch.float32 else (torch.float64, torch.float64)
-    one = sequence_bytes(lm.state_specs, *sizes, CONTEXT + MAX_TREE_ROWS, 40)
+    one = sequence_bytes(lm.state_specs, Plain(lm.dtype), lm.dtype, CONTEXT + MAX_TREE_ROWS, 40)
     tight = engine(
         lm,
         memory_bytes=int(room * one),

@@ -6,10 +6,14 @@
 namespace driver {
 namespace {
 
+constexpr int FP32 = page_format::F32, BF16 = page_format::BF16, INT8 = page_format::INT8;
+
 struct Layer {
     int heads, groups, key_size, value_size;
-    bool is_bf16;
+    int format;
     int window;
+    float softcap = 0.0f;
+    bool has_sinks = false;
 };
 
 uint16_t to_bf16(float x) {
@@ -18,28 +22,37 @@ uint16_t to_bf16(float x) {
     return uint16_t(bits >> 16);
 }
 
-// Pages of keys, lane by lane, or of values: what lies before the rows of the step is random, the rest NaN.
+// Pages of keys, lane by lane, or of values, with their scales: what lies before the rows of the step is random, the rest
+// NaN.
 class Pages {
   public:
     Pages(const StepRows& rows, const std::vector<Seq>& seqs, const Layer& layer, bool is_keys)
-        : rows_(rows), seqs_(seqs), is_keys_(is_keys),
-          row_(layer.groups * (is_keys ? layer.key_size : layer.value_size)), width_(layer.is_bf16 ? 2 : 4),
-          bytes_(int64_t(rows.num_pages) * PAGE_TOKENS * row_ * width_) {}
+        : rows_(rows), seqs_(seqs), is_keys_(is_keys), format_(layer.format), heads_(layer.groups),
+          row_(layer.groups * (is_keys ? layer.key_size : layer.value_size)),
+          width_(layer.format == FP32 ? 4 : layer.format == BF16 ? 2 : 1),
+          bytes_(int64_t(rows.num_pages) * PAGE_TOKENS * row_ * width_),
+          scales_(layer.format == INT8 ? int64_t(rows.num_pages) * PAGE_TOKENS * heads_ : 0) {}
 
     uint8_t* get() const { return bytes_.get(); }
+    float* scales() const { return scales_.get(); }
     void reset(uint64_t seed) {
         Random random(seed);
-        bytes_.poison();
+        bytes_.poison(), scales_.poison();
         for (size_t b = 0; b < seqs_.size(); b++) {
             const int32_t* table = rows_.group.table(int64_t(b));
             for (int at = 0; at < seqs_[b].context; at++) {
-                int64_t start = int64_t(table[at / PAGE_TOKENS]) * PAGE_TOKENS * row_, offset = at % PAGE_TOKENS;
+                int64_t page = table[at / PAGE_TOKENS], offset = at % PAGE_TOKENS;
+                auto place = [&](int row, int i) {
+                    return page * PAGE_TOKENS * row + (is_keys_ ? i * PAGE_TOKENS + offset : offset * row + i);
+                };
                 for (int i = 0; i < row_; i++) {
-                    int64_t place = start + (is_keys_ ? i * PAGE_TOKENS + offset : offset * row_ + i);
                     float x = random.value();
                     uint16_t half = to_bf16(x);
-                    std::memcpy(&bytes_[place * width_], width_ == 2 ? (void*)&half : (void*)&x, size_t(width_));
+                    int8_t code = int8_t(x * 20);
+                    const void* from = format_ == FP32 ? (void*)&x : format_ == BF16 ? (void*)&half : (void*)&code;
+                    std::memcpy(&bytes_[place(row_, i) * width_], from, size_t(width_));
                 }
+                for (int h = 0; h < heads_ && format_ == INT8; h++) scales_[place(heads_, h)] = 0.01f + 0.05f * float(h);
             }
         }
     }
@@ -48,8 +61,9 @@ class Pages {
     const StepRows& rows_;
     const std::vector<Seq>& seqs_;
     bool is_keys_;
-    int row_, width_;
+    int format_, heads_, row_, width_;
     Buffer<uint8_t> bytes_;
+    Buffer<float> scales_;
 };
 
 void drive(
@@ -63,12 +77,17 @@ void drive(
     q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
     Pages k_pages(rows, seqs, layer, true), v_pages(rows, seqs, layer, false);
     Buffer<float> o(int64_t(n) * layer.heads * layer.value_size), lse(int64_t(n) * layer.heads);
+    Buffer<float> sinks(layer.heads);
+    for (int h = 0; h < layer.heads; h++) sinks[h] = random.value();
     Buffer<float> partials(num_partials * layer.heads * (layer.value_size + 2));
-    AppendArgs append = {keys,       all,     layer.is_bf16, 0,           k.get(),
-                         k.stride(), v.get(), v.stride(),    k_pages.get(), v_pages.get()};
-    AttentionArgs args = {layer.heads, layer.groups, layer.key_size, layer.value_size, layer.is_bf16, 0.3f,
-                          layer.window, is_coarse, 0, 0, q.get(),        q.stride(),       k_pages.get(), v_pages.get(),
-                          o.get(),     lse.get(),    partials.get(), num_partials};
+    AppendArgs append = {keys,       all,     layer.groups, layer.format,  0,
+                         0,          k.get(), k.stride(),   v.get(),       v.stride(),
+                         k_pages.get(), v_pages.get(), k_pages.scales(), v_pages.scales()};
+    AttentionArgs args = {layer.heads,  layer.groups,  layer.key_size,   layer.value_size, layer.format,
+                          0.3f,         layer.window,  is_coarse,        0,                layer.softcap,
+                          q.get(),      q.stride(),    layer.has_sinks ? sinks.get() : nullptr,
+                          k_pages.get(), v_pages.get(), k_pages.scales(), v_pages.scales(),
+                          o.get(),      lse.get(),     partials.get(),   num_partials};
     MergeArgs merge = {args};
     Ops ops = {OP(kv_append, append), OP(attention, args)};
     if (num_partials) ops.push_back(OP(attention_merge, merge));
@@ -88,9 +107,11 @@ void drive(
 void drive_attention(const Runner& runner) {
     Random random(3);
     const Layer layers[] = {
-        {9, 3, 64, 64, true, 0},    {4, 2, 20, 8, false, 0},    {6, 2, 8, 20, true, 300},
-        {17, 1, 5, 3, false, 0},    {100, 1, 16, 16, true, 70}, {2, 2, 20, 64, false, 256},
-        {2, 1, 256, 256, true, 0},  {20, 1, 37, 70, true, 0},
+        {9, 3, 64, 64, BF16, 0},    {4, 2, 20, 8, FP32, 0},    {6, 2, 8, 20, BF16, 300},
+        {17, 1, 5, 3, FP32, 0},    {100, 1, 16, 16, BF16, 70}, {2, 2, 20, 64, FP32, 256},
+        {2, 1, 256, 256, BF16, 0},  {20, 1, 37, 70, BF16, 0},
+        {17, 1, 8, 20, FP32, 70, 2.0f, true}, {6, 3, 16, 16, BF16, 0, 0.0f, true},  {9, 3, 64, 64, INT8, 0},
+        {4, 2, 37, 20, INT8, 300},
     };
     for (const Layer& layer : layers)
         for (int64_t partials : {0, 5, 400}) {  // none, not enough, enough

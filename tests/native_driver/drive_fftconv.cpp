@@ -19,9 +19,15 @@ void drive(const Runner& runner, Random& random, const std::vector<Seq>& seqs, i
         narrow[i] = uint16_t(bits >> 16);
     }
     Matrix y(random, rows.step.num_rows, channels);
-    for (bool is_bf16 : {false, true}) {
-        const void* pages = is_bf16 ? static_cast<const void*>(narrow.get()) : wide.get();
-        FftconvArgs args = {channels,        num_taps, is_bf16, int32_t(padded), 0, 0, taps.get(), static_cast<const uint8_t*>(pages),
+    Buffer<int8_t> codes(slots * channels);
+    Buffer<float> scales(slots);
+    for (int64_t i = 0; i < codes.count(); i++) codes[i] = int8_t(wide[i] * 20);
+    for (int64_t i = 0; i < slots; i++) scales[i] = random.value();
+    for (int format : {page_format::F32, page_format::BF16, page_format::INT8}) {
+        const void* all[] = {wide.get(), narrow.get(), codes.get()};
+        const void* pages = all[format];
+        FftconvArgs args = {channels,        num_taps, format, int32_t(padded), 0, 0, taps.get(), static_cast<const uint8_t*>(pages),
+                            scales.get(),
                             y.get(), y.stride()};
         runner.run("fftconv", {OP(fftconv, args)}, rows.step, [&] { y.poison(); }, [&](Outputs& out) { y.read(out); });
     }

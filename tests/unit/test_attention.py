@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,10 +35,19 @@ CASES = {
 }
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sinks": {"sinks": torch.tensor([0.3, -4.0, 2.0, 0.0, 5.0, -0.7], dtype=torch.float64)},
+    "soft-capped": {"softcap": 0.8},
+}
+OPTIONS["both"] = {**OPTIONS["sinks"], **OPTIONS["soft-capped"]}
+
+
 @pytest.mark.parametrize("value_size", [K, 5])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_torch_equals_reference(name: str, window: int | None, value_size: int) -> None:
+def test_torch_equals_reference(name: str, options: str, window: int | None, value_size: int) -> None:
     seqs = CASES[name]
     has_context = any(seqs.contexts) or seqs.num_step
     caches = [_cache(seqs.num_seqs, value_size) for _ in range(2)]
@@ -48,7 +58,16 @@ def test_torch_equals_reference(name: str, window: int | None, value_size: int) 
             paged(cache, ref).append(values, rows)
     q, k, v = _qkv(seqs.num_rows, value_size=value_size)
     results = [
-        attention(q, k, v, seqs=seqs, window=window, impl=impl, kv=(cache["k"], cache["v"]) if has_context else None)
+        attention(
+            q,
+            k,
+            v,
+            seqs=seqs,
+            window=window,
+            impl=impl,  # type: ignore[arg-type]
+            kv=(cache["k"], cache["v"]) if has_context else None,
+            **OPTIONS[options],
+        )
         for impl, cache in zip(("torch", "reference"), caches, strict=True)
     ]
     for got, want in zip(*results, strict=True):
@@ -88,6 +107,25 @@ def test_causal_equals_a_dense_softmax() -> None:
     scores = torch.einsum("ihk,jhk->hij", q, k.repeat_interleave(3, 1)) * K**-0.5
     weights = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1)
     torch.testing.assert_close(got, torch.einsum("hij,jhv->ihv", weights, v.repeat_interleave(3, 1)))
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_equal_a_loop_over_numbers(options: str, impl: Any) -> None:
+    """A sink is a key without a value; soft-capping bends scores before the softmax."""
+    (q, k, v), how = _qkv(6), OPTIONS[options]
+    o, lse = attention(q, k, v, seqs=Seqs.of([6]), window=4, impl=impl, **how)
+    for i in range(6):
+        for h in range(H):
+            scores = {j: float(q[i, h] @ k[j, h // 3]) * K**-0.5 for j in range(max(0, i - 3), i + 1)}
+            if cap := how.get("softcap"):
+                scores = {j: cap * math.tanh(s / cap) for j, s in scores.items()}
+            total = sum(map(math.exp, scores.values()))
+            if (sinks := how.get("sinks")) is not None:
+                total += math.exp(sinks[h])
+            want = [sum(math.exp(s) / total * float(v[j, h // 3, d]) for j, s in scores.items()) for d in range(K)]
+            assert o[i, h].tolist() == pytest.approx(want, rel=0, abs=1e-12)
+            assert float(lse[i, h]) == pytest.approx(math.log(total), rel=0, abs=1e-12)
 
 
 def test_pages_in_any_order_equal_plain_tensors() -> None:

@@ -20,7 +20,8 @@ from stretto.convert.load import load_model, matrix_codecs
 from stretto.convert.model_file import open_model
 from stretto.core.sampling import Sampling
 from stretto.core.stored import Stored
-from stretto.engine.engine import Engine, EngineConfig
+from stretto.engine.engine import Engine
+from stretto.runner.runner import Sizes
 
 CODEC = MXFP4()
 E2M1 = [Fraction(v) / 2 for v in (0, 1, 2, 3, 4, 6, 8, 12)]
@@ -101,6 +102,6 @@ def test_a_model_file_runs_natively_and_says_what_torch_says(tmp_path: Path) -> 
     convert(tmp_path / "m", tmp_path / "m.gguf", "gguf", "mxfp4")
     model, prompt = open_model(tmp_path / "m.gguf"), [3, 1, 4, 1, 5]
     assert matrix_codecs(model) == {"mxfp4"}
-    engine = Engine(load_model(model, team=team()), EngineConfig(context=64, kv_dtype=torch.float32), threads=team())
+    engine = Engine(load_model(model, team=team()), Sizes(context=64), threads=team())
     request = engine.add(prompt, Sampling(temperature=0, max_tokens=20).resolve())
     assert finish(engine)[request.rid] == plain_decode(load_model(model), prompt, 20)

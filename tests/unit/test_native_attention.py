@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import CONTEXT, LAYERS, PAGE, Cache, Layer, attend, decode, equal
+from attention_cases import CONTEXT, LAYERS, PAGE, SOFT_CAPPED, Cache, Layer, attend, decode, equal
 from native import LEVELS, team
 
 from stretto.cache.pools import Placement, Pools
 from stretto.core.errors import UserError
+from stretto.core.page_format import Plain
 from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef, StateSpec, TensorCache, paged
@@ -17,6 +18,7 @@ from stretto.kernels.attention import attention
 from stretto.kernels.native.guard import NotRecordable
 from stretto.kernels.native.tape import ALL_ROWS, Tape
 
+LAYERS = LAYERS | SOFT_CAPPED
 TREE = (-1, 0, 0, 1, 2, 2, 4, 1, 6)  # the pending row and eight nodes
 
 CASES: dict[str, Callable[[], Seqs]] = {  # made for every use: what a Seqs memoises belongs to one cache
@@ -34,8 +36,8 @@ CASES: dict[str, Callable[[], Seqs]] = {  # made for every use: what a Seqs memo
 def test_equals_the_fp64_reference(name: str, case: str) -> None:
     layer, seqs = LAYERS[name], CASES[case]()
     cache, (q, k, v) = Cache(layer, seqs.num_seqs).filled(seqs), layer.rows(seqs.num_rows)
-    stored = [x.to(layer.dtype).double() for x in (k, v)]
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    stored = [layer.stored(x) for x in (k, v)]
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
     # torch in fp32 wants keys and values of one size: zeros behind change nothing
     size = max(layer.K, layer.V)
@@ -85,8 +87,8 @@ def test_lists_of_keys_in_any_order(name: str, case: str) -> None:
     if layer.window is not None:
         seen = [x[x > c - layer.window] for x, c in zip(seen, seqs.contexts, strict=True)]
     thinned = cache.rearranged(seqs, seen)
-    stored = [x.to(layer.dtype).double() for x in (k, v)]
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    stored = [layer.stored(x) for x in (k, v)]
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     want = attention(q.double(), *stored, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
     plain = attend(cache, seqs, (q, k, v))
     assert equal(attend(ordered, seqs, (q, k, v)), plain)
@@ -140,12 +142,13 @@ def test_what_moves_after_a_tree_is_what_decoding_would_have_stored(name: str, c
         [specs],
         num_blocks=len(cache.pages[0]),
         num_slots=1,
-        kv_dtype=layer.dtype,
+        kv=layer.format,
         state_dtype=torch.float32,
         lanes=True,
     )
     (refs,) = pools.refs(Placement())
     cache.pages = [ref.pages for ref in refs.values() if isinstance(ref, PageRef)]
+    cache.sides = [list(ref.sides) for ref in refs.values() if isinstance(ref, PageRef)]
     seqs = Seqs.of([18], [context], num_draft=[17], parents=[[-1, 0, 0, 1, 2, 2, 4, 1, 5, *[8] * 9]], num_step=1)
     plain, rows, following = cache.filled(seqs).copy(), layer.rows(18), layer.rows(1)
     attend(cache, seqs, rows)
@@ -200,7 +203,7 @@ def test_nan_in_a_visible_key_or_value_surfaces(level: str, state: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_nan_score_hides_nowhere(level: str) -> None:
-    layer = Layer(1, 1, 16, 16, torch.float32)
+    layer = Layer(1, 1, 16, 16, Plain(torch.float32))
     for context in (3, 40, 600):
         for place in {0, context // 2, context - 1, context}:
             seqs, rows = Seqs.of([1], [context], num_step=1), layer.rows(1)
@@ -215,7 +218,7 @@ def test_a_nan_score_hides_nowhere(level: str) -> None:
 
 
 def test_scores_far_from_zero_and_equal_scores() -> None:
-    layer, seqs = Layer(2, 1, 16, 16, torch.float32), Seqs.of([1], [600], num_step=1)
+    layer, seqs = Layer(2, 1, 16, 16, Plain(torch.float32)), Seqs.of([1], [600], num_step=1)
     for size in (0.0, 1e-30, 60.0, 1e4):
         q, k, v = layer.rows(1)
         q = q * size
@@ -226,6 +229,24 @@ def test_scores_far_from_zero_and_equal_scores() -> None:
         got = attend(cache, seqs, (q, k, v))
         torch.testing.assert_close(got[0], want[0].float(), rtol=1e-4, atol=3e-6 * max(1.0, size))
         torch.testing.assert_close(got[1], want[1].float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["int8", "odd sizes int8"])
+def test_int8_pages_have_the_bytes_of_the_format(name: str, level: str) -> None:
+    """Scales and codes, wherever they lie; also of zeros, of numbers near zero, and of those that are not finite."""
+    layer, seqs = LAYERS[name], Seqs.of([20], [30])
+    q, k, v = layer.rows(20)
+    k[0, 0], k[1, 1], k[2, 0] = 0.0, 1e-42, torch.arange(layer.K) - 20.0
+    k[3, 0, 5], k[4, 0, 6], k[5, 0], v[6, 1, 2] = torch.nan, torch.inf, 3e38, -torch.inf
+    cache = Cache(layer, 1)
+    wanted = cache.copy()
+    attend(cache, seqs, (q, k, v), level=level)
+    wanted.write(wanted.slot_mapping(seqs), k, v)
+    for got, want in zip(cache.pages, wanted.pages, strict=True):
+        assert torch.equal(got, want)
+    for got, want in zip(cache.sides, wanted.sides, strict=True):
+        torch.testing.assert_close(got[0], want[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -270,7 +291,7 @@ def test_what_has_no_native_kernel_is_refused() -> None:
     cases: list[tuple[tuple[Paged, Paged] | None, str]] = [
         (None, "without a cache"),
         ((paged(tensors, "k"), paged(tensors, "v")), "TensorPaged"),
-        (halves, "float16"),  # type: ignore[list-item]
+        (halves, "pages of f16"),  # type: ignore[list-item]
     ]
     for kv, reason in cases:
         tape = Tape(team(), max_rows=8, max_out=8, context=CONTEXT)

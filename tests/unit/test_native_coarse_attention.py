@@ -6,6 +6,7 @@ from attention_cases import LAYERS, Cache, Layer, attend, decode, equal
 from native import LEVELS
 from torch import Tensor
 
+from stretto.core.page_format import Plain
 from stretto.core.seqs import Seqs
 from stretto.kernels.attention import attention
 
@@ -20,8 +21,8 @@ def mixed() -> Seqs:
 def reference(cache: Cache, seqs: Seqs, rows: Rows) -> tuple[Tensor, Tensor]:
     """(o, lse) in fp64, from keys and values as they are stored."""
     layer, (q, k, v) = cache.layer, (x.double() for x in rows)
-    k, v = (x.to(layer.dtype).double() for x in (k, v))
-    how = {"seqs": seqs, "scale": layer.K**-0.5, "window": layer.window}
+    k, v = layer.stored(k), layer.stored(v)
+    how = {"seqs": seqs, "scale": layer.K**-0.5, **layer.options}
     return attention(q, k, v, kv=cache.refs(seqs, torch.float64), impl="reference", **how)
 
 
@@ -69,7 +70,7 @@ def test_levels_and_threads_give_the_same_bits(name: str) -> None:
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e4])
 def test_sums_as_large_as_they_can_be_do_not_overflow(level: str, size: float) -> None:
     """All elements alike: every integer is at its limit, and so is every sum."""
-    layer, n = Layer(1, 1, 256, 256, torch.float32), 256
+    layer, n = Layer(1, 1, 256, 256, Plain(torch.float32)), 256
     seqs, cache = Seqs.of([n], [0]), Cache(layer, 1)
     for sign in (1.0, -1.0):
         q, k = torch.full((n, 1, 256), 0.05), torch.full((n, 1, 256), sign)

@@ -16,6 +16,7 @@ from stretto.cache.sizes import longest_context, sequence_bytes, size_pools
 from stretto.convert.model_file import open_model
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import available_memory, parse_size, show_size
+from stretto.core.page_format import Plain
 from stretto.core.settings import Settings
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.llm import sizes
@@ -23,6 +24,7 @@ from stretto.llm.sizes import SHARE, choose_sizes
 from stretto.models.lm import LM
 
 GIB = 1 << 30
+BF16 = Plain(torch.bfloat16)
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -148,7 +150,7 @@ def test_the_default_context_is_the_largest_whose_cache_fits_when_full(long: Pat
         found, note = choose_sizes(file, Settings(), native=False)
         weights = sizes.weight_bytes(file, lm, torch.bfloat16, native=False)
         budget = SHARE * there - weights - 4 * 512 * (258 + 16 * 32)
-        full = sequence_bytes(lm.state_specs, torch.bfloat16, torch.bfloat16, found.context + MAX_TREE_ROWS, 512)
+        full = sequence_bytes(lm.state_specs, BF16, torch.bfloat16, found.context + MAX_TREE_ROWS, 512)
         assert budget - 32 * PER_TOKEN < full <= budget  # one more page would not fit
         assert note is not None and "--ctx" in note and "--mem" in note and f"{found.context:,}" in note
     machine(8 * GIB)
@@ -225,21 +227,17 @@ def test_longest_context_is_what_size_pools_takes(memory: int, paged: int, slots
         [StateSpec(name=f"p{i}", shape=(2, 8), kind="paged") for i in range(paged)]
         + [StateSpec(name=f"s{i}", shape=(4, 4), kind="slot") for i in range(slots)]
     ]
-    longest = longest_context(specs, torch.bfloat16, torch.float32, 64, memory)
+    longest = longest_context(specs, BF16, torch.float32, 64, memory)
     if longest:
-        fits = size_pools(
-            specs, torch.bfloat16, torch.float32, context=longest, max_seqs=1, max_rows=64, memory_bytes=memory
-        )
+        fits = size_pools(specs, BF16, torch.float32, context=longest, max_seqs=1, max_rows=64, memory_bytes=memory)
         pools = Pools(
             specs,
             num_blocks=fits.num_blocks,
             num_slots=fits.num_slots,
-            kv_dtype=torch.bfloat16,
+            kv=BF16,
             state_dtype=torch.float32,
             device="meta",
         )
-        assert pools.nbytes == sequence_bytes(specs, torch.bfloat16, torch.float32, longest, 64) <= memory
+        assert pools.nbytes == sequence_bytes(specs, BF16, torch.float32, longest, 64) <= memory
     with pytest.raises(FitError):
-        size_pools(
-            specs, torch.bfloat16, torch.float32, context=longest + 1, max_seqs=1, max_rows=64, memory_bytes=memory
-        )
+        size_pools(specs, BF16, torch.float32, context=longest + 1, max_seqs=1, max_rows=64, memory_bytes=memory)

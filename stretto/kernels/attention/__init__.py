@@ -1,7 +1,7 @@
 """Softmax attention over packed rows, with or without a paged cache.
 
     o_i = sum_j softmax_j(scale * q_i . k_j) v_j        over the keys j that row i may see
-    lse_i = log sum_j exp(scale * q_i . k_j)
+    lse_i = log sum_j exp(scale * q_i . k_j)            (soft-capped scores and sinks: see `Softmax`)
 
 A row sees its context and its ancestors among the rows of its sequence, itself included: for a chain that is the
 causal mask, for a draft tree the ancestor bits of `Seqs`. With `window` = w it sees only keys at positions greater
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged
+from stretto.kernels.attention.softmax import Softmax
 from stretto.kernels.pick import Impl, pick
 
 __all__ = ["attention", "merge"]
@@ -31,18 +32,21 @@ def attention(
     kv: tuple[Paged, Paged] | None = None,
     scale: float | None = None,
     window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(o [T, H, V] in q.dtype, lse [T, H] in fp32 or wider).
 
     q: [T, H, K]; k: [T, G, K]; v: [T, G, V], query head h reads key head h // (H / G). kv: the paged keys and values
-    of this layer; this call's rows are appended to them. scale: default K ** -0.5. Scores and softmax are fp32 or
-    wider whatever the dtype; lse carries no gradient. Bound: bytes of keys and values read (decode), 4 T L H K FLOP / 2
-    (causal prefill).
+    of this layer; this call's rows are appended to them. scale: default K ** -0.5. softcap, sinks [H]: see `Softmax`.
+    Scores and softmax are fp32 or wider whatever the dtype; lse carries no gradient. Bound: bytes of keys and values
+    read (decode), 4 T L H K FLOP / 2 (causal prefill).
     """
     scale = q_THK.shape[-1] ** -0.5 if scale is None else scale
     run = pick("attention", ("native", "torch", "reference"), impl, q_THK, k_TGK, v_TGV)
-    o, lse = run(q_THK, k_TGK, v_TGV, seqs=seqs, kv=kv, scale=scale, window=window)
+    assert sinks is None or sinks.shape == q_THK.shape[1:2]
+    o, lse = run(q_THK, k_TGK, v_TGV, seqs=seqs, kv=kv, softmax=Softmax(scale, window, softcap, sinks))
     return o, lse
 
 

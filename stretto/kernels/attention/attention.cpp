@@ -7,10 +7,11 @@
 //     m = max s    p_j = exp(s_j - m)   l = sum p, lane by lane over the blocks, then over the lanes
 //     o = sum_j p_j v_j                 one chain, in the order of the keys
 //
-// and splits are merged in order: m' = max(m, m_s), (l, o)' = (l, o) exp(m - m') + (l_s, o_s) exp(m_s - m'). Keys that
+// (with soft-capping s_j becomes cap tanh(s_j / cap)), and splits are merged in order: m' = max(m, m_s), (l, o)' =
+// (l, o) exp(m - m') + (l_s, o_s) exp(m_s - m'); a sink is merged last, as a split with m = sink, l = 1, o = 0. Keys that
 // a row does not see are never added, not even with weight 0, so the bits of a row depend on its query and its list
 // alone: not on the rows beside it, on the form of the call (decoding, verification, prefill), on threads or on the
-// instruction set.
+// instruction set. (In a list whose positions are not in order, keys that a window hides have weight 0.)
 //
 // Prompts may be computed in another way, on request (attention_coarse.h).
 #include "attention/attention_coarse.h"
@@ -61,8 +62,10 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
         for (int64_t i = from > before ? from - before : 0; i < here && i < to - before; i++) {
             int part = int(i / a.num_kv_heads), group = int(i % a.num_kv_heads);
             bool is_coarse = a.is_coarse(step, b);
-            auto run = a.is_bf16 ? is_coarse ? run_item<Coarse<Bf16>> : run_item<Exact<Bf16>>
-                                 : is_coarse ? run_item<Coarse<Fp32>> : run_item<Exact<Fp32>>;
+            auto run = with_format(a.format, [&](auto format) {
+                using P = decltype(format);
+                return is_coarse ? run_item<Coarse<P>> : run_item<Exact<P>>;
+            });
             run(a, step, cuts, cut, b, part, group);
         }
         before += here;
@@ -71,8 +74,10 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
 
 }  // namespace
 
-STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, group, unused, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
+STRETTO_OP(attention, AttentionArgs, num_heads, num_kv_heads, key_size, value_size, format, scale, window,
+           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, k_scales, v_scales, o, lse, partials, num_partials)
+
+extern "C" const char* PageFormat_names() { return page_format::PageFormat_list; }
 
 STRETTO_EXPORT_LIMIT(SPLIT)
 STRETTO_EXPORT_LIMIT(MAX_SIZE)

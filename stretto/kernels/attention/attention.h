@@ -16,16 +16,19 @@ struct AttentionArgs {
     int32_t num_kv_heads;
     int32_t key_size;
     int32_t value_size;
-    int32_t is_bf16;  // pages; else fp32
+    int32_t format;  // of pages
     float scale;
     int32_t window;  // 0: none
     int32_t coarse_prompts;
     int32_t group;  // whose pages
-    int32_t unused;
+    float softcap;  // 0: none
     const float* q;  // heads of a row are contiguous
     int64_t q_stride;
+    const float* sinks;      // [H] or null
     const uint8_t* k_pages;  // [P, G, K, PAGE_TOKENS]
     const uint8_t* v_pages;  // [P, PAGE_TOKENS, G, V]
+    const float* k_scales;   // of formats that have some: [P, G, PAGE_TOKENS]
+    const float* v_scales;   // [P, PAGE_TOKENS, G]
     float* o;                // [T, H, V]
     float* lse;              // [T, H]
     float* partials;         // per row and split: m [H], l [H], o [H, V]
@@ -35,8 +38,9 @@ struct AttentionArgs {
     const PageGroup& pages(const Step& step) const { return step.groups[group]; }
     // Whether a window hides keys anywhere in a list, and not only its beginning.
     bool is_scattered(const Step& step) const { return window && pages(step).key_positions; }
+    // Whether a sequence is computed in integers, which know neither scattered windows nor soft-capping.
     bool is_coarse(const Step& step, int b) const {
-        return coarse_prompts && b >= step.num_step_seqs && !is_scattered(step);
+        return coarse_prompts && b >= step.num_step_seqs && !is_scattered(step) && softcap == 0;
     }
     // How many positions at the beginning of the list a row at `position` of it does not see.
     int hidden(const Step& step, int position) const {

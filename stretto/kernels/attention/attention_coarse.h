@@ -129,7 +129,8 @@ class Coarse final : public Item {
             I32 top = set1i(0);
             for (int d = 0; d < size; d++) top = max(top, size_of(P::lanes(page + d * BLOCK)));
             F32 step = mul(bits(top), set1(1 / KEY_LEVELS)), factor = inverse(step);
-            store(c_.key_steps + n * BLOCK, step);
+            if constexpr (P::has_scales) store(c_.key_steps + n * BLOCK, mul(step, load(key_scales(page))));
+            else store(c_.key_steps + n * BLOCK, step);
             uint16_t* out = c_.keys + n * k_pairs_ * 2 * BLOCK;
             auto whole = [&](int d) { return to_int(mul(factor, P::lanes(page + d * BLOCK))); };
             int d = 0;
@@ -144,7 +145,7 @@ class Coarse final : public Item {
         alignas(64) float factors[LANES];
         int size = a_.value_size;
         auto value = [&](int j, int d) {
-            return d + LANES <= size ? values.at(j, d) : P::some_lanes(values.row(j) + d, size - d);
+            return d + LANES <= size ? values.at(j, d) : values.some(j, d, size - d);
         };
         for (int first = 0; first < keys.hi - keys.lo; first += BLOCK) {
             int n = least(BLOCK, keys.hi - keys.lo - first);

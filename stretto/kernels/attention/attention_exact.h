@@ -88,6 +88,12 @@ class Exact final : public Item {
             for (; at + N <= count; at += N) scores<P, R, N>(q, pages + at, size, scale, s + at * BLOCK, stride);
             for (; at < count; at++) scores<P, R, 1>(q, pages + at, size, scale, s + at * BLOCK, stride);
         });
+        if constexpr (P::has_scales)
+            for (int at = 0; at < count; at++)
+                for (int r = 0; r < n; r++) {
+                    float* block = s + r * stride + at * BLOCK;
+                    store(block, mul(load(block), load(key_scales(pages[at]))));
+                }
     }
 
     // Scores to weights: s, m and l of every line, 16 lines at a time.
@@ -111,12 +117,19 @@ class Exact final : public Item {
         if (keys.is_empty()) return top;
         float* first = score_of(line, split, keys.lo / BLOCK * BLOCK);
         float* last = score_of(line, split, (keys.hi - 1) / BLOCK * BLOCK);
+        if (a_.softcap != 0) soften(first, last);
         F32 lane = load(LANE), low = set1(float(keys.lo % BLOCK)), high = set1(float((keys.hi - 1) % BLOCK + 1));
         store(first, select_less(lane, low, top, load(first)));
         store(last, select_less(lane, high, load(last), top));
         if (is_scattered_) hide(line, split, keys);
         for (float* s = first; s <= last; s += BLOCK) top = max(top, load(s));
         return top;
+    }
+
+    // Soft-caps scores, block by block.
+    void soften(float* first, float* last) {
+        F32 cap = set1(a_.softcap);
+        for (float* s = first; s <= last; s += BLOCK) store(s, mul(cap, tanh(div(load(s), cap))));
     }
 
     // Scores become -inf where a window hides keys that do not lie in the order of their positions.

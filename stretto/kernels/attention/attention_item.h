@@ -49,6 +49,7 @@ class Item {
             Range keys = seen(split);
             if (!keys.is_empty()) compute(split, keys), join(split);
         }
+        if (a_.sinks) join_sinks();
         for (int i = 0; i < lines_; i++) {
             int64_t line = (first_ + i / per_group_) * a_.num_heads + head(i);
             F32 l = set1(w_.l[1][i]);
@@ -107,10 +108,17 @@ class Item {
         return count;
     }
 
+    // The scales of a page of keys.
+    template <class Element>
+    const float* key_scales(const Element* page) const {
+        return a_.k_scales + (page - reinterpret_cast<const Element*>(a_.k_pages)) / a_.key_size;
+    }
+
     template <class P>
     Stored<P> stored(const int64_t* locations) const {
         auto values = reinterpret_cast<const typename P::Element*>(a_.v_pages);
-        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, locations};
+        return {values + group_ * a_.value_size, int64_t(a_.num_kv_heads) * a_.value_size, locations,
+                P::has_scales ? a_.v_scales + group_ : nullptr, a_.num_kv_heads};
     }
 
     // The end of what is stored when a line is: it sees nothing behind that.
@@ -134,6 +142,21 @@ class Item {
             if (!own.is_empty()) first = least(first, own.lo), last = most(last, own.hi);
         }
         return {first / BLOCK * BLOCK, last};
+    }
+
+    // Merges the sinks with all splits.
+    void join_sinks() {
+        alignas(64) float sinks[LANES], m[LANES], l[LANES], share[LANES], unused[LANES];
+        for (int i = 0; i < lines_; i += LANES) {
+            int last = least(lines_, i + LANES);
+            for (int k = i; k < i + LANES; k++) sinks[k - i] = a_.sinks[head(least(k, last - 1))];
+            merge(load(w_.m[1] + i), load(w_.l[1] + i), load(sinks), set1(1.0f)).store(m, l, share, unused);
+            for (int k = i; k < last; k++) {
+                w_.m[1][k] = m[k - i], w_.l[1][k] = l[k - i];
+                float* whole = w_.whole_o + k * width_;
+                for (int d = 0; d < width_; d += LANES) store(whole + d, mul(load(whole + d), set1(share[k - i])));
+            }
+        }
     }
 
     // Merges a split with those before it.

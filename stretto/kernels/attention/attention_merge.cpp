@@ -36,6 +36,14 @@ void merge_heads(
                 put(o + h * size, d, size, merged(old, old_share[h], added, new_share[h]));
             }
     }
+    if (a.sinks) {
+        Merged x = merge(top, total, load_n(a.sinks + head, heads), set1(1.0f));
+        top = x.m, total = x.l;
+        x.store(m, l, old_share, new_share);
+        for (int h = 0; h < heads; h++)
+            for (int d = 0; d < size; d += LANES)
+                put(o + h * size, d, size, mul(get(o + h * size, d, size), set1(old_share[h])));
+    }
     store(m, top), store(l, total);
     for (int h = 0; h < heads; h++) {
         for (int d = 0; d < size; d += LANES) put(o + h * size, d, size, div(get(o + h * size, d, size), set1(l[h])));
@@ -73,5 +81,5 @@ void run(const MergeArgs& a, const Step& step, int64_t first, int64_t last) {
 
 }  // namespace
 
-STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, is_bf16, scale, window,
-           coarse_prompts, group, unused, q, q_stride, k_pages, v_pages, o, lse, partials, num_partials)
+STRETTO_OP(attention_merge, MergeArgs, num_heads, num_kv_heads, key_size, value_size, format, scale, window,
+           coarse_prompts, group, softcap, q, q_stride, sinks, k_pages, v_pages, k_scales, v_scales, o, lse, partials, num_partials)

@@ -8,12 +8,14 @@
 #include "functions.h"
 #include "lanes.h"
 #include "op.h"
+#include "pages.h"
 
 static_assert(PAGE_TOKENS == vec::LANES, "a page of keys is a row of vectors");
 
 namespace tiles {
 
 using namespace vec;
+using namespace pages;
 
 constexpr int BLOCK = PAGE_TOKENS, SPLIT = 256, TILE = 64;  // keys: of a vector and a page, of a softmax, of a tile
 alignas(64) constexpr float LANE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -43,32 +45,23 @@ INLINE F32 held(F32 x) { return x; }
 
 // -- values where they are stored, and as fp32 in a tile -------------------------------------------------------------
 
-struct Bf16 {
-    using Element = uint16_t;
-    static INLINE F32 lanes(const uint16_t* p) { return load_bf16(p); }
-    static INLINE F32 some_lanes(const uint16_t* p, int n) {
-        uint16_t t[LANES] = {};
-        std::memcpy(t, p, size_t(n) * 2);
-        return load_bf16(t);
-    }
-};
-
-struct Fp32 {
-    using Element = float;
-    static INLINE F32 lanes(const float* p) { return load(p); }
-    static INLINE F32 some_lanes(const float* p, int n) { return load_n(p, n); }
-};
-
 // Values of one head where they are stored.
 template <class P>
 struct Stored {
     const typename P::Element* pages;
     int64_t row_size;
     const int64_t* locations;  // of every key
+    const float* scales;       // of formats that have some: [P, PAGE_TOKENS, heads], from this head on
+    int64_t heads;
 
     INLINE const typename P::Element* row(int j) const { return pages + locations[j] * row_size; }
-    INLINE Stored from(int j) const { return {pages, row_size, locations + j}; }
-    INLINE F32 at(int j, int d) const { return P::lanes(row(j) + d); }
+    INLINE Stored from(int j) const { return {pages, row_size, locations + j, scales, heads}; }
+    INLINE F32 at(int j, int d) const { return scaled(j, P::lanes(row(j) + d)); }
+    INLINE F32 some(int j, int d, int n) const { return scaled(j, P::some_lanes(row(j) + d, n)); }
+    INLINE F32 scaled(int j, F32 x) const {
+        if constexpr (P::has_scales) return mul(x, set1(scales[locations[j] * heads]));
+        else return x;
+    }
 };
 
 // Values in a tile.
@@ -86,7 +79,7 @@ void tile_values(Stored<P> values, int count, int size, float* out) {
     for (int j = 0; j < count; j++) {
         int d = 0;
         for (; d + LANES <= size; d += LANES, out += LANES) store(out, values.at(j, d));
-        if (d < size) store(out, P::some_lanes(values.row(j) + d, size - d)), out += LANES;
+        if (d < size) store(out, values.some(j, d, size - d)), out += LANES;
     }
 }
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from stretto.core.pages import PAGE_SIZE
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
+from stretto.kernels.attention.softmax import Softmax
 from stretto.kernels.native.guard import HEADS_APART, NotRecordable, require
 from stretto.kernels.native.library import Fields
-from stretto.kernels.native.tape import ALL_ROWS, aligned, beyond, current, why_not_here
+from stretto.kernels.native.paged import format_code, scales
+from stretto.kernels.native.tape import ALL_ROWS, Tape, aligned, beyond, current, why_not_here
 
 PARTIAL_ROWS = 16  # rows with the longest context whose partial results find room; more are not shared out
 
@@ -28,23 +30,31 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, scale: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`; `seqs` is a placeholder while a tape is recorded.
 
-    q, k, v: rows whose heads are contiguous. kv: `PageRef`s of bf16 or fp32; of their fields, only `pages` and the
-    number of the group are used, and the keys lie lane by lane.
+    q, k, v: rows whose heads are contiguous. kv: `PageRef`s in a format that the kernels know; of where they
+    lie, only the number of the group is used. Keys lie lane by lane.
     Raises NotRecordable for any other cache, and without one.
     """
     tape, (_, heads, size), (_, groups, value_size) = current(), q.shape, v.shape
-    assert k.shape[1:] == (groups, size) and heads % groups == 0 and window != 0
+    assert k.shape[1:] == (groups, size) and heads % groups == 0 and softmax.window != 0
     for x in (q, k, v):
         require(tape.kind(x) == ALL_ROWS and x[0].is_contiguous(), HEADS_APART)
-    keys, values, group = _pages(kv)
-    is_bf16 = keys.dtype == torch.bfloat16
-    assert keys.shape[2:] == k.shape[1:] and values.shape == (*keys.shape[:3], value_size)
-    sizes: Fields = {"key_size": groups * size, "value_size": groups * value_size}
-    tape.emit("kv_append", **sizes, is_bf16=is_bf16, group=group, k=k, v=v, k_pages=keys, v_pages=values)
+    sinks = softmax.sinks
+    require(sinks is None or (sinks.dtype == torch.float32 and not tape.holds(sinks)), "has sinks of the rows")
+    keys, values, code = _refs(tape, kv)
+    assert keys.pages.shape[2:] == k.shape[1:] and values.pages.shape == (*keys.pages.shape[:3], value_size)
+    pages: Fields = {
+        "format": code,
+        "group": keys.where.group,
+        "k_pages": keys.pages,
+        "v_pages": values.pages,
+        "k_scales": scales(keys),
+        "v_scales": scales(values),
+    }
+    tape.emit("kv_append", key_size=groups * size, value_size=groups * value_size, num_heads=groups, k=k, v=v, **pages)
     o, lse = tape.like(q, heads, value_size), tape.like(q, heads)
     splits = -(-tape.context // tape.library.limit("SPLIT"))
     room, partials = PARTIAL_ROWS * splits if splits > 1 else 0, None
@@ -56,14 +66,13 @@ def attention(
         "num_kv_heads": groups,
         "key_size": size,
         "value_size": value_size,
-        "is_bf16": is_bf16,
-        "scale": scale,
-        "window": min(window or 0, 2**31 - 1),
+        "scale": softmax.scale,
+        "softcap": softmax.softcap or 0.0,
+        "window": min(softmax.window or 0, 2**31 - 1),
         "coarse_prompts": tape.coarse_prompts,
-        "group": group,
         "q": q,
-        "k_pages": keys,
-        "v_pages": values,
+        "sinks": sinks,
+        **pages,
         "o": o,
         "lse": lse,
         "partials": partials,
@@ -75,17 +84,18 @@ def attention(
     return o, lse
 
 
-def _pages(kv: tuple[Paged, Paged] | None) -> tuple[Tensor, Tensor, int]:
-    """The pages of keys and of values, and the number of their group."""
+def _refs(tape: Tape, kv: tuple[Paged, Paged] | None) -> tuple[PageRef, PageRef, int]:
+    """The keys and the values, which lie as the kernels read them, and the number of their format."""
     if kv is None:
         raise NotRecordable("attends without a cache")
     keys, values = kv
     if not (isinstance(keys, PageRef) and isinstance(values, PageRef)):
         raise NotRecordable(f"attends over a {type(keys).__name__}")
-    pages = keys.pages, values.pages
-    if pages[0].dtype != pages[1].dtype or pages[0].dtype not in (torch.bfloat16, torch.float32):
-        raise NotRecordable(f"attends over pages of {pages[0].dtype} and {pages[1].dtype}")
-    lies_so = pages[0].shape[1] == PAGE_SIZE and pages[0].movedim(1, -1).is_contiguous() and pages[1].is_contiguous()
+    require(keys.format == values.format, f"attends over pages of {keys.format.name} and {values.format.name}")
+    code = format_code(tape, keys)
+    by_lanes = (part.movedim(1, -1).is_contiguous() for part in (keys.pages, *keys.sides))
+    by_tokens = (part.is_contiguous() for part in (values.pages, *values.sides))
+    lies_so = keys.pages.shape[1] == PAGE_SIZE and all(by_lanes) and all(by_tokens)
     require(lies_so, "attends to keys that do not lie lane by lane, or values that do not lie token by token")
     assert keys.where.group == values.where.group, "keys and values share a page group"
-    return *pages, keys.where.group
+    return keys, values, code

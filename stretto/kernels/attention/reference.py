@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged
+from stretto.kernels.attention.softmax import Softmax
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -13,13 +14,13 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, scale: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`."""
     if kv is not None:
         kv[0].append(k, seqs)
         kv[1].append(v, seqs)
-    per_group = q.shape[1] // k.shape[1]
+    per_group, window = q.shape[1] // k.shape[1], softmax.window
     out, sums = [], []
     for b in range(seqs.num_seqs):
         first, context = seqs.starts[b], seqs.contexts[b]
@@ -40,9 +41,13 @@ def attention(
             visible = [*enumerate(held), *((len(held) + r, context + depth[r]) for r in reversed(seen))]
             index = [j for j, where in visible if window is None or position - where < window]
             heads = [h // per_group for h in range(q.shape[1])]
-            scores = scale * torch.einsum("hk,jhk->hj", q[first + row].double(), keys[index][:, heads].double())
-            sums.append(scores.logsumexp(-1))
-            out.append(torch.einsum("hj,jhv->hv", scores.softmax(-1), values[index][:, heads].double()))
+            products = torch.einsum("hk,jhk->hj", q[first + row].double(), keys[index][:, heads].double())
+            scores = softmax.scores(products)
+            if softmax.sinks is not None:
+                scores = torch.cat([scores, softmax.sinks.double()[:, None]], 1)
+            sums.append(scores.logsumexp(-1).detach())
+            weights = scores.softmax(-1)[:, : len(index)]
+            out.append(torch.einsum("hj,jhv->hv", weights, values[index][:, heads].double()))
     if not out:
         return q.new_zeros((0, q.shape[1], v.shape[2])), q.new_zeros((0, q.shape[1]), dtype=torch.float32)
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged
 from stretto.core.tree import MAX_TREE_ROWS
+from stretto.kernels.attention.softmax import Softmax
 
 ROWS, SPLIT = 16, 64  # of every product of the step form
 _LOWEST = -1e30  # stands for the maximum of no keys, so that no difference is inf - inf
@@ -26,7 +27,7 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, scale: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, *, seqs: Seqs, kv: tuple[Paged, Paged] | None, softmax: Softmax
 ) -> tuple[Tensor, Tensor]:
     """See `stretto.kernels.attention.attention`."""
     if kv is not None:
@@ -40,22 +41,22 @@ def attention(
         if rows:
             keys, values = kv[0].read_padded(step, SPLIT), kv[1].read_padded(step, SPLIT)
             held = [kv[0].key_positions(b) for b in range(step.num_seqs)]
-            parts.append(_step(q[:rows], keys.to(q.dtype), values.to(q.dtype), step, held, scale, window))
+            parts.append(_step(q[:rows], keys.to(q.dtype), values.to(q.dtype), step, held, softmax))
     for b in range(first_chunk, seqs.num_seqs):
         rows_b = slice(seqs.starts[b], seqs.starts[b + 1])
         if seqs.lens[b] == 0:
             continue
         if kv is None:
-            parts.append(_chunk(q[rows_b], k[rows_b], v[rows_b], seqs, b, None, scale, window))
+            parts.append(_chunk(q[rows_b], k[rows_b], v[rows_b], seqs, b, None, softmax))
         else:
             keys, values = kv[0].read(b, seqs).to(q.dtype), kv[1].read(b, seqs).to(q.dtype)
-            parts.append(_chunk(q[rows_b], keys, values, seqs, b, kv[0].key_positions(b), scale, window))
-    if len(parts) == 1:
-        return parts[0]
+            parts.append(_chunk(q[rows_b], keys, values, seqs, b, kv[0].key_positions(b), softmax))
     if not parts:
         wide = torch.promote_types(q.dtype, torch.float32)
         return q.new_zeros((0, q.shape[1], v.shape[2])), q.new_zeros((0, q.shape[1]), dtype=wide)
-    return torch.cat([o for o, _ in parts]), torch.cat([lse for _, lse in parts])
+    o, lse = parts[0] if len(parts) == 1 else (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    o, lse = softmax.with_sinks(o, lse)
+    return o, lse.detach()
 
 
 def _step(
@@ -64,8 +65,7 @@ def _step(
     values: Tensor,
     seqs: Seqs,
     held: Sequence[Tensor | None],
-    scale: float,
-    window: int | None,
+    softmax: Softmax,
 ) -> tuple[Tensor, Tensor]:
     """All step sequences at once. q: [T, H, K]; keys, values: [B, L, G, K], padded to whole splits. held: positions of
     the keys before this call, per sequence.
@@ -87,8 +87,8 @@ def _step(
         t.view(B, splits, SPLIT, G, -1).permute(0, 3, 1, 2, 4).contiguous()[:, :, :, None] for t in (keys, values)
     )
     wide = torch.promote_types(q.dtype, torch.float32)
-    mask = _step_mask(seqs, held, longest, L, window, per_group, wide)
-    scores = torch.matmul(rows, keys.mT).to(wide) * scale + mask  # [B, G, splits, blocks, ROWS, SPLIT]
+    mask = _step_mask(seqs, held, longest, L, softmax.window, per_group, wide)
+    scores = softmax.scores(torch.matmul(rows, keys.mT).to(wide)) + mask  # [B, G, splits, blocks, ROWS, SPLIT]
     top = scores.amax(-1, keepdim=True).clamp(min=_LOWEST)
     weights = (scores - top).exp()
     sums = weights.sum(-1, keepdim=True)
@@ -175,25 +175,24 @@ def _chunk(
     seqs: Seqs,
     b: int,
     positions: Tensor | None,
-    scale: float,
-    window: int | None,
+    softmax: Softmax,
 ) -> tuple[Tensor, Tensor]:
     """One sequence in any form. q: [n, H, K]; keys, values: [held + n, G, K]; positions: of the held keys, None if they
     are the context in order."""
     assert seqs.parents[b] is None, "draft trees run in step form"
-    held = len(keys) - len(q)
+    held, window = len(keys) - len(q), softmax.window
     if window is not None and (positions is not None or held + len(q) > window):
         ago = _ago(q, held)
         if positions is not None:
             ago[:, :held] = seqs.contexts[b] + torch.arange(len(q), device=q.device)[:, None] - positions
-        return _dense(q, keys, values, scale, (ago >= 0) & (ago < window))
+        return _dense(q, keys, values, softmax, (ago >= 0) & (ago < window))
     if held == 0:
-        return _dense(q, keys, values, scale, causal=True)
-    if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):
+        return _dense(q, keys, values, softmax, causal=True)
+    if _has_gradients(q, keys):
         # The fused kernel gives lse no gradient, and the weights of a merge are functions of lse: one masked softmax.
-        return _dense(q, keys, values, scale, _ago(q, held) >= 0)
-    past = _dense(q, keys[:held], values[:held], scale)
-    own = _dense(q, keys[held:], values[held:], scale, causal=True)
+        return _dense(q, keys, values, softmax, _ago(q, held) >= 0)
+    past = _dense(q, keys[:held], values[:held], softmax)
+    own = _dense(q, keys[held:], values[held:], softmax, causal=True)
     # imported late: the public module imports this one through `pick`
     from stretto.kernels.attention import merge
 
@@ -207,29 +206,37 @@ def _ago(q: Tensor, held: int) -> Tensor:
 
 
 def _dense(
-    q: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None = None, causal: bool = False
+    q: Tensor, keys: Tensor, values: Tensor, softmax: Softmax, visible: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """One softmax. q: [n, H, K]; keys, values: [L, G, K]; visible: [n, L] bool or None (all, or causal)."""
+    """One softmax, without sinks. q: [n, H, K]; keys, values: [L, G, K]; visible: [n, L] bool, None: all, or causal."""
     n, H, _ = q.shape
     per_group = H // keys.shape[1]
     if per_group > 1:
         keys, values = keys.repeat_interleave(per_group, 1), values.repeat_interleave(per_group, 1)
-    if q.device.type != "cpu" or keys.shape[-1] != values.shape[-1]:  # what the fused kernel cannot run
-        return _unfused(q, keys, values, scale, _ago(q, 0) >= 0 if causal else visible)
+    cannot = q.device.type != "cpu" or keys.shape[-1] != values.shape[-1] or softmax.softcap is not None
+    if cannot or (softmax.sinks is not None and _has_gradients(q, keys, softmax.sinks)):  # with lse as a function
+        return _unfused(q, keys, values, softmax, _ago(q, 0) >= 0 if causal else visible)
     mask = None
     if visible is not None:
         mask = torch.zeros(visible.shape, dtype=q.dtype).masked_fill_(~visible, -torch.inf)[None, None]
     heads = [t.transpose(0, 1).unsqueeze(0) for t in (q, keys, values)]
-    o, lse = _fused(*heads, is_causal=causal, attn_mask=mask, scale=scale)
+    o, lse = _fused(*heads, is_causal=causal, attn_mask=mask, scale=softmax.scale)
     return o[0].transpose(0, 1), lse[0].transpose(0, 1)[:n]
 
 
-def _unfused(q: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, query heads and key heads equal in number: any device, any size of values."""
+def _unfused(
+    q: Tensor, keys: Tensor, values: Tensor, softmax: Softmax, visible: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, query heads and key heads equal in number: any device, size of values and options,
+    and lse has gradients."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.einsum("nhk,lhk->hnl", q, keys).to(wide) * scale
+    scores = softmax.scores(torch.einsum("nhk,lhk->hnl", q, keys).to(wide))
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     lse = scores.logsumexp(-1)
     o = torch.einsum("hnl,lhv->nhv", (scores - lse.unsqueeze(-1)).exp().to(q.dtype), values)
-    return o, lse.transpose(0, 1).detach()
+    return o, lse.transpose(0, 1)
+
+
+def _has_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -4,20 +4,22 @@
 // all of them as they are stored: it has the same bits alone, in prefill, in a draft and in a batch.
 #include "functions.h"
 #include "op.h"
+#include "pages.h"
 
-using namespace vec;
+using namespace pages;
 
 namespace {
 
 struct FftconvArgs {
     int32_t channels;   // D
     int32_t num_taps;   // L
-    int32_t is_bf16;    // pages; else fp32
+    int32_t format;     // of pages
     int32_t taps_width;  // of a row of `taps`: D rounded up to vectors
     int32_t group;       // whose pages
     int32_t unused;
     const float* taps;  // [L, D]: tap j meets the input j tokens back
     const uint8_t* pages;  // [P, PAGE_TOKENS, D]
+    const float* scales;   // of formats that have some: [P, PAGE_TOKENS]
     float* y;           // [T, D]
     int64_t y_stride;
 };
@@ -25,22 +27,15 @@ struct FftconvArgs {
 constexpr int STRIP = 4 * LANES;  // channels that are summed together
 constexpr int64_t ROWS = 4;       // of a chunk
 
-template <bool BF16>
+template <class P>
 INLINE F32 input(const FftconvArgs& a, int64_t slot, int channel, int n) {
-    int64_t at = slot * a.channels + channel;
-    if constexpr (BF16) {
-        const uint16_t* p = reinterpret_cast<const uint16_t*>(a.pages) + at;
-        if (n == LANES) return load_bf16(p);
-        uint16_t some[LANES] = {};
-        std::memcpy(some, p, size_t(n) * 2);
-        return load_bf16(some);
-    } else {
-        const float* p = reinterpret_cast<const float*>(a.pages) + at;
-        return n == LANES ? load(p) : load_n(p, n);
-    }
+    auto p = reinterpret_cast<const typename P::Element*>(a.pages) + slot * a.channels + channel;
+    F32 x = n == LANES ? P::lanes(p) : P::some_lanes(p, n);
+    if constexpr (P::has_scales) x = mul(x, set1(a.scales[slot]));
+    return x;
 }
 
-template <bool BF16>
+template <class P>
 void strip(const FftconvArgs& a, const Step& step, int64_t row, int first) {
     const PageGroup& group = step.groups[a.group];
     int seq = step.seq_ids[row], start = step.starts[seq], context = group.num_keys[seq];
@@ -51,7 +46,7 @@ void strip(const FftconvArgs& a, const Step& step, int64_t row, int first) {
         const float* taps = a.taps + int64_t(tap) * a.taps_width + first;
         for (int p = 0; p < parts; p++) {
             int n = left - p * LANES < LANES ? left - p * LANES : LANES;
-            sums[p] = fma(load(taps + p * LANES), input<BF16>(a, slot, first + p * LANES, n), sums[p]);
+            sums[p] = fma(load(taps + p * LANES), input<P>(a, slot, first + p * LANES, n), sums[p]);
         }
     };
     int tap = 0;
@@ -76,11 +71,10 @@ void run(const FftconvArgs& a, const Step& step, int64_t first, int64_t last) {
     for (int64_t i = first * ROWS; i < last * ROWS && i < all; i++) {
         int64_t row = i / strips(a);
         int channel = int(i % strips(a)) * STRIP;
-        if (a.is_bf16) strip<true>(a, step, row, channel);
-        else strip<false>(a, step, row, channel);
+        with_format(a.format, [&](auto format) { strip<decltype(format)>(a, step, row, channel); });
     }
 }
 
 }  // namespace
 
-STRETTO_OP(fftconv, FftconvArgs, channels, num_taps, is_bf16, taps_width, group, unused, taps, pages, y, y_stride)
+STRETTO_OP(fftconv, FftconvArgs, channels, num_taps, format, taps_width, group, unused, taps, pages, scales, y, y_stride)

@@ -10,6 +10,7 @@ from torch import Tensor
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
 from stretto.kernels.native.guard import NotRecordable, require
+from stretto.kernels.native.paged import format_code, scales
 from stretto.kernels.native.tape import ALL_ROWS, current, why_not_here
 
 
@@ -26,12 +27,11 @@ def fftconv(u: Tensor, kernel: Tensor, *, seqs: Seqs, history: Paged | None) -> 
     if not isinstance(history, PageRef):
         raise NotRecordable("convolves without pages")
     pages = history.pages
-    is_bf16 = pages.dtype == torch.bfloat16
-    require((is_bf16 or pages.dtype == torch.float32) and pages.is_contiguous(), f"reads pages of {pages.dtype}")
+    require(pages.is_contiguous(), "reads pages that do not lie token by token")
     assert pages.shape[2:] == (channels,)
     taps, y = tape.padded(kernel.T), tape.empty(ALL_ROWS, channels)
-    kept = {"is_bf16": is_bf16, "group": history.where.group}
-    tape.emit("kv_append", value_size=channels, **kept, v=u, v_pages=pages)
+    kept = {"format": format_code(tape, history), "group": history.where.group}
+    tape.emit("kv_append", value_size=channels, num_heads=1, **kept, v=u, v_pages=pages, v_scales=scales(history))
     sizes = {"channels": channels, "num_taps": num_taps, "taps_width": taps.shape[1]}
-    tape.emit("fftconv", **sizes, **kept, taps=taps, pages=pages, y=y)
+    tape.emit("fftconv", **sizes, **kept, taps=taps, pages=pages, scales=scales(history), y=y)
     return y

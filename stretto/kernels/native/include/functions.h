@@ -51,6 +51,20 @@ INLINE F32 log1p(F32 x) {
 INLINE F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
 INLINE F32 silu(F32 x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
 
+// tanh x = x - x^3 / 3 + ... near 0, where 1 - e^-2x would lose its digits, else (1 - e) / (1 + e), e = e^-2|x|.
+INLINE F32 tanh(F32 x) {
+    F32 one = set1(1.0f), a = abs(x), square = mul(x, x);
+    F32 p = set1(-5.70498872745e-3f);
+    p = fma(p, square, set1(2.06390887954e-2f));
+    p = fma(p, square, set1(-5.37397155531e-2f));
+    p = fma(p, square, set1(1.33314422036e-1f));
+    p = fma(p, square, set1(-3.33332819422e-1f));
+    F32 near = fma(mul(p, square), x, x), e = exp(mul(set1(-2.0f), a));
+    F32 far = div(sub(one, e), add(one, e));
+    far = select_less(x, set1(0.0f), sub(set1(0.0f), far), far);
+    return select_less(a, set1(0.625f), near, far);
+}
+
 INLINE F32 gelu(F32 x) {  // x / (1 + exp(-2 z)), z = sqrt(2 / pi) (x + 0.044715 x^3)
     F32 z = mul(mul(set1(-1.5957691216057308f), x), fma(mul(set1(0.044715f), x), x, set1(1.0f)));
     return div(x, add(set1(1.0f), exp(z)));
