@@ -30,8 +30,8 @@ from stretto.runner.recording import Recording
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
     """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
-    cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype; coarse_prompts:
-    native kernels compute prompts with 8-bit activations and 16-bit attention."""
+    cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype;
+    coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention."""
 
     context: int
     max_seqs: int = 32

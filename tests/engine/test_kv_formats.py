@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine import NUM_TOKENS, PROMPTS, Moody, run_all
 from test_native import engine, tiled
-from toy import Nodes, plain_decode, toy_engine, toy_lm
+from toy import nodes, plain_decode, toy_engine, toy_lm
 
 from stretto import LLM, Sampling
 from stretto.core.card import CODECS, Can
@@ -32,14 +32,14 @@ def test_drafts_batches_and_memory_change_nothing(oracle: LM, kv: str, backend: 
     if kv == "f32":
         assert want == [plain_decode(oracle, p, NUM_TOKENS) for p in PROMPTS]
     for sizes in ({}, {"max_seqs": 2, "max_rows": 7}):
-        drafting = {"drafter": Moody(known, 3), "draft_policy": Nodes(8, 0, 5)}
+        drafting = {"drafter": Moody(known, 3), "policies": nodes(8, 0, 5)}
         one = make(lm, kv=kv, **sizes, **drafting)  # type: ignore[operator]
-        assert one.captured is None or one.captured.host_operations == {}
+        assert one.runner.recording is None or one.runner.recording.host_operations == {}
         assert run_all(one, GREEDY) == want
 
 
 def test_int8_takes_half_the_memory_and_stays_near(oracle: LM) -> None:
-    whole, half = (engine(tiled(oracle), kv=kv).cache.pools for kv in ("bf16", "int8"))
+    whole, half = (engine(tiled(oracle), kv=kv).runner.cache.pools for kv in ("bf16", "int8"))
     sizes = [sum(part.nbytes for part in pools.tensors) / pools.num_pages for pools in (whole, half)]
     assert sizes[1] < 0.8 * sizes[0]  # heads of 8 elements with a scale each
 
@@ -49,7 +49,7 @@ def test_what_is_approximate_is_said(folder: Path) -> None:
         llm = LLM(folder, backend=backend, kv="int8", draft="none", context=64)
         (result,) = llm.generate([[1, 2, 3]], Sampling(temperature=0, max_tokens=4))
         assert result.approximate == ("kv int8",) and len(result.token_ids) == 4
-        assert any(part.dtype == torch.int8 for part in llm.engine.cache.pools.tensors)
+        assert any(part.dtype == torch.int8 for part in llm.engine.runner.cache.pools.tensors)
     plain = LLM(folder, backend="torch", kv="bf16", draft="none", context=64)
     assert plain.generate([[1, 2, 3]], Sampling(temperature=0, max_tokens=1))[0].approximate == ()
     with pytest.raises(UserError, match="q8_0 cannot store keys and values"):
