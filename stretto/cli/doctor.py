@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from stretto.core.settings import Configuration, Settings
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
     from stretto.kernels.native.library import Team
-    from stretto.models.lm import LM
     from stretto.planner.measure import Measured
 
 EXAMPLES = ("stretto doctor", "stretto doctor smollm2 --json")
@@ -123,6 +120,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
     import time
 
     from stretto.core.sampling import Sampling
+    from stretto.engine.abilities import where_parts_run
     from stretto.llm import LLM
     from stretto.planner.measure import model_cost, native_bandwidth
 
@@ -147,24 +145,11 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
         "bound ms": round(1e3 * bound, 3),
         "achieved ms": round(1e3 * median, 3),
         "share of the bound": f"{bound / median:.0%}",
-        "layers": layers(llm.engine.runner.model, recording.host_operations),
+        "layers": where_parts_run(llm.engine.runner.model, recording.host_operations),
         "operations": len(recording.tape.names),
         "of these in Python": recording.host_operations,
         **parts,
     }
-
-
-def layers(lm: "LM", in_python: Mapping[str, str]) -> dict[str, str]:
-    """How many mixers and channels of each kind run where. in_python: names of parts that have no native kernel."""
-    found: dict[str, Counter[str]] = {}
-    for i, block in enumerate(lm.blocks):
-        for role, part in (("mixer", block.mixer), ("channel", block.channel)):
-            if part is None:
-                continue
-            name = f"blocks.{i}.{role}"
-            is_native = not any(host == name or host.startswith(f"{name}.") for host in in_python)
-            found.setdefault(type(part).__name__, Counter())["native" if is_native else "in Python"] += 1
-    return {kind: ", ".join(f"{n} {where}" for where, n in places.items()) for kind, places in found.items()}
 
 
 def kernels(dtype: Any) -> dict[str, dict[str, str]]:

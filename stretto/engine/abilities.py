@@ -1,5 +1,6 @@
 """What the layers of a model and its judge are not able to do: refused by name, or done without and said."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from stretto.core.card import Can
@@ -35,3 +36,16 @@ def notes(host_operations: Mapping[str, str], can: Can, *, drafts: bool) -> tupl
     if drafts and Can.CHAIN not in can:
         found.append("no drafts: a layer of the model or the judge cannot verify them")
     return tuple(found)
+
+
+def where_parts_run(model: LM, in_python: Mapping[str, str]) -> dict[str, str]:
+    """How many mixers and channels of each kind run where. in_python: names of parts that have no native kernel."""
+    found: dict[str, Counter[str]] = {}
+    for i, block in enumerate(model.blocks):
+        for role, part in (("mixer", block.mixer), ("channel", block.channel)):
+            if part is None:
+                continue
+            name = f"blocks.{i}.{role}"
+            is_native = not any(host == name or host.startswith(f"{name}.") for host in in_python)
+            found.setdefault(type(part).__name__, Counter())["native" if is_native else "in Python"] += 1
+    return {kind: ", ".join(f"{n} {where}" for where, n in places.items()) for kind, places in found.items()}

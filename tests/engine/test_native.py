@@ -14,7 +14,7 @@ from toy import WIRINGS, Nodes, finish, lively_model, nodes, plain_decode, tiny,
 from toy_channels import Tenants
 
 from stretto.cache.pools import Placement
-from stretto.core.card import CHANNELS, CODECS, MIXERS, Can
+from stretto.core.card import CHANNELS, MIXERS, Can
 from stretto.core.errors import RunError
 from stretto.core.mixer import Mixer, MixerConfig
 from stretto.core.plan import StepPlan
@@ -23,7 +23,6 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, PageRef, StateSpec
 from stretto.engine.engine import Engine
 from stretto.engine.scheduler import MAX_AHEAD, Policies
-from stretto.kernels.linear import Linear
 from stretto.models.lm import LM, Layer
 from stretto.runner.runner import Sizes
 
@@ -34,14 +33,7 @@ def tiled(lm: LM) -> LM:
     """A copy of a toy in fp32 whose matrices lie in native tiles."""
     copy = lm.config.build()
     copy.load_state_dict(lm.state_dict())
-    copy.cast(torch.float32).eval().requires_grad_(False)
-    for module in copy.modules():
-        if isinstance(module, Linear):
-            for segment in module.segments:
-                values = module.weight[module.rows(segment)]
-                module.hold(segment, CODECS.card("f32").make().encode(values))
-            module.tile(team())
-    return copy
+    return copy.cast(torch.float32).eval().requires_grad_(False).tile(team())
 
 
 MODELS: dict[str, dict[str, Any]] = {
