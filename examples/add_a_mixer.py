@@ -14,22 +14,13 @@ from torch import Tensor
 
 from stretto.channels.dense import Dense
 from stretto.core.card import Can
-from stretto.core.env import read_env
 from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
-from stretto.core.sampling import Sampling
 from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, slot
-from stretto.drafters.jacobi import Jacobi
-from stretto.engine.abilities import where_parts_run
-from stretto.engine.engine import Engine
-from stretto.engine.policies.draft.always import Always
-from stretto.engine.scheduler import Policies
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.llm.backend import thread_team
 from stretto.models.lm import LM, Layer, LMConfig
-from stretto.runner.runner import Sizes
 
 
 class Retention(Mixer):
@@ -82,6 +73,16 @@ def main() -> None:
 
 def generate(lm: LM, prompt: list[int]) -> None:
     """In an engine on the native kernels, with drafts that are verified and rolled back, and without."""
+    from stretto.core.env import read_env
+    from stretto.core.sampling import Sampling
+    from stretto.drafters.jacobi import Jacobi
+    from stretto.engine.abilities import where_parts_run
+    from stretto.engine.engine import Engine
+    from stretto.engine.policies.draft.always import Always
+    from stretto.engine.scheduler import Policies
+    from stretto.llm.backend import thread_team
+    from stretto.runner.runner import Sizes
+
     threads, texts = thread_team(read_env(), None), []
     lm.tile(threads)
     for num_tokens in (0, 8):
