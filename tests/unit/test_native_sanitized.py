@@ -137,4 +137,4 @@ def test_threads_race_for_nothing(tmp_path: Path) -> None:
     works = (
         shutil.which("setarch") and subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode == 0
     )
-    assert run([*(fixed if works else []), program]) == "pool\n"
+    assert run([*(fixed if works else []), program]) == "team\n"
