@@ -269,11 +269,11 @@ class Once:
     def __init__(self, wrapped: Callable[..., object], problem: BaseException) -> None:
         self.wrapped, self.problem, self.armed = wrapped, problem, False
 
-    def __call__(self, *args: object) -> object:
+    def __call__(self, *args: object, **named: object) -> object:
         if self.armed:
             self.armed = False
             raise self.problem
-        return self.wrapped(*args)
+        return self.wrapped(*args, **named)
 
 
 @pytest.mark.parametrize("case", ["torch, hybrid", "native, attention"], indirect=True)
