@@ -98,9 +98,10 @@ class LLM:
             context=sizes.context,
             max_seqs=sizes.max_seqs,
             max_rows=sizes.max_rows,
-            vocab_size=tokenizer.vocab_size,
+            vocab_size=min(tokenizer.vocab_size, lm.config.vocab_size),
             threads=threads,
             tokenizer=tokenizer,
+            kv_dtype=sizes.kv_dtype,
             load=load,
             eos_ids=tokenizer.eos_ids,
         )
