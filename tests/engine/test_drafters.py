@@ -4,6 +4,7 @@ Batches of 1 to 8, with preemption and cancellation mixed in, through torch in f
 for token.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -306,8 +307,19 @@ def test_what_earlier_texts_said_is_proposed_as_a_tree() -> None:
     assert len(drafter._remembered) == 3
 
 
+def test_empty_texts_are_not_remembered() -> None:
+    drafter = suffix()
+    for rid in range(5):
+        drafter.admit(rid, [])
+        assert drafter.propose([Ask(rid, 8)]) == [Draft()]
+        drafter.release(rid, keep=True)
+    assert not drafter._remembered and not drafter._earlier.root.children
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"depth": 1}, {"depth": 200}, {"remember": -1}, {"least": 0.0}, {"factor": 0.0}], ids=str
+    "wrong",
+    [{"depth": 1}, {"depth": 200}, {"remember": -1}, {"least": 0.0}, {"factor": 0.0}, {"factor": math.inf}],
+    ids=str,
 )
 def test_suffix_refuses_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="suffix"):

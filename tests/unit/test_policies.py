@@ -1,5 +1,6 @@
 """Policies against a simulated machine: no clock of their own, seconds are what the simulation says."""
 
+import math
 import random
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def test_what_orders_prefer():
     assert VICTIMS.card("youngest").make().victim([*jobs, Job(4, 1.0, 5, 5, priority=2)], 0.0) is jobs[3]
 
 
-@pytest.mark.parametrize("make", [lambda: Priority(aging=0.0), lambda: Shortest(speed=float("nan"))])
+@pytest.mark.parametrize(
+    "make", [lambda: Priority(aging=0.0), lambda: Priority(aging=math.inf), lambda: Shortest(speed=math.nan)]
+)
 def test_orders_refuse_settings_out_of_range(make):
     with pytest.raises(UserError, match="above 0"):
         make()
