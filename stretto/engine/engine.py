@@ -115,9 +115,10 @@ class Engine:
         request = self._requests.get(rid)
         if request is None:
             return None
-        event = self._finish(request, Event(rid, (), "", "cancelled"))
-        self.drafting.forget(rid)
-        return event
+        try:
+            return self._finish(request, Event(rid, (), "", "cancelled"))
+        finally:
+            self.drafting.forget(rid)
 
     @property
     def is_idle(self) -> bool:

@@ -96,6 +96,25 @@ def test_an_error_in_any_call_of_a_drafter_leaks_nothing(make: Make, known: Any,
     empty(one)
 
 
+class Mute:
+    """Says nothing, and cannot end."""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        return "", False
+
+    def finish(self) -> str:
+        raise RuntimeError("no end")
+
+
+def test_a_cancelled_text_that_cannot_end_leaves_nothing(make: Make, known: Any) -> None:
+    one = make(drafter=Oracle(known), policies=nodes(4))
+    request = one.add(PROMPTS[0], GREEDY.resolve(), Mute())
+    one.step()
+    with pytest.raises(RuntimeError, match="no end"):
+        one.cancel(request.rid)
+    empty(one)
+
+
 class Beyond(Oracle):
     def __init__(self, token: int) -> None:
         super().__init__({})
