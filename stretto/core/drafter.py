@@ -69,13 +69,15 @@ class Draft:
 class Ask:
     """One request that wants a proposal: its name since `admit`, and how many tokens the step can verify.
 
-    sampling, noise: how its tokens are chosen, for drafters that choose theirs the same way (resolved).
+    sampling, noise: how its tokens are chosen, for drafters that choose theirs the same way (resolved). num_prompt: so
+    many of its tokens are the prompt, which some penalties leave out.
     """
 
     rid: int
     max_tokens: int
     sampling: Sampling = _GREEDY
     noise: Noise = _NO_NOISE
+    num_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,9 @@ class Needs:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What a drafter is built for. model: the `LM`; threads: native ones that run it, None = torch. context, max_seqs,
-    max_rows: of its engine. vocab_size: tokens from here on are never emitted. tokenizer: None where there is none.
-    load: reads another model, in the same layout, and its tokenizer."""
+    max_rows: of its engine. vocab_size: tokens from here on do not exist. tokenizer: None where there is none.
+    kv: the format of its cached keys and values. load: reads another model, in the same layout, and
+    its tokenizer. eos_ids: tokens that end a text."""
 
     model: Any
     context: int
@@ -161,6 +164,7 @@ class Target:
     vocab_size: int
     threads: Any = None
     tokenizer: Any = None
+    kv: str = "auto"
     load: Callable[[str], tuple[Any, Any]] | None = None
     eos_ids: frozenset[int] = field(default_factory=frozenset)
 

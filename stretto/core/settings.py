@@ -45,7 +45,7 @@ def read_draft(spec: str, what: str = "draft") -> DraftSpec | None:
         raise UserError(f"{what} is {spec!r}", why="without drafts there is nothing to set", try_="none, or auto")
     filler = read_spec(spec, DRAFTERS, what, others=("nodes",), aliases={"none": "ngram", "auto": "ngram"})
     text = filler.others.get("nodes", str(DEFAULT_NODES))
-    nodes = int(text) if text.isascii() and text.isdigit() else 0
+    nodes = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
     if not 1 <= nodes <= MAX_NODES:
         why = f"nodes is {text}; a draft has 1 to {MAX_NODES}"
         raise UserError(f"{what} is {spec!r}", why=why, try_=f"nodes={DEFAULT_NODES}")

@@ -9,7 +9,7 @@ noise, so that under the coupled judge a small model that agrees is accepted.
 Source: arXiv 2211.17192. The two must share a tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto.core.card import Can, Card
@@ -43,6 +43,12 @@ class Config:
                 why="their tokenizers differ",
                 try_="a model of the same family",
             )
+        needed = Can.CAUSAL | Can.CHAIN | (Can.PACKED if target.max_seqs > 1 else Can(0))
+        if needed not in lm.can:
+            raise UserError(
+                f"{self.path} cannot draft",
+                why="one of its layers is not causal, cannot take rows back, or takes one sequence per call",
+            )
         return Model(lm, target, parse_size(self.mem, "mem"))
 
 
@@ -54,7 +60,11 @@ class Model(Drafter):
 
     def __init__(self, lm: LM, target: Target, memory_bytes: int = 256 << 20) -> None:
         sizes = Sizes(
-            context=target.context, max_seqs=target.max_seqs, max_rows=target.max_rows, memory_bytes=memory_bytes
+            context=target.context,
+            max_seqs=target.max_seqs,
+            max_rows=target.max_rows,
+            memory_bytes=memory_bytes,
+            kv=target.kv,
         )
         self._runner = Runner(lm, sizes, target.threads, vocab_size=target.vocab_size)
         self._texts: dict[int, list[int]] = {}
@@ -64,13 +74,14 @@ class Model(Drafter):
         self._runner.cache.admit(rid)
 
     def read(self, pieces: Sequence[Piece]) -> None:
-        self._read([piece.rid for piece in pieces])  # prompts, at the pace of the target
+        self._read({piece.rid: piece.start + len(piece.tokens) for piece in pieces})
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
-        self._read([ask.rid for ask in asks])
+        self._read({ask.rid: len(self._texts[ask.rid]) for ask in asks})
         drafts: dict[int, list[int]] = {ask.rid: [] for ask in asks}
-        while self._draft([ask for ask in asks if len(drafts[ask.rid]) < ask.max_tokens], drafts):
-            pass
+        left = [ask for ask in asks if ask.max_tokens]
+        while left:
+            left = self._draft(left, drafts)
         return [Draft(tuple(drafts[ask.rid])) for ask in asks]
 
     def observe(self, rounds: Sequence[Round]) -> None:
@@ -81,15 +92,17 @@ class Model(Drafter):
         del self._texts[rid]
         self._runner.cache.release(rid)
 
-    def _read(self, rids: Sequence[int]) -> None:
-        """Texts that are far ahead of the cache go into it, but for their last tokens."""
+    def _read(self, ends: Mapping[int, int]) -> None:
+        """Texts that are far ahead of the cache go into it up to these lengths, but for their last tokens."""
         runner = self._runner
         while True:
             budget, parts = runner.max_rows, list[Rows]()
-            for rid in rids:
-                rows, held = min(self._unread(rid), budget), runner.cache.length(rid)
-                if self._unread(rid) > _CATCH_UP and rows > 0 and runner.cache.reserve(rid, rows):
-                    parts.append(Rows(rid, self._texts[rid][held : held + rows], is_step=False))
+            for rid, end in ends.items():
+                text, held = self._texts[rid], runner.cache.length(rid)
+                unread = min(end, len(text) - 1) - held
+                rows = min(unread, budget)
+                if unread > _CATCH_UP and rows > 0 and runner.cache.reserve(rid, rows):
+                    parts.append(Rows(rid, text[held : held + rows], is_step=False))
                     budget -= rows
             if not parts:
                 return
@@ -97,34 +110,31 @@ class Model(Drafter):
             runner.forward(step)
             runner.commit(step, [()] * len(parts))
 
-    def _draft(self, asks: Sequence[Ask], drafts: dict[int, list[int]]) -> bool:
-        """One more token for each of these; whether there is one."""
+    def _draft(self, asks: Sequence[Ask], drafts: dict[int, list[int]]) -> list[Ask]:
+        """One more token for those that fit into a step; those that want more, none if nothing fits."""
         runner, budget, parts, answering = self._runner, self._runner.max_rows, list[Rows](), list[Ask]()
         for ask in asks:
             text, own, held = self._texts[ask.rid], drafts[ask.rid], runner.cache.length(ask.rid)
-            rows = len(text) - held + len(own)
-            if text and self._unread(ask.rid) <= _CATCH_UP and rows <= budget and runner.cache.reserve(ask.rid, rows):
+            rows, unread = len(text) - held + len(own), len(text) - 1 - held
+            if text and unread <= _CATCH_UP and rows <= budget and runner.cache.reserve(ask.rid, rows):
                 parts.append(Rows(ask.rid, (*text[held:], *own), num_draft=1 + len(own), wants=1))
                 answering.append(ask)
                 budget -= rows
         if not parts:
-            return False
+            return []
         step = runner.pack(parts)
         how = [self._row(ask, drafts[ask.rid]) for ask in answering]
         chosen, refused = score_picks(runner.forward(step).scores, how, range(len(how)))
+        runner.commit(step, [()] * len(parts))
+        done = {answering[n].rid for n in refused}  # no token follows, now or later
         for n, (ask, token) in enumerate(zip(answering, chosen, strict=True)):
             if n not in refused:
                 drafts[ask.rid].append(token)
-        runner.commit(step, [()] * len(parts))
-        return not refused
-
-    def _unread(self, rid: int) -> int:
-        """Tokens before the pending one that its cache lacks."""
-        return len(self._texts[rid]) - 1 - self._runner.cache.length(rid)
+        return [ask for ask in asks if ask.rid not in done and len(drafts[ask.rid]) < ask.max_tokens]
 
     def _row(self, ask: Ask, drafted: Sequence[int]) -> RowSampling:
-        text = self._texts[ask.rid]
-        return RowSampling(ask.sampling, ask.noise, len(text) + len(drafted), output=text, path=drafted)
+        text, n = self._texts[ask.rid], ask.num_prompt
+        return RowSampling(ask.sampling, ask.noise, len(text) + len(drafted), text[:n], text[n:], drafted)
 
 
 CARD = Card(

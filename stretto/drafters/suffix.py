@@ -15,6 +15,7 @@ suffix trees.
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ class Config:
     def __post_init__(self) -> None:
         if not 2 <= self.depth <= 128:
             raise UserError(f"suffix: depth is {self.depth}", why="it is from 2 to 128 tokens")
-        if self.remember < 0 or not self.factor > 0 or not 0 < self.least <= 1:
+        if self.remember < 0 or not 0 < self.factor < math.inf or not 0 < self.least <= 1:
             raise UserError(
                 f"suffix: remember {self.remember}, factor {self.factor}, least {self.least}",
-                why="remember is at least 0, factor above 0, least above 0 and at most 1",
+                why="remember is at least 0, factor above 0 and finite, least above 0 and at most 1",
             )
 
     def build(self, target: Target) -> "Suffix":
@@ -119,7 +120,7 @@ class Suffix(Drafter):
 
     def release(self, rid: int, keep: bool = False) -> None:
         tokens, _, _ = self._texts.pop(rid)
-        if keep and len(tokens) <= self._config.remember:
+        if keep and 0 < len(tokens) <= self._config.remember:
             self._remembered.append(tuple(tokens))
             self._earlier.extend(deque(), tokens)
             self._size += len(tokens)

@@ -37,10 +37,11 @@ class DraftStats:
 
 
 class Drafting:
-    """drafter: None = nothing is drafted. can: of the model and the judge together: what they can verify."""
+    """drafter: None = nothing is drafted. can: of the model and the judge together: what they can verify. vocab_size:
+    tokens from here on do not exist."""
 
-    def __init__(self, drafter: Drafter | None, can: Can) -> None:
-        self.drafter, self.can = drafter, can
+    def __init__(self, drafter: Drafter | None, can: Can, vocab_size: int) -> None:
+        self.drafter, self.can, self._vocab_size = drafter, can, vocab_size
         self.needs = drafter.needs if drafter is not None else Needs()
         self.stats = DraftStats()
         self._known: set[int] = set()  # requests that the drafter knows
@@ -55,7 +56,7 @@ class Drafting:
         if self.drafter is not None:
             for request in requests:
                 if request.rid not in self._known:
-                    self.drafter.admit(request.rid, request.tokens)
+                    self.drafter.admit(request.rid, tuple(request.tokens))
                     self._known.add(request.rid)
 
     def propose(self, plan: Plan, requests: Mapping[int, Request], scheduler: Scheduler) -> dict[int, Asked]:
@@ -63,10 +64,11 @@ class Drafting:
         memory."""
         if self.drafter is None or not plan.budgets:
             return {}
-        asks = [Ask(rid, budget, requests[rid].sampling, requests[rid].noise) for rid, budget in plan.budgets.items()]
+        asks = [_ask(requests[rid], budget) for rid, budget in plan.budgets.items()]
         proposed = [self._verifiable(draft) for draft in self.drafter.propose(asks)]
         for ask, draft in zip(asks, proposed, strict=True):
             assert len(draft) <= ask.max_tokens, "a drafter keeps to what it was asked for"
+            self._check(draft.tokens)
         drafts = [
             draft if not len(draft) or scheduler.grant(requests[ask.rid].job, len(draft)) else Draft()
             for ask, draft in zip(asks, proposed, strict=True)
@@ -77,6 +79,11 @@ class Drafting:
             ask.rid: Asked(requests[ask.rid], draft, branch)
             for ask, draft, branch in zip(asks, drafts, branches, strict=True)
         }
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        """Native kernels look tokens up without asking whether they exist."""
+        for token in tokens:
+            assert 0 <= token < self._vocab_size, f"a drafter proposes token {token}, which does not exist"
 
     def _verifiable(self, draft: Draft) -> Draft:
         takes = Can.TREE if draft.probs is None else Can.TREE | Can.DRAWN_TREE
@@ -92,6 +99,7 @@ class Drafting:
         found = []
         for ask, draft, branch in zip(asks, drafts, self.drafter.extra(asks, drafts), strict=True):
             assert len(branch.tokens) == len(branch.parents) <= self.needs.extra
+            self._check(branch.tokens)
             rows = len(draft) + len(branch.tokens)
             fits = rows < MAX_TREE_ROWS and scheduler.grant(requests[ask.rid].job, rows)
             found.append(branch if fits else NO_BRANCH)
@@ -139,3 +147,7 @@ class Drafting:
         for rid in list(self._known):
             with suppress(Exception):
                 self.forget(rid)
+
+
+def _ask(request: Request, max_tokens: int) -> Ask:
+    return Ask(request.rid, max_tokens, request.sampling, request.noise, len(request.prompt))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stretto.core.card import Can
-from stretto.core.drafter import Drafter, Verdict
+from stretto.core.drafter import Drafter, Needs, Verdict
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.core.policy import Record
@@ -56,9 +56,9 @@ class Engine:
         assert (drafter is None) == (policies.draft is None), "a drafter comes with the policy that limits it"
         abilities.check(model, sizes.max_seqs)
         self.judge = judge or Coupled()
-        self.drafting = Drafting(drafter, model.can & self.judge.can)
-        needs = self.drafting.needs
+        needs = drafter.needs if drafter is not None else Needs()
         self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size)
+        self.drafting = Drafting(drafter, model.can & self.judge.can, self.runner.vocab_size)
         limits = Limits(
             max_rows=self.runner.max_rows,
             max_seqs=sizes.max_seqs,
@@ -115,9 +115,10 @@ class Engine:
         request = self._requests.get(rid)
         if request is None:
             return None
-        event = self._finish(request, Event(rid, (), "", "cancelled"))
-        self.drafting.forget(rid)
-        return event
+        try:
+            return self._finish(request, Event(rid, (), "", "cancelled"))
+        finally:
+            self.drafting.forget(rid)
 
     @property
     def is_idle(self) -> bool:

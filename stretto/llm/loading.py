@@ -61,9 +61,10 @@ def load_engine(
         context=sizes.context,
         max_seqs=sizes.max_seqs,
         max_rows=sizes.max_rows,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=min(tokenizer.vocab_size, lm.config.vocab_size),
         threads=threads,
         tokenizer=tokenizer,
+        kv=sizes.kv,
         load=load_other,
         eos_ids=tokenizer.eos_ids,
     )

@@ -4,12 +4,14 @@ Batches of 1 to 8, with preemption and cancellation mixed in, through torch in f
 for token.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from drafters import Ahead, Features, Letters, RidingAlong, toy_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from test_native import tiled
 from toy import VOCAB, nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.core.card import DRAFTERS, MIXERS, Can
-from stretto.core.drafter import Ask, Draft, Drafter, Round, Verdict
+from stretto.core.drafter import Ask, Draft, Drafter, Piece, Round, Verdict
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.drafters.model import Model
@@ -160,16 +162,83 @@ def test_a_model_with_other_tokens_cannot_draft() -> None:
         DRAFTERS.card("model").make().build(toy_target(lm))
 
 
+def without(can: Can) -> LM:
+    lm = toy_lm(["attention"])
+    mixer = lm.blocks[0].mixer
+    mixer.__class__ = type("Limited", (type(mixer),), {"can": mixer.can & ~can})
+    return lm
+
+
+@pytest.mark.parametrize("can", [Can.CAUSAL, Can.CHAIN, Can.PACKED], ids=str)
+def test_a_model_that_cannot_take_rows_back_cannot_draft(can: Can) -> None:
+    target = replace(toy_target(toy_lm(["attention"])), load=lambda path: (without(can), Letters()))
+    with pytest.raises(UserError, match=r"(?s)other cannot draft.*one of its layers"):
+        DRAFTERS.card("model").make(path="other").build(target)
+    if can is Can.PACKED:
+        DRAFTERS.card("model").make(path="other").build(replace(target, max_seqs=1))
+
+
 def test_a_small_cache_means_fewer_drafts_and_the_same_text() -> None:
     lm = toy_lm(["attention", "attention"])
     prompts = [[1, 2, 3], [4] * 20, [5, 6]]
     want = [plain_decode(lm, prompt, LENGTH) for prompt in prompts]
-    drafter = Model(lm.first(1), toy_target(lm), memory_bytes=14 * 16 * 2 * 2 * 16)
-    one = toy_engine(lm, drafter=drafter, policies=nodes(6))
-    requests = [one.add(prompt, Sampling(temperature=0, max_tokens=LENGTH).resolve()) for prompt in prompts]
+    drafted = []
+    for pages in (7, 100):
+        drafter = Model(lm.first(1), replace(toy_target(lm), context=8), memory_bytes=pages * 16 * 2 * 8 * 16)
+        cache = drafter._runner.cache
+        one = toy_engine(lm, drafter=drafter, policies=nodes(6))
+        requests = [one.add(prompt, Sampling(temperature=0, max_tokens=LENGTH).resolve()) for prompt in prompts]
+        while not one.is_idle:
+            one.step()
+            cache.check()
+        assert [request.output for request in requests] == want
+        assert cache.free_blocks == cache.pools.num_pages
+        drafted.append(one.drafting.stats.drafted)
+    assert 0 < drafted[0] < drafted[1]
+
+
+def drafting_model(lm: LM, **changes: Any) -> Model:
+    made = (
+        DRAFTERS.card("model")
+        .make(path="itself")
+        .build(replace(toy_target(lm), load=lambda path: (lm, Letters()), **changes))
+    )
+    assert isinstance(made, Model)
+    return made
+
+
+def test_a_model_reads_prompts_at_the_pace_of_the_target() -> None:
+    """Not a whole prompt in the step in which the target has read its beginning."""
+    drafter = drafting_model(toy_lm(["attention"]), context=512)
+    text = [n % VOCAB for n in range(300)]
+    drafter.admit(0, text)
+    for start in range(0, 300, 50):
+        drafter.read([Piece(0, start, tuple(text[start : start + 50]))])
+        assert start + 50 - 16 <= drafter._runner.cache.length(0) + 1 <= start + 51
+
+
+def test_a_model_whose_row_gives_no_token_ends_that_draft_only() -> None:
+    lm = toy_lm(["attention"], seed=3)
+    drafter = drafting_model(lm)
+    for rid, text in enumerate(([1, 2], [3, 4], [5, 6])):
+        drafter.admit(rid, text)
+    want = drafter.propose([Ask(rid, 5) for rid in range(3)])
+    lm.embed.weight[4] = torch.nan
+    assert all(4 not in draft.tokens for draft in (want[0], want[2]))
+    got = drafter.propose([Ask(rid, 5) for rid in range(3)])
+    assert got == [want[0], Draft(), want[2]]
+
+
+def test_a_model_that_drafts_for_itself_knows_what_penalties_count() -> None:
+    lm = toy_lm(["attention", "gated_delta"], seed=4)
+    one = toy_engine(lm, drafter=drafting_model(lm), policies=nodes(6))
+    for prompt in ([1, 2, 3, 1, 1, 2], [7] * 40, [5]):
+        sampling = Sampling(temperature=0.7, seed=3, max_tokens=30, frequency_penalty=1.5, presence_penalty=1.0)
+        one.add(prompt, sampling.resolve())
     while not one.is_idle:
         one.step()
-    assert [request.output for request in requests] == want
+    stats = one.drafting.stats
+    assert stats.accepted == stats.drafted > 60
 
 
 # -- jacobi ------------------------------------------------------------------------------------------------------------
@@ -242,8 +311,19 @@ def test_what_earlier_texts_said_is_proposed_as_a_tree() -> None:
     assert len(drafter._remembered) == 3
 
 
+def test_empty_texts_are_not_remembered() -> None:
+    drafter = suffix()
+    for rid in range(5):
+        drafter.admit(rid, [])
+        assert drafter.propose([Ask(rid, 8)]) == [Draft()]
+        drafter.release(rid, keep=True)
+    assert not drafter._remembered and not drafter._earlier.root.children
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"depth": 1}, {"depth": 200}, {"remember": -1}, {"least": 0.0}, {"factor": 0.0}], ids=str
+    "wrong",
+    [{"depth": 1}, {"depth": 200}, {"remember": -1}, {"least": 0.0}, {"factor": 0.0}, {"factor": math.inf}],
+    ids=str,
 )
 def test_suffix_refuses_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="suffix"):

@@ -1,15 +1,17 @@
 """One bad row ends its own request; a step that raises ends those that were there; the engine serves on."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from drafters import Oracle, Saboteur, TreeOracle
+from drafters import Letters as LetterIds
+from drafters import Oracle, Saboteur, TreeOracle, toy_target
 from test_engine import CONTROLS, options
 from test_native import MODELS, PATIENT, engine, tiled
 from toy import HYBRID, nodes, plain_decode, toy_engine, toy_lm
 
-from stretto.core.card import JUDGES
+from stretto.core.card import DRAFTERS, JUDGES
 from stretto.core.drafter import Ask, Draft, Round, Verdict
 from stretto.core.errors import UserError
 from stretto.core.sampling import Noise, Sampling
@@ -371,3 +373,19 @@ def test_an_interrupt_goes_through_and_leaves_the_engine_empty(case: Case) -> No
         one.step()
     assert_empty(one)
     assert run(one, GREEDY, PROMPTS) == endings(case.texts(GREEDY))
+
+
+@pytest.mark.parametrize("kind", ["jacobi", "model", "suffix"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, seed=4, max_tokens=NUM_TOKENS)], ids=str)
+def test_drafters_survive_rows_without_a_token(case: Case, kind: str, sampling: Sampling) -> None:
+    """Guesses after a row that gave no token, and a draft model with the same damage."""
+    plain = case.engine()
+    lm, threads = plain.runner.model, plain.runner.recording and plain.runner.recording.tape.team
+    target = replace(toy_target(lm, threads=threads), load=lambda path: (lm, LetterIds()))
+    card = DRAFTERS.card(kind)
+    drafter = card.make(**card.tiny).build(target)
+    one = case.engine(drafter=drafter, policies=nodes(6))
+    assert run(one, sampling, PROMPTS) == endings(case.texts(sampling))
+    if kind == "model":  # it is right, but the token after which there is none is not counted as accepted
+        stats, damaged = one.drafting.stats, sum(BAD in text for text in case.texts(sampling))
+        assert stats.drafted - stats.accepted <= damaged

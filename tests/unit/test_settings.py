@@ -244,6 +244,23 @@ def test_parts_of_a_draft() -> None:
         read_draft("ngram:mx_n=2")
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "why"),
+    [
+        ("judge", "ratio:draw=1", "ratio has no settings"),
+        ("order", "priority:aging=inf", "above 0"),
+        ("order", "priority:aging=nan", "above 0"),
+        ("order", "shortest:speed=inf", "above 0"),
+        ("draft", "suffix:factor=inf", "factor above 0"),
+        ("draft", "ngram:nodes=" + "9" * 5000, "a draft has 1 to 63"),
+    ],
+    ids=lambda x: x[:20] if x else None,
+)
+def test_a_filler_refuses_what_it_cannot_be_set_to(field: str, text: str, why: str) -> None:
+    with pytest.raises(UserError, match=f"(?s){field} is .*{why}"):
+        Settings(**{field: text})
+
+
 # -- how tokens are chosen ---------------------------------------------------------------------------------------------
 
 SAMPLING: dict[str, tuple[str, Any]] = {

@@ -5,6 +5,7 @@
 `aging` is how many seconds of waiting weigh as much as one step of priority.
 """
 
+import math
 from collections.abc import Sequence
 
 from stretto.core.card import Can, Card
@@ -16,8 +17,8 @@ class Priority(OrderPolicy):
     """aging: seconds."""
 
     def __init__(self, aging: float = 30.0) -> None:
-        if not aging > 0:
-            raise UserError(f"priority: aging is {aging}", why="it is a number of seconds above 0")
+        if not 0 < aging < math.inf:
+            raise UserError(f"priority: aging is {aging}", why="it is a finite number of seconds above 0")
         self._aging = aging
 
     def order(self, jobs: Sequence[Job], now: float) -> list[Job]:

@@ -7,6 +7,7 @@ is known of it. `speed` is how many rows of advantage a second of waiting makes 
 Shortest first on predicted lengths: arXiv 2306.06000. Differs from it: the limit stands for the prediction.
 """
 
+import math
 from collections.abc import Sequence
 
 from stretto.core.card import Can, Card
@@ -18,8 +19,8 @@ class Shortest(OrderPolicy):
     """speed: rows per second of waiting."""
 
     def __init__(self, speed: float = 64.0) -> None:
-        if not speed > 0:
-            raise UserError(f"shortest: speed is {speed}", why="it is a number of rows per second above 0")
+        if not 0 < speed < math.inf:
+            raise UserError(f"shortest: speed is {speed}", why="it is a finite number of rows per second above 0")
         self._speed = speed
 
     def order(self, jobs: Sequence[Job], now: float) -> list[Job]:
