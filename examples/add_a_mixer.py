@@ -73,6 +73,7 @@ def main() -> None:
 
 def generate(lm: LM, prompt: list[int]) -> None:
     """In an engine on the native kernels, with drafts that are verified and rolled back, and without."""
+    from stretto.convert.load import tile_model
     from stretto.core.env import read_env
     from stretto.core.sampling import Sampling
     from stretto.drafters.jacobi import Jacobi
@@ -84,7 +85,7 @@ def generate(lm: LM, prompt: list[int]) -> None:
     from stretto.runner.runner import Sizes
 
     threads, texts = thread_team(read_env(), None), []
-    lm.tile(threads)
+    tile_model(lm, threads)
     for num_tokens in (0, 8):
         drafter = Jacobi() if num_tokens else None
         policies = Policies(draft=Always(num_tokens) if num_tokens else None)

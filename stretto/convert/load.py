@@ -12,6 +12,7 @@ import torch
 
 from stretto.convert._shared import codec_named
 from stretto.convert.model_file import ModelFile
+from stretto.core.card import CODECS
 from stretto.core.errors import ModelFileError
 from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
@@ -188,3 +189,14 @@ def stored_values(stored: Stored, source: Source, shape: tuple[int, ...]) -> tor
     values = values.reshape(shape)
     values = values if source.load is None else source.load(values.double()).float()
     return values if source.order is None else values[source.order]
+
+
+def tile_model(lm: LM, team: Team) -> LM:
+    """Every matrix in native tiles of fp32: for a model that was made or trained here, and not read from a file."""
+    codec = CODECS.card("f32").make()
+    for module in lm.modules():
+        if isinstance(module, Linear):
+            for segment in module.segments:
+                module.hold(segment, codec.encode(module.weight[module.rows(segment)]))
+            module.tile(team)
+    return lm

@@ -104,11 +104,6 @@ class Seqs:
         return any(self.num_draft)
 
     @property
-    def is_tree(self) -> bool:
-        """Whether any sequence branches (otherwise every mask is plainly causal)."""
-        return any(tree is not None for tree in self.trees)
-
-    @property
     def definite(self) -> tuple[int, ...]:
         """Rows per sequence that are certainly kept."""
         return tuple(n - d for n, d in zip(self.lens, self.num_draft, strict=True))
@@ -144,16 +139,6 @@ class Seqs:
         """What every row of sequence b continues, also for chains."""
         return self.trees[b] or Tree.chain(self.lens[b])
 
-    def row_parents(self, b: int) -> tuple[int, ...]:
-        return self.tree(b).parents
-
-    @property
-    def parents(self) -> tuple[tuple[int, ...] | None, ...]:
-        return tuple(t.parents if t else None for t in self.trees)
-
-    def depths(self, b: int) -> tuple[int, ...]:
-        return self.tree(b).depths
-
     def memo(self, key: Hashable, make: Callable[[], _V]) -> _V:
         """A value derived from this description that all layers share (rotary tables, gather indices)."""
         if key not in self._memo:
@@ -186,21 +171,6 @@ class Seqs:
         return torch.tensor(values, dtype=dtype, device=self.device)
 
     @cached_property
-    def cu_seqlens(self) -> Tensor:
-        """[B + 1] int32."""
-        return self._tensor(self.starts, torch.int32)
-
-    @cached_property
-    def context_lens(self) -> Tensor:
-        """[B] int64."""
-        return self._tensor(self.contexts)
-
-    @cached_property
-    def seq_ids(self) -> Tensor:
-        """[T] int64: the sequence of every row."""
-        return torch.repeat_interleave(torch.arange(self.num_seqs, device=self.device), self._tensor(self.lens))
-
-    @cached_property
     def positions(self) -> Tensor:
         """[T] int64: absolute position, context + depth (siblings of a tree share one)."""
         parts = [
@@ -219,37 +189,6 @@ class Seqs:
         for b, n in enumerate(self.lens):
             bits += self.tree(b).ancestors if n <= MAX_TREE_ROWS else [0] * n
         return self._tensor([v - (1 << 64) if v >= 1 << 63 else v for v in bits])
-
-    def taps(self, width: int) -> Tensor:
-        """[T, width] int64: where a causal filter of `width` taps reads, oldest first, the row itself last.
-
-        Indices point into `cat([tail, x])`, with `tail` [B * (width-1)] the inputs before each sequence's rows,
-        oldest first, and `x` [T] the rows. Taps follow ancestors, so draft trees need nothing special.
-        """
-        return self.memo(("taps", width), lambda: self._taps(width))
-
-    def _taps(self, width: int) -> Tensor:
-        keep, base, table = width - 1, self.num_seqs * (width - 1), list[list[int]]()
-        for b in range(self.num_seqs):
-            tail = list(range(b * keep, (b + 1) * keep))
-            histories: list[list[int]] = []
-            for row, parent in enumerate(self.tree(b).parents):
-                before = histories[parent] if parent >= 0 else tail
-                histories.append([*before[len(before) - keep :], base + self.starts[b] + row])
-            table += histories
-        return self._tensor(table).view(self.num_rows, width)
-
-    def end_taps(self, width: int) -> Tensor:
-        """[B, width-1] int64: the tail after the definite rows of every sequence, indexed as in `taps`."""
-        return self.memo(("end_taps", width), lambda: self._end_taps(width))
-
-    def _end_taps(self, width: int) -> Tensor:
-        keep, base, table = width - 1, self.num_seqs * (width - 1), list[list[int]]()
-        for b, rows in enumerate(self.definite):
-            first = base + self.starts[b]
-            history = [*range(b * keep, (b + 1) * keep), *range(first + max(0, rows - keep), first + rows)]
-            table.append(history[len(history) - keep :])
-        return self._tensor(table).view(self.num_seqs, keep)
 
 
 @dataclass(frozen=True)

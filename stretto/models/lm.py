@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from stretto.codecs.f32 import F32
 from stretto.core.card import Can
 from stretto.core.channel import Channel
 from stretto.core.errors import UserError
@@ -25,7 +24,6 @@ from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
 from stretto.core.state import StateSpec, TensorCache
 from stretto.kernels.linear import Linear
-from stretto.kernels.native.library import Team
 from stretto.kernels.rowwise import divided, take_rows
 from stretto.models.block import Block, Layer, Norm, NormKind
 
@@ -160,15 +158,6 @@ class LM(nn.Module):
             if isinstance(module, Linear):
                 module.prepack()
         (self.head or self.embed).prepack(keep_plain=True)
-        return self
-
-    def tile(self, team: Team) -> "LM":
-        """Every matrix in native tiles of fp32: for a model that was made or trained here, and not read from a file."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                for segment in module.segments:
-                    module.hold(segment, F32().encode(module.weight[module.rows(segment)]))
-                module.tile(team)
         return self
 
     def targets(self) -> Iterator[tuple[str, nn.Module, str]]:

@@ -14,6 +14,7 @@ from toy import WIRINGS, Nodes, finish, lively_model, nodes, plain_decode, tiny,
 from toy_channels import Tenants
 
 from stretto.cache.pools import Placement
+from stretto.convert.load import tile_model
 from stretto.core.card import CHANNELS, MIXERS, Can
 from stretto.core.errors import RunError
 from stretto.core.mixer import Mixer, MixerConfig
@@ -33,7 +34,7 @@ def tiled(lm: LM) -> LM:
     """A copy of a toy in fp32 whose matrices lie in native tiles."""
     copy = lm.config.build()
     copy.load_state_dict(lm.state_dict())
-    return copy.cast(torch.float32).eval().requires_grad_(False).tile(team())
+    return tile_model(copy.cast(torch.float32).eval().requires_grad_(False), team())
 
 
 MODELS: dict[str, dict[str, Any]] = {

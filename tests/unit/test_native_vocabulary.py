@@ -12,6 +12,7 @@ from stretto.core.seqs import Seqs
 from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.guard import NotRecordable, StepSeqs
 from stretto.kernels.native.tape import Tape
+from stretto.kernels.short_conv.taps import taps
 
 
 def vector(x: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ def test_what_changes_from_step_to_step_is_no_constant() -> None:
         with pytest.raises(NotRecordable, match="writes by"):
             EDGES.zero_()
     seqs = StepSeqs((8,), (0,), (0,), (None,))
-    for read in (lambda: seqs.positions, lambda: seqs.ancestors, lambda: seqs.taps(3)):
+    for read in (lambda: seqs.positions, lambda: seqs.ancestors, lambda: taps(seqs, 3)):
         with pytest.raises(NotRecordable, match=r"which rows are whose|positions of rows"):
             read()
     assert seqs.num_step_rows == 0 and not seqs.chunk_part.has_drafts and Seqs.of([8]).positions.tolist()[-1] == 7

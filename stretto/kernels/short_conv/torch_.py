@@ -14,6 +14,7 @@ from torch import Tensor
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot
 from stretto.kernels.pointwise import silu
+from stretto.kernels.short_conv.taps import end_taps, taps
 
 
 def why_not(x: Tensor, weight: Tensor) -> str | None:
@@ -41,9 +42,9 @@ def short_conv(
     ends: list[Tensor] = []
     if cut:
         inputs = torch.cat([tails[:cut].flatten(0, 1), x[:rows]])
-        reads_TWC = inputs[seqs.step_part.taps(width)].to(wide)
+        reads_TWC = inputs[taps(seqs.step_part, width)].to(wide)
         outs.append(_sum([reads_TWC[:, j] for j in range(width)], taps_WC, offset_C))
-        ends.append(inputs[seqs.step_part.end_taps(width)])
+        ends.append(inputs[end_taps(seqs.step_part, width)])
         if state is not None and seqs.has_drafts:
             state.record(_replay, {"x": x[:rows]})
     if cut < seqs.num_seqs or not cut:
@@ -62,7 +63,7 @@ def short_conv(
         outs.append(y)
         if state is not None:
             inputs = torch.cat([tails[cut:].flatten(0, 1), x[rows:]])
-            ends.append(inputs[part.end_taps(width)])
+            ends.append(inputs[end_taps(part, width)])
     if state is not None:
         state.write(ends[0] if len(ends) == 1 else torch.cat(ends))
     y = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -72,7 +73,7 @@ def short_conv(
 def _replay(slot: Slot, seqs: Seqs, rows: Mapping[str, Tensor]) -> None:
     tails = slot.read()
     inputs = torch.cat([tails.flatten(0, 1), rows["x"].to(tails.dtype)])
-    slot.write(inputs[seqs.end_taps(tails.shape[1] + 1)])
+    slot.write(inputs[end_taps(seqs, tails.shape[1] + 1)])
 
 
 def _sum(reads: list[Tensor], taps_WC: Tensor, offset_C: Tensor | None) -> Tensor:
