@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 from stretto.core.tree import MAX_TREE_ROWS, Tree
 
 _V = TypeVar("_V")
+Tags = Mapping[str, int | tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Seqs:
     trees: tuple[Tree | None, ...]  # see the module docstring
     num_step: int = 0  # leading sequences that run in step form
     device: torch.device = torch.device("cpu")
-    tags: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict, hash=False)  # see the module docstring
+    tags: Tags = field(default_factory=dict, hash=False)  # see the module docstring
     _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -79,8 +80,6 @@ class Seqs:
         for name, tag in self.tags.items():
             assert isinstance(tag, int) or len(tag) == sum(self.lens), f"tag {name!r}: one number for each row"
 
-    # -- host side -----------------------------------------------------------------------------------------------
-
     @property
     def num_seqs(self) -> int:
         return len(self.lens)
@@ -116,7 +115,7 @@ class Seqs:
         num_step = max(0, min(self.num_step, last) - first)
         cut = slice(first, last)
         of_cut = self.lens[cut], self.contexts[cut], self.num_draft[cut], self.trees[cut]
-        return Seqs(*of_cut, num_step, self.device, self._tags_of(range(self.starts[first], self.starts[last])))
+        return Seqs(*of_cut, num_step, self.device, _of_rows(self.tags, range(self.starts[first], self.starts[last])))
 
     @property
     def step_part(self) -> "Seqs":
@@ -133,7 +132,7 @@ class Seqs:
         assert all(a < b for a, b in pairwise(rows)), "rows come in order"
         at = [bisect_left(rows, start) for start in self.starts]
         lens = [b - a for a, b in pairwise(at)]
-        return Seqs.of(lens, num_step=self.num_step, device=self.device, tags=self._tags_of(rows))
+        return Seqs.of(lens, num_step=self.num_step, device=self.device, tags=_of_rows(self.tags, rows))
 
     def tree(self, b: int) -> Tree:
         """What every row of sequence b continues, also for chains."""
@@ -145,8 +144,6 @@ class Seqs:
             self._memo[key] = make()
         return self._memo[key]  # type: ignore[return-value]
 
-    # -- tags --------------------------------------------------------------------------------------------------------
-
     def tag(self, name: str) -> int | Tensor | None:
         """The number that all rows have, or those of the rows [T] int64; None if nobody gave any."""
         value = self.tags.get(name)
@@ -154,16 +151,7 @@ class Seqs:
 
     def tagged(self, name: str, value: int) -> "Seqs":
         """The same rows, all of them with one more number; memoised."""
-        return self.memo(("tagged", name, value), lambda: self._tagged(name, value))
-
-    def _tagged(self, name: str, value: int) -> Self:
-        return replace(self, tags={**self.tags, name: value}, _memo={})
-
-    def _tags_of(self, rows: Sequence[int]) -> dict[str, int | tuple[int, ...]]:
-        return {
-            name: value if isinstance(value, int) else tuple(value[row] for row in rows)
-            for name, value in self.tags.items()
-        }
+        return self.memo(("tagged", name, value), lambda: replace(self, tags={**self.tags, name: value}, _memo={}))
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 
@@ -229,3 +217,8 @@ class Accepted:
 
 def _tree(rows: Tree | Sequence[int] | None) -> Tree | None:
     return rows if rows is None or isinstance(rows, Tree) else Tree(tuple(rows))
+
+
+def _of_rows(tags: Tags, rows: Sequence[int]) -> Tags:
+    """The tags of some rows."""
+    return {name: tag if isinstance(tag, int) else tuple(tag[row] for row in rows) for name, tag in tags.items()}

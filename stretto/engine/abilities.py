@@ -4,8 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 
 from stretto.core.card import Can
+from stretto.core.drafter import Needs
 from stretto.core.errors import UserError
+from stretto.core.judge import Judge
+from stretto.core.sampling import Sampling
+from stretto.engine.scheduler import Limits
 from stretto.models.lm import LM
+from stretto.runner.runner import Runner
 
 
 def check(model: LM, max_seqs: int) -> None:
@@ -23,6 +28,23 @@ def check(model: LM, max_seqs: int) -> None:
                 why=f"layer {index} ({name}) takes one sequence per call",
                 try_="max_seqs=1",
             )
+
+
+def check_sampling(judge: Judge, sampling: Sampling) -> None:
+    """Raises UserError for a temperature that the judge cannot decide at."""
+    if sampling.temperature and Can.SAMPLED not in judge.can:
+        why = f"the judge {type(judge).__name__} decides at temperature 0 only"
+        raise UserError(f"temperature {sampling.temperature} cannot be served", why=why, try_="temperature=0")
+
+
+def limits(runner: Runner, judge: Judge, needs: Needs) -> Limits:
+    """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them."""
+    return Limits(
+        max_rows=runner.max_rows,
+        max_seqs=runner.sizes.max_seqs,
+        runs_ahead=runner.runs_ahead and judge.head == "picks" and not needs.features,
+        extra=needs.extra,
+    )
 
 
 def notes(host_operations: Mapping[str, str], can: Can, *, drafts: bool) -> tuple[str, ...]:

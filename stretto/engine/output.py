@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
-from stretto.core.drafter import Verdict
-from stretto.engine.decide import Asked
+from stretto.engine.decide import Asked, Decision
 from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
 
 
-def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], clock: Callable[[], float]) -> Event:
-    """Append the emitted tokens to the request until its text ends; the event says whether it did. clock: seconds."""
-    request, draft = asked.request, asked.draft
+def advance(asked: Asked, decision: Decision, logprobs: Sequence[TokenLogprobs], clock: Callable[[], float]) -> Event:
+    """Append the emitted tokens to the request until its text ends; the event says whether it did, or that no token
+    follows. clock: seconds."""
+    request, draft, verdict = asked.request, asked.draft, decision.verdict
+    if not verdict.emitted:
+        return Event(request.rid, (), "", "error", error=decision.failure)
     timeline = request.timeline
     timeline.first_token = timeline.first_token or clock()
     timeline.drafted += len(draft)
@@ -21,6 +23,7 @@ def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], c
         text += piece
         if reason is not None:
             break
+    error = decision.failure if reason is None else None  # a text that ended before the failure has none
     accepted = min(kept, len(verdict.path))
     timeline.accepted += accepted
     timeline.steps += max(1, kept - accepted)  # a step gives one token that no draft gave
@@ -28,7 +31,8 @@ def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], c
         rid=request.rid,
         token_ids=verdict.emitted[:kept],
         text=text,
-        finish_reason=reason,
+        finish_reason=reason if error is None else "error",
+        error=error,
         logprobs=tuple(logprobs[:kept]),
         drafted=len(draft),
         accepted=accepted,

@@ -61,6 +61,10 @@ class Timeline:
     drafted: int = 0
     accepted: int = 0
 
+    def start(self, now: float) -> None:
+        """It is scheduled; the first time counts."""
+        self.started = now if self.started is None else self.started
+
 
 @dataclass(slots=True, eq=False)
 class Request:

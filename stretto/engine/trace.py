@@ -67,3 +67,12 @@ class TracedScheduler(Scheduler):
     def learn(self, record: Record) -> None:
         super().learn(record)
         self._write({"kind": "learn", **asdict(record)})
+
+
+def make_scheduler(
+    memory: Memory, policies: Policies, limits: Limits, write: Callable[[Event], None] | None
+) -> Scheduler:
+    """A scheduler, traced if somebody wants to read its calls."""
+    if write is None:
+        return Scheduler(memory, policies, limits)
+    return TracedScheduler(memory, policies, limits, write)

@@ -1,6 +1,7 @@
 """What may happen while a tape is recorded: views, constants, operations of the vocabulary, and nothing else."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class StepSeqs(Seqs):
         return value  # type: ignore[return-value]
 
     def tagged(self, name: str, value: int) -> "StepSeqs":
-        return self._tagged(name, value)
+        return replace(self, tags={**self.tags, name: value}, _memo={})
 
     @property
     def positions(self) -> Tensor:
