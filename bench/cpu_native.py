@@ -37,8 +37,9 @@ from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import matmul
 from stretto.kernels.linear.native import tile
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.library import Team
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.tape import Tape
 from stretto.planner.measure import describe_machine, model_cost, native_bandwidth, prefill_cost
 from stretto.planner.record import as_record, result
 

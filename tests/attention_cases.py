@@ -12,7 +12,8 @@ from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import PageRef
 from stretto.kernels.attention import attention
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.buffers import ALL_ROWS
+from stretto.kernels.native.tape import Tape
 
 ROOM, CONTEXT, PAGE = 800, 1024, 16
 Rows = tuple[Tensor, Tensor, Tensor]

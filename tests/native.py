@@ -10,9 +10,10 @@ from torch import Tensor
 from stretto.core.card import CODECS, Can
 from stretto.core.env import read_env
 from stretto.core.stored import Stored
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.build import build, supported_levels
 from stretto.kernels.native.library import Team, load
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.tape import Tape
 
 LEVELS = supported_levels()
 

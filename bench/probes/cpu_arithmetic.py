@@ -39,9 +39,9 @@ from torch import Tensor
 
 from stretto.codecs.q4_1 import Q4_1
 from stretto.kernels.linear import native
+from stretto.kernels.native.buffers import aligned
 from stretto.kernels.native.build import supported_levels
 from stretto.kernels.native.library import Op
-from stretto.kernels.native.tape import aligned
 from stretto.planner.measure import describe_machine
 from stretto.planner.record import as_record, result
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stretto.core.env import read_env
+from stretto.kernels.native.buffers import ALL_ROWS, aligned
 from stretto.kernels.native.build import (
     DEFINES,
     FLAGS,
@@ -23,7 +24,6 @@ from stretto.kernels.native.build import (
     include_flags,
 )
 from stretto.kernels.native.library import Op, Team, Value, load
-from stretto.kernels.native.tape import ALL_ROWS, aligned
 
 SOURCE = Path(__file__).with_name("cpu_arithmetic.cpp")
 D_IN, D_OUT, TILE, GROUP = 576, 1536, 32, 32  # a matrix of SmolLM2; rows of a tile, inputs of a group

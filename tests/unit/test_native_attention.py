@@ -14,8 +14,9 @@ from stretto.core.pages import Locations
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef, StateSpec, TensorCache, paged
 from stretto.kernels.attention import attention
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.guard import NotRecordable
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.tape import Tape
 
 TREE = (-1, 0, 0, 1, 2, 2, 4, 1, 6)  # the pending row and eight nodes
 

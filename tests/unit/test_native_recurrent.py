@@ -15,7 +15,8 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef, TensorSlot
 from stretto.kernels.dscan import dscan
 from stretto.kernels.glr import glr
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.buffers import ALL_ROWS
+from stretto.kernels.native.tape import Tape
 from stretto.kernels.short_conv import short_conv
 
 ROOM, MAX_OUT = 160, 128

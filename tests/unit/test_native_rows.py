@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stretto.core.errors import UserError
 from stretto.core.seqs import Seqs
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.guard import NotRecordable
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.tape import Tape
 from stretto.kernels.rmsnorm import rms_norm
 from stretto.kernels.rope import Rope, apply_rope
 from stretto.kernels.rowwise import divided, glu, residual_add, take_rows
@@ -107,7 +108,7 @@ def test_memory_that_nobody_holds_is_used_again() -> None:
     with one.recording():
         for _ in range(50):
             x = residual_add(x, x)
-    assert len(one._memory) <= 3
+    assert len(one.buffers.memory) <= 3
     held = [one.empty(ALL_ROWS, 64) for _ in range(10)]
     assert len({t.data_ptr() for t in held}) == 10
 

@@ -9,8 +9,9 @@ from native import LEVELS, run_rows, team
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.guard import NotRecordable, StepSeqs
-from stretto.kernels.native.tape import ALL_ROWS, Tape
+from stretto.kernels.native.tape import Tape
 
 
 def vector(x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from stretto.core.pages import PAGE_SIZE
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
+from stretto.kernels.native.buffers import ALL_ROWS, aligned
 from stretto.kernels.native.guard import HEADS_APART, NotRecordable, require
 from stretto.kernels.native.library import Fields
-from stretto.kernels.native.tape import ALL_ROWS, aligned, beyond, current, why_not_here
+from stretto.kernels.native.tape import beyond, current, why_not_here
 
 PARTIAL_ROWS = 16  # rows with the longest context whose partial results find room; more are not shared out
 

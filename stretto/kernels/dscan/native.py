@@ -9,9 +9,10 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Slot, SlotRef
+from stretto.kernels.native.buffers import ALL_ROWS, OUT_ROWS
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields
-from stretto.kernels.native.tape import ALL_ROWS, OUT_ROWS, beyond, current, why_not_here
+from stretto.kernels.native.tape import beyond, current, why_not_here
 
 
 def why_not(x: Tensor, B: Tensor) -> str | None:

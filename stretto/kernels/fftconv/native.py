@@ -9,8 +9,9 @@ from torch import Tensor
 
 from stretto.core.seqs import Seqs
 from stretto.core.state import Paged, PageRef
+from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.guard import NotRecordable, require
-from stretto.kernels.native.tape import ALL_ROWS, current, why_not_here
+from stretto.kernels.native.tape import current, why_not_here
 
 
 def why_not(u: Tensor, kernel: Tensor) -> str | None:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from stretto.core.codec import Codec
 from stretto.core.stored import Stored
+from stretto.kernels.native.buffers import ALL_ROWS, aligned
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields, Team
-from stretto.kernels.native.tape import ALL_ROWS, Tape, aligned, current, why_not_here
+from stretto.kernels.native.tape import Tape, current, why_not_here
 
 TILE = 32  # rows of a tile
 _GROUP, _BLOCK = 32, 640  # inputs of a group, bytes of eight rows and one group

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from stretto.kernels.native.buffers import OUT_ROWS
 from stretto.kernels.native.guard import require
-from stretto.kernels.native.tape import OUT_ROWS, current, why_not_here
+from stretto.kernels.native.tape import current, why_not_here
 from stretto.kernels.native.vocabulary import binary
 from stretto.kernels.rowwise import Activation
 
