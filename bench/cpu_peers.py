@@ -35,7 +35,7 @@ from peers.systems import OURS, Variant, peers
 from stretto.convert.model_file import open_model
 from stretto.core.env import read_env
 from stretto.hub.models import resolve
-from stretto.llm.sync import open_tokenizer
+from stretto.llm import open_tokenizer
 from stretto.planner.measure import describe_machine, read_bandwidth
 from stretto.planner.record import as_record, result
 

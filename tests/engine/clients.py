@@ -32,7 +32,7 @@ def hybrid(folder: Path) -> LLM:
     lm = tiled(toy_lm(["gated_delta", "attention", "mamba2"]))
     states = [(s.kind, s.nbytes(torch.float32)) for specs in lm.state_specs for s in specs]
     per_token, per_seq = (sum(size for kind, size in states if kind == wanted) for wanted in ("paged", "slot"))
-    llm.engine = engine(
+    llm._streams.engine = engine(
         lm, memory_bytes=14 * 16 * per_token + 5 * per_seq, max_seqs=4, max_rows=40, 
         drafter=drafter_named("ngram", {}),
         policies=nodes(4),
