@@ -8,7 +8,8 @@ from typing import Any, Self
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
-from stretto.llm.engine_thread import EngineThread, Reader
+from stretto.llm.admission import Admission, Reader
+from stretto.llm.engine_thread import EngineThread
 from stretto.llm.results import Chunk, Result
 from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
 
@@ -36,12 +37,13 @@ class AsyncLLM:
             raise UserError(f"options beside an LLM: {names}", why="it has been made with its own")
         self.max_waiting = max_waiting
         self._llm = model if isinstance(model, LLM) else LLM(model, settings, **options)
-        self._thread = EngineThread(self._llm, max_waiting)
+        self._admission = Admission(max_waiting, self._llm.engine.clock)
+        self._thread = EngineThread(self._llm, self._admission)
 
     @property
     def num_requests(self) -> int:
         """Requests that are queued or running."""
-        return self._thread.num_requests
+        return self._admission.num_requests
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Chunk, None]:
         """As `LLM.stream`. Leaving the loop early does not end the request at once; `aclose()` does."""
@@ -93,7 +95,7 @@ class AsyncLLM:
         self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
     ) -> AsyncGenerator[Chunk, None]:
         reader = Reader(asyncio.get_running_loop())
-        self._thread.open(reader, encode, sampling or Sampling(), continues=continues)
+        self._admission.open(reader, encode, sampling or Sampling(), continues=continues)
         try:
             while True:
                 chunk = await reader.next()
@@ -101,11 +103,11 @@ class AsyncLLM:
                 if chunk.result is not None:
                     return
         finally:
-            self._thread.drop(reader)
+            self._admission.drop(reader)
 
     async def close(self) -> None:
         """End the engine thread; streams that are open get a UserError. Again is fine; so is cancelling the wait."""
-        self._thread.stop()
+        self._admission.close()
         await asyncio.shield(asyncio.wrap_future(self._thread.ended))
         self._thread.join()
 

@@ -11,6 +11,7 @@ from clients import GREEDY, MODELS, Gate, reached, run, settled, through_torch, 
 
 from stretto import LLM, AsyncLLM, Sampling
 from stretto.core.errors import BusyError, RunError, UserError
+from stretto.llm.admission import Drop, Reader
 
 pytestmark = pytest.mark.timeout(120)  # a stream that waits for ever must not take long to be found
 
@@ -208,16 +209,21 @@ def test_commands_without_end_do_not_keep_the_engine_from_running(llm: LLM) -> N
 
     async def main() -> None:
         async with AsyncLLM(llm) as several:
-            inbox = several._thread._inbox
+            inbox, let_go, obeyed = several._admission.inbox, several._thread._let_go, 0
 
-            def again() -> None:
+            def again(reader: Reader) -> None:
+                nonlocal obeyed
+                obeyed += 1
+                let_go(reader)
                 if flood:
-                    inbox.put(again)
+                    inbox.put(Drop(reader))
 
+            several._thread._let_go = again  # type: ignore[method-assign]
             flood = True
-            inbox.put(again)
+            inbox.put(Drop(Reader(asyncio.get_running_loop())))
             assert (await several.generate("on and on", GREEDY))[0].token_ids == want
             flood = False
+            assert obeyed > 2
 
     run(main())
 

@@ -1,0 +1,171 @@
+"""`Admission`: how readers of any thread hand requests to the one thread that touches an engine.
+
+A reader takes a place (`open`). Its prompt is encoded in a thread of its own, then a command adds its request to the
+engine. `drop` may come at any moment and any number of times: before the command, it keeps the request out; after it, a
+second command follows the first. So no request stays that nobody waits for, and a place is given back by whoever held
+the request last.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from stretto.core.errors import BusyError, RunError, UserError
+from stretto.core.sampling import Sampling
+from stretto.llm.results import Chunk, Stream
+
+_ENCODERS = 4  # threads for templates and tokenizers: one endless template does not stop the others
+_PACE_OF = 32  # requests whose ends tell how fast places come free
+_FIRST_WAIT, _LEAST_WAIT, _LONGEST_WAIT = 1.0, 0.1, 60.0  # seconds until a retry: before a pace is known, bounds
+
+
+class Reader:
+    """Who waits for the chunks of one request, in which event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._arrived: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self.is_submitted = self.is_dropped = False
+        self.stream: Stream | None = None  # once it is in the engine
+
+    def deliver(self, item: Chunk | BaseException) -> bool:
+        """Hand `item` over, from any thread; whether there is a loop to take it."""
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    async def next(self) -> Chunk:
+        """The next chunk; raises what was delivered in place of one."""
+        item = await self._arrived.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """A command: run the request of `reader`, whose prompt is `ids`."""
+
+    reader: Reader
+    ids: list[int]
+    sampling: Sampling
+    continues: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A command: end the request of `reader`, if there is one."""
+
+    reader: Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A command: end everything."""
+
+
+class Admission:
+    """Places for `max_waiting` requests, and the commands that follow from them.
+
+    clock: seconds. inbox: commands, in the order in which they are to be obeyed; whoever obeys them gives places back
+    (`give_back`) and says when all is over (`end`).
+    """
+
+    def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
+        self.max_waiting, self._clock = max_waiting, clock
+        self.inbox: SimpleQueue[Add | Drop | Stop] = SimpleQueue()
+        self._lock = threading.Lock()  # over places, and over what may still be submitted
+        self._readers: set[Reader] = set()  # those that hold a place
+        self._ends: deque[float] = deque(maxlen=_PACE_OF)  # when the latest places came free, others being taken
+        self._is_over = False
+        self._problem: BaseException | None = None  # why all is over, if that is a fault
+        # Encoding needs no lock: a tokenizer's Rust object and a compiled template never change, every rendering has an
+        # account of its own, and what `Tokenizer` remembers can at worst be computed twice, with the same result.
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="stretto-encode")
+
+    @property
+    def num_requests(self) -> int:
+        """Places that are taken: prompts being encoded, requests queued or running."""
+        return len(self._readers)
+
+    def open(self, reader: Reader, encode: Callable[[], list[int]], sampling: Sampling, *, continues: bool) -> None:
+        """Take a place for `reader` and start encoding. Raises BusyError if there is none, UserError if all is over."""
+        with self._lock:
+            if self._is_over:
+                raise self.refusal()
+            if len(self._readers) >= self.max_waiting:
+                seconds = self._pace()
+                raise BusyError(
+                    f"{len(self._readers):,} requests are queued or running",
+                    why=f"max_waiting is {self.max_waiting:,}",
+                    try_=f"again in {seconds:.1f} s",
+                    retry_after=seconds,
+                )
+            self._encoders.submit(self._encode, reader, encode, sampling, continues)
+            self._readers.add(reader)
+
+    def drop(self, reader: Reader) -> None:
+        """Nobody reads any more: its request ends, within one step if it runs."""
+        with self._lock:
+            reader.is_dropped = True
+            if reader.is_submitted and reader in self._readers:
+                self.inbox.put(Drop(reader))
+
+    def close(self) -> None:
+        """Take nothing more, and end what there is."""
+        with self._lock:
+            self._is_over = True
+        self.inbox.put(Stop())
+
+    def give_back(self, reader: Reader) -> None:
+        """The place of a reader whose request is nowhere any more."""
+        with self._lock:
+            if reader in self._readers:
+                self._readers.remove(reader)
+                self._ends.append(self._clock())
+            if not self._readers:
+                self._ends.clear()
+
+    def end(self, problem: BaseException | None) -> list[Reader]:
+        """Nobody obeys any more, and why, if that is a fault. The readers that still hold a place."""
+        with self._lock:
+            self._is_over, self._problem = True, problem
+            left = list(self._readers)
+        self._encoders.shutdown(wait=False)  # what is queued there sees that all is over
+        return left
+
+    def refusal(self) -> UserError:
+        """What readers hear once all is over."""
+        if self._problem is None:
+            return UserError("this AsyncLLM is closed", try_="make a new one")
+        why = f"{type(self._problem).__name__}: {self._problem}"
+        error = RunError("the engine thread has ended", why=why, try_="make a new AsyncLLM")
+        error.__cause__ = self._problem
+        return error
+
+    def _pace(self) -> float:
+        """Seconds between two places that come free, as measured lately."""
+        n = len(self._ends) - 1
+        seconds = (self._ends[-1] - self._ends[0]) / n if n > 0 else _FIRST_WAIT
+        return min(max(seconds, _LEAST_WAIT), _LONGEST_WAIT)
+
+    def _encode(self, reader: Reader, encode: Callable[[], list[int]], sampling: Sampling, continues: bool) -> None:
+        """In a thread of its own: prompt to tokens, then a command for the engine."""
+        try:
+            ids = [] if reader.is_dropped or self._is_over else encode()
+        except BaseException as problem:  # whatever it is, its reader must not wait for ever
+            self.give_back(reader)
+            reader.deliver(problem)
+            return
+        with self._lock:
+            reader.is_submitted = not (reader.is_dropped or self._is_over)
+            if reader.is_submitted:
+                self.inbox.put(Add(reader, ids, sampling, continues))
+        if not reader.is_submitted:
+            self.give_back(reader)
