@@ -1,12 +1,9 @@
 """Text to token ids and back: the tokenizers of Hugging Face directories and of GGUF files.
 
-Encoding is the `tokenizers` library's; decoding is ours and works on bytes, so that streamed text equals the text of
-all ids at once. A byte-level token spells each of its bytes as one character (the GPT-2 table); a SentencePiece token
-spells a space as U+2581 and a lone byte as `<0xNN>`. What the files say is read in `_tokenizer_json` and
-`_tokenizer_gguf`.
+Encoding is the `tokenizers` library's; decoding is ours and works on bytes (`_spelling`), so that streamed text equals
+the text of all ids at once. What the files say is read in `_tokenizer_json` and `_tokenizer_gguf`.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,22 +13,10 @@ import tokenizers
 from tokenizers import AddedToken
 
 from stretto.core.errors import UserError
+from stretto.text._spelling import Spelling
 from stretto.text._tokenizer_gguf import gguf_fields, read_gguf
 from stretto.text._tokenizer_json import read_dir
 from stretto.text._vocabulary import Vocabulary
-
-_SPACE = "\u2581"
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte: printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order (GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
 
 
 class Tokenizer:
@@ -44,7 +29,7 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._pieces: dict[int, bytes] = {}
+        self._spelling = Spelling(vocabulary)
 
     @classmethod
     def from_dir(cls, path: Path) -> "Tokenizer":
@@ -155,12 +140,7 @@ class Tokenizer:
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes one id adds to the text."""
-        piece = self._pieces.get(i)
-        if piece is None:
-            if not 0 <= i < self.vocab_size:
-                raise UserError(f"token id {i} is not in the vocabulary", why=f"it has {self.vocab_size} tokens")
-            piece = self._pieces[i] = self._spell(i)
-        return piece
+        return self._spelling.bytes_of(i)
 
     def token_text(self, i: int) -> str:
         """The token as the file stores it (`Ġthe`, `<|im_end|>`), for listings."""
@@ -177,30 +157,20 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, for which special tokens are text. A second one, since the switch is the object's own."""
-        file, special = self._vocabulary.inner, self.special_ids
-        plain = tokenizers.Tokenizer(file.model)
-        if file.normalizer is not None:
-            plain.normalizer = file.normalizer
-        if file.pre_tokenizer is not None:
-            plain.pre_tokenizer = file.pre_tokenizer
-        # All of them, in order: the library counts ids up from the size of the vocabulary.
-        plain.add_tokens([_marked(token, i in special) for i, token in sorted(file.get_added_tokens_decoder().items())])
-        plain.encode_special_tokens = True
-        return plain
+        return _without_control(self._vocabulary.inner, self.special_ids)
 
-    def _spell(self, i: int) -> bytes:
-        token = self._vocabulary.tokens[i]
-        if i in self._vocabulary.verbatim_ids:
-            return token.encode()
-        if self._vocabulary.style == "sentencepiece":
-            if i in self._vocabulary.added_ids:  # as the normalizer spells it, where it is looked for after that
-                token = self._vocabulary.inner.id_to_token(i) or token
-            byte = _BYTE_PIECE.fullmatch(token)
-            return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
-        if all(c in _BYTES for c in token):
-            return bytes(_BYTES[c] for c in token)
-        return token.encode()
+
+def _without_control(inner: tokenizers.Tokenizer, special: frozenset[int]) -> tokenizers.Tokenizer:
+    """The same tokenizer, for which special tokens are text. A second one, since the switch is the object's own."""
+    plain = tokenizers.Tokenizer(inner.model)
+    if inner.normalizer is not None:
+        plain.normalizer = inner.normalizer
+    if inner.pre_tokenizer is not None:
+        plain.pre_tokenizer = inner.pre_tokenizer
+    # All of them, in order: the library counts ids up from the size of the vocabulary.
+    plain.add_tokens([_marked(token, i in special) for i, token in sorted(inner.get_added_tokens_decoder().items())])
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _marked(token: AddedToken, special: bool) -> AddedToken:
