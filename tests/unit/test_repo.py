@@ -107,6 +107,34 @@ def test_the_environment_is_read_in_one_place() -> None:
     assert places == {"stretto/core/env.py"}
 
 
+# -- one idea, one class -----------------------------------------------------------------------------------------------
+
+WIDEST = 150  # lines from `class` to its end; more is two ideas
+STILL_WIDER = {"Engine", "Seqs"}
+
+
+def wide_classes(source: str) -> dict[str, int]:
+    """The classes of a module that are wider than `WIDEST`, wherever they stand, and their lines."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    lines = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in classes}
+    return {name: count for name, count in lines.items() if count > WIDEST}
+
+
+def test_no_class_is_wide() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {name}": count
+        for path in SOURCES
+        for name, count in wide_classes(path.read_text(encoding="utf-8")).items()
+    }
+    assert not {name: count for name, count in found.items() if name.rpartition(" ")[2] not in STILL_WIDER}
+
+
+def test_a_wide_class_is_seen() -> None:
+    body = "\n".join(["        pass"] * (WIDEST - 1))
+    assert wide_classes(f"if x:\n    class A:\n{body}\n        pass") == {"A": WIDEST + 1}
+    assert not wide_classes(f"if x:\n    class A:\n{body}")
+
+
 # -- what the repository may contain -----------------------------------------------------------------------------------
 
 
