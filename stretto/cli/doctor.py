@@ -189,6 +189,7 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
         "gates": (rows,),
         "fftconv": (rows, torch.zeros(32, 8, dtype=dtype)),
         "rowwise": (rows,),
+        "sampling": (rows, None),
     }
     found = {}
     for op, args in arguments.items():

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from stretto.core.errors import RunError, UserError
 from stretto.core.sampling import Noise, Sampling
-from stretto.kernels.sampling import RowSampling, picks
+from stretto.kernels.sampling import Purpose, RowSampling, picks
 from stretto.kernels.sampling import reference as spec
-from stretto.kernels.sampling.noise import Purpose
 
 FIELDS = [
     {"temperature": 1.0},

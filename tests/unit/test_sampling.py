@@ -27,7 +27,7 @@ from stretto.kernels.sampling import (
     try_picks,
     try_probs,
 )
-from stretto.kernels.sampling import torch_ as vectorised
+from stretto.kernels.sampling import philox as vectorised
 from stretto.kernels.sampling import uniform as uniforms
 from stretto.kernels.sampling.noise import gumbel_of_rows
 
@@ -259,6 +259,57 @@ def test_a_row_without_a_choice_costs_no_other_row_its_token(fields, natively):
     with pytest.raises(RunError, match="NaN"):
         picks(logits, rows, threads=threads)
     assert try_picks(logits[:0], []) == ([], {}) and refusals([0.0, -5.0]) == {}
+
+
+# -- backends ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(_quarters, _settings, _ids, _ids, _ids, _banned)
+def test_every_backend_is_the_reference(quarters, fields, prompt, output, path, banned):
+    logits = (torch.tensor(quarters, dtype=torch.float64) / 4).view(1, 12)
+    for masks in ({"banned": tuple(banned)}, {"allowed": torch.tensor([t not in banned for t in range(12)])}):
+        rows = [row(3, prompt=prompt, output=output, path=path, **masks, **fields)]
+        tokens, refused = try_picks(logits, rows, impl="reference")
+        assert not refused and tokens == picks(logits, rows)
+        assert torch.allclose(probs(logits, rows, impl="reference"), probs(logits, rows), atol=1e-12)
+
+
+def test_the_reference_refuses_what_the_others_refuse():
+    logits = torch.randn(5, 6)
+    logits[1, 2] = math.nan
+    logits[2] = -math.inf
+    rows = [row(r, temperature=1.0) for r in range(3)]
+    rows += [row(temperature=1.0, banned=tuple(range(6))), row(temperature=1.0, logit_bias={6: 1.0})]
+    for call in (try_picks, try_probs):
+        want, got = call(logits, rows)[1], call(logits, rows, impl="reference")[1]
+        assert {r: str(why) for r, why in got.items()} == {r: str(why) for r, why in want.items()}
+        assert sorted(got) == [1, 2, 3, 4]
+
+
+def test_logprobs_of_the_reference():
+    logits, chosen = torch.randn(3, 50, dtype=torch.float64), torch.tensor([0, 17, 49])
+    logits[1, :30] = -math.inf
+    logits[2, ::2] = 1.0
+    for k in (0, 5, 40):
+        want, got = (logprobs(logits, chosen, k, impl=impl) for impl in ("reference", "auto"))
+        assert torch.equal(got.ids, want.ids)
+        for a, b in ((got.chosen, want.chosen), (got.values, want.values)):
+            assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_native_threads_draw_where_they_can_and_once(monkeypatch):
+    logits, rows, threads = torch.randn(3, 20), [row(r, temperature=1.0) for r in range(3)], team()
+    calls = []
+    run_once = type(threads).run_once
+    monkeypatch.setattr(
+        type(threads), "run_once", lambda self, name, args: (calls.append(name), run_once(self, name, args))
+    )
+    assert picks(logits, rows, threads=threads) == picks(logits, rows) and calls == ["choose"]
+    assert picks(logits.double(), rows, threads=threads) == picks(logits.double(), rows) and calls == ["choose"]
+    for x, where, why in ((logits, None, "no native threads"), (logits.double(), threads, "fp32 logits on the CPU")):
+        with pytest.raises(UserError, match=why):
+            picks(x, rows, threads=where, impl="native")
 
 
 # -- log-probabilities ---------------------------------------------------------------------------------------------

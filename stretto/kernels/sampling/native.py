@@ -1,4 +1,4 @@
-"""Choosing tokens with native threads (sample.cpp): a row of logits each, the same law and noise as laws.py."""
+"""Draws by native threads (sample.cpp): a row of logits each, with the law of laws.py and the noise of noise.py."""
 
 import ctypes
 import math
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stretto.core.errors import UserError
 from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.native.library import Library, Team
 from stretto.kernels.sampling import reference
-from stretto.kernels.sampling.noise import Purpose
+from stretto.kernels.sampling.reference import Purpose
+from stretto.kernels.sampling.rows import Refusals, RowSampling, adjusted
 
 Draw = tuple[Sampling, Noise, int]  # resolved; the stream; the absolute position of the token
 
@@ -30,16 +32,32 @@ def row(library: Library, x: int, argmax: int, width: int, how: Draw) -> Any:
     )  # fmt: skip
 
 
-def choose(logits: Sequence[Tensor], argmax: Sequence[int], how: Sequence[Draw], threads: Team) -> list[int]:
-    """The token of every row. logits: each [W] fp32, contiguous. The threads share the rows."""
-    for x in logits:
-        assert x.dtype == torch.float32 and x.is_contiguous() and not x.is_cuda
+def why_not(x: Tensor, threads: Team | None) -> str | None:
+    """Threads must be there to draw; fp32 logits on the CPU, row by row."""
+    if threads is None:
+        return "no native threads are there to draw"
+    if x.dtype != torch.float32 or x.is_cuda or x.stride(-1) != 1:
+        return "it draws from rows of fp32 logits on the CPU"
+    return None
+
+
+def choose(
+    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Team
+) -> tuple[list[int], Refusals]:
+    """Gumbel-max over the survivors of every row [W]. The threads share the rows."""
+    xs, argmax, refused = list(xs), list(argmax), Refusals()
+    for r, one in enumerate(rows):
+        if one.is_adjusted:
+            try:
+                xs[r], argmax[r] = adjusted(xs[r], one)
+            except UserError as why:
+                refused[r] = why  # it is drawn as it was, for nothing
     ids = (c_int32 * len(argmax))(*argmax)
     first = ctypes.addressof(ids)
-    places = [first + r * ctypes.sizeof(c_int32) for r in range(len(ids))]
     made = [
-        row(threads.library, x.data_ptr(), at, len(x), draw) for x, at, draw in zip(logits, places, how, strict=True)
+        row(threads.library, x.data_ptr(), first + r * ctypes.sizeof(c_int32), len(x), how)
+        for r, (x, how) in enumerate(zip(xs, ((s.sampling, s.noise, s.position) for s in rows), strict=True))
     ]
-    rows = (threads.library.struct("Row") * len(made))(*made)
-    threads.run_once("choose", [{"num_rows": len(rows), "rows": rows}])
-    return [one.token for one in rows]
+    held = (threads.library.struct("Row") * len(made))(*made)
+    threads.run_once("choose", [{"num_rows": len(held), "rows": held}])
+    return [one.token for one in held], refused

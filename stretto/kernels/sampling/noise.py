@@ -3,24 +3,14 @@
 Batch-mates, preemption and the number of draws before never shift a stream; any part of it can be computed alone.
 """
 
-import enum
-
 import torch
 from torch import Tensor
 
 from stretto.core.sampling import Noise
-from stretto.kernels.sampling import reference, torch_
+from stretto.kernels.sampling import philox, reference
+from stretto.kernels.sampling.reference import Purpose
 
 _FEW = 6  # up to here Python integers are faster than arrays
-
-
-class Purpose(enum.IntEnum):
-    """What a draw is for. Different purposes are independent streams; the numbers are part of the format."""
-
-    TOKEN = 0  # the token that plain sampling draws at a position
-    ACCEPT = 1  # whether a draft token is accepted
-    RESIDUAL = 2  # the token that replaces a rejected one
-    DRAFT = 3  # what a drafter draws
 
 
 def draw(noise: Noise, position: int, purpose: Purpose) -> float:
@@ -34,21 +24,21 @@ def uniform(noise: Noise, position: int, purpose: Purpose, tokens: range | Tenso
         return torch.tensor(
             [reference.uniform(noise, position, purpose, t) for t in _list(tokens)], dtype=torch.float64
         )
-    return torch_.uniform(torch_.words(noise, position, purpose, tokens))
+    return philox.uniform(philox.words(noise, position, purpose, tokens))
 
 
 def gumbel(noise: Noise, position: int, purpose: Purpose, tokens: range | Tensor) -> Tensor:
     """[n] float32 standard Gumbel noise, -log(-log(u)), for consecutive tokens or chosen ids [n] int64."""
     if len(tokens) <= _FEW:
         return torch.tensor([reference.gumbel(noise, position, purpose, t) for t in _list(tokens)], dtype=torch.float32)
-    return torch_.gumbel(torch_.words(noise, position, purpose, tokens))
+    return philox.gumbel(philox.words(noise, position, purpose, tokens))
 
 
 def gumbel_of_rows(noises: list[Noise], positions: list[int], purpose: Purpose, ids: list[Tensor]) -> list[Tensor]:
     """`gumbel` for several rows with few tokens each, in one call."""
     if len(ids) == 1:
         return [gumbel(noises[0], positions[0], purpose, ids[0])]
-    flat = torch_.gumbel(torch_.words_of_rows(noises, positions, purpose, ids))
+    flat = philox.gumbel(philox.words_of_rows(noises, positions, purpose, ids))
     return list(flat.split([len(i) for i in ids]))
 
 

@@ -15,16 +15,32 @@ Sampling needs the upper end of `u` finely resolved: of 49,152 equally likely to
 with 24 bits one such draw in 700 would be a tie.
 """
 
+import enum
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch
+from torch import Tensor
+
+from stretto.core.errors import UserError
 from stretto.core.sampling import Noise, Sampling
+from stretto.kernels.native.library import Team
+from stretto.kernels.sampling.rows import Logprobs, Refusals, RowSampling, check_ids, refusal
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85
 MASK32, MASK64 = (1 << 32) - 1, (1 << 64) - 1
 Block = tuple[int, int, int, int]
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. Different purposes are independent streams; the numbers are part of the format."""
+
+    TOKEN = 0  # the token that plain sampling draws at a position
+    ACCEPT = 1  # whether a draft token is accepted
+    RESIDUAL = 2  # the token that replaces a rejected one
+    DRAFT = 3  # what a drafter draws
 
 
 def philox(counter: Block, key: int) -> Block:
@@ -67,17 +83,14 @@ def gumbel(noise: Noise, position: int, purpose: int, token: int) -> float:
     return -math.log(-math.log(uniform(noise, position, purpose, token)))
 
 
-def law(
+def adjusted(
     logits: Sequence[float],
     sampling: Sampling,
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
-    banned: Sequence[int] = (),
-) -> dict[int, float]:
-    """Token -> processed logit of the survivors: bias, penalties, mask, temperature, top_k, top_p, min_p in turn.
-
-    `sampling` is resolved. Greedy keeps the lowest id of the largest logit. Empty if everything is masked.
-    """
+    banned: Collection[int] = (),
+) -> list[float]:
+    """[W]: the logits with bias, penalties and mask."""
     x = [float(v) for v in logits]
     for token, bias in sampling.logit_bias.items():
         x[token] += bias
@@ -88,6 +101,21 @@ def law(
         x[token] -= sampling.frequency_penalty * count + sampling.presence_penalty
     for token in banned:
         x[token] = -math.inf
+    return x
+
+
+def law(
+    logits: Sequence[float],
+    sampling: Sampling,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    banned: Collection[int] = (),
+) -> dict[int, float]:
+    """Token -> processed logit of the survivors: bias, penalties, mask, temperature, top_k, top_p, min_p in turn.
+
+    `sampling` is resolved. Greedy keeps the lowest id of the largest logit. Empty if everything is masked.
+    """
+    x = adjusted(logits, sampling, prompt, output, banned)
     # Ties: the lower id counts as the likelier one, everywhere.
     order = sorted((t for t in range(len(x)) if x[t] > -math.inf), key=lambda t: (-x[t], t))
     if not order:
@@ -105,3 +133,65 @@ def law(
             kept += 1
         order = order[:kept]
     return {t: z[t] for t in sorted(order) if math.exp(z[t]) >= sampling.min_p}
+
+
+def why_not(x: Tensor, threads: Team | None) -> str | None:
+    """It always can."""
+    return None
+
+
+def choose(
+    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Team | None
+) -> tuple[list[int], Refusals]:
+    """The largest sum of processed logit and noise among the survivors of every row [W]."""
+    chosen, refused = list(argmax), Refusals()
+    for r, (x, row) in enumerate(zip(xs, rows, strict=True)):
+        try:
+            survivors = _law_of(x, row)
+        except UserError as why:
+            refused[r] = why
+            continue
+        score = {t: z + gumbel(row.noise, row.position, Purpose.TOKEN, t) for t, z in survivors.items()}
+        chosen[r] = max(sorted(score), key=score.__getitem__)
+    return chosen, refused
+
+
+def probs(x: Tensor, rows: Sequence[RowSampling]) -> tuple[Tensor, Refusals]:
+    """[R, W]: the law of every row; token 0 where there is none."""
+    found, refused = torch.zeros_like(x), Refusals()
+    for r, row in enumerate(rows):
+        try:
+            survivors = _law_of(x[r], row)
+        except UserError as why:
+            refused[r], survivors = why, {0: 0.0}
+        total = math.fsum(map(math.exp, survivors.values()))
+        for token, z in survivors.items():
+            found[r, token] = math.exp(z) / total
+    return found, refused
+
+
+def logprobs(x: Tensor, chosen: Tensor, k: int) -> Logprobs:
+    """Of the raw logits [R, W]; k <= W."""
+    values = torch.empty_like(x)
+    best = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
+    for r, row in enumerate(x.tolist()):
+        top = max(row)
+        log_total = top + math.log(math.fsum(math.exp(v - top) for v in row))
+        values[r] = torch.tensor([v - log_total for v in row], dtype=x.dtype)
+        best[r] = torch.tensor([t for _, t in sorted((-v, t) for t, v in enumerate(row))][:k], dtype=torch.int64)
+    return Logprobs(values.gather(1, chosen[:, None]).squeeze(1), best, values.gather(1, best))
+
+
+def _law_of(x: Tensor, row: RowSampling) -> dict[int, float]:
+    """`law` as a row says. Raises UserError if no token is allowed, RunError for NaN or +inf."""
+    check_ids(row.sampling.logit_bias, len(x))
+    check_ids(row.banned, len(x))
+    banned = {*row.banned}
+    if row.allowed is not None:
+        banned |= {t for t, is_allowed in enumerate(row.allowed.tolist()) if not is_allowed}
+    how = row.sampling, row.prompt, (*row.output, *row.path), banned
+    values = adjusted(x.tolist(), *how)
+    top = math.nan if any(map(math.isnan, values)) else max(values)
+    if not math.isfinite(top):
+        raise refusal(top)
+    return law(x.tolist(), *how)
