@@ -133,7 +133,7 @@ def attend(
         for own, positions in zip(padded, cache.positions, strict=True):
             own[: len(positions)] = positions
         group.key_positions = padded.data_ptr()
-    parents = [p for b in range(seqs.num_seqs) for p in seqs.row_parents(b)]
+    parents = [p for b in range(seqs.num_seqs) for p in seqs.tree(b).parents]
     arrays = {
         "starts": int32(seqs.starts),
         "contexts": int32(seqs.contexts),

@@ -104,11 +104,6 @@ class Seqs:
         return any(self.num_draft)
 
     @property
-    def is_tree(self) -> bool:
-        """Whether any sequence branches (otherwise every mask is plainly causal)."""
-        return any(tree is not None for tree in self.trees)
-
-    @property
     def definite(self) -> tuple[int, ...]:
         """Rows per sequence that are certainly kept."""
         return tuple(n - d for n, d in zip(self.lens, self.num_draft, strict=True))
@@ -144,16 +139,6 @@ class Seqs:
         """What every row of sequence b continues, also for chains."""
         return self.trees[b] or Tree.chain(self.lens[b])
 
-    def row_parents(self, b: int) -> tuple[int, ...]:
-        return self.tree(b).parents
-
-    @property
-    def parents(self) -> tuple[tuple[int, ...] | None, ...]:
-        return tuple(t.parents if t else None for t in self.trees)
-
-    def depths(self, b: int) -> tuple[int, ...]:
-        return self.tree(b).depths
-
     def memo(self, key: Hashable, make: Callable[[], _V]) -> _V:
         """A value derived from this description that all layers share (rotary tables, gather indices)."""
         if key not in self._memo:
@@ -182,18 +167,8 @@ class Seqs:
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 
-    def _tensor(self, values: Sequence[int] | Sequence[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
-
-    @cached_property
-    def cu_seqlens(self) -> Tensor:
-        """[B + 1] int32."""
-        return self._tensor(self.starts, torch.int32)
-
-    @cached_property
-    def context_lens(self) -> Tensor:
-        """[B] int64."""
-        return self._tensor(self.contexts)
+    def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     @cached_property
     def seq_ids(self) -> Tensor:

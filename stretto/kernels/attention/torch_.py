@@ -180,7 +180,7 @@ def _chunk(
 ) -> tuple[Tensor, Tensor]:
     """One sequence in any form. q: [n, H, K]; keys, values: [held + n, G, K]; positions: of the held keys, None if they
     are the context in order."""
-    assert seqs.parents[b] is None, "draft trees run in step form"
+    assert seqs.trees[b] is None, "draft trees run in step form"
     held = len(keys) - len(q)
     if window is not None and (positions is not None or held + len(q) > window):
         ago = _ago(q, held)
