@@ -155,8 +155,8 @@ class Seqs:
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 
-    def _tensor(self, values: Sequence[int] | Sequence[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+    def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     @cached_property
     def positions(self) -> Tensor:

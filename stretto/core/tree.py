@@ -2,7 +2,7 @@
 
 Row 0 of a draft is the pending token, the last one that is decided; rows 1, 2, ... are drafted tokens, each after the
 row it continues. A chain is a tree whose row r continues row r - 1. In a packed call the rows of a sequence are
-numbered the same way, its definite rows first (`Tree.after`).
+numbered the same way: those of a draft if the pending token is its only definite row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,12 +85,6 @@ class Tree:
     def truncate(self, num_rows: int) -> "Tree":
         """Its first rows: parents come first, so they are a tree again."""
         return self if num_rows >= len(self) else Tree(self.parents[:num_rows])
-
-    def after(self, num_rows: int) -> "Tree":
-        """The same rows behind `num_rows` others that are a chain."""
-        if not num_rows:
-            return self
-        return Tree((*range(-1, num_rows - 1), *(parent + num_rows for parent in self.parents)))
 
     def grafted(self, parents: Sequence[int]) -> "Tree":
         """With further rows at the end, which continue the rows `parents`."""

@@ -30,8 +30,7 @@ def attention(
             context = 0
         positions = kv[0].key_positions(b) if kv is not None else None
         held = range(context) if positions is None else positions.tolist()
-        parents = seqs.tree(b).parents
-        depth = seqs.tree(b).depths
+        parents, depth = seqs.tree(b).parents, seqs.tree(b).depths
         for row in range(seqs.lens[b]):
             seen, node = [], row
             while node >= 0:
