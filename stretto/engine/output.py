@@ -11,7 +11,8 @@ def advance(asked: Asked, verdict: Verdict, logprobs: Sequence[TokenLogprobs], c
     """Append the emitted tokens to the request until its text ends; the event says whether it did. clock: seconds."""
     request, draft = asked.request, asked.draft
     timeline = request.timeline
-    timeline.first_token = timeline.first_token or clock()
+    if timeline.first_token is None:
+        timeline.first_token = clock()
     timeline.drafted += len(draft)
     text, kept, reason = "", 0, None
     for token in verdict.emitted:
