@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,3 +208,12 @@ def test_steps_in_a_row_change_no_token() -> None:
 def test_the_simulator_needs_no_torch() -> None:
     code = "import sys, stretto.planner.simulator; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_requests_come_in_order_of_time_and_have_something_to_do() -> None:
+    late, early = (Arrival(at=at, prompt=5, output=3, limit=9) for at in (2.0, 1.0))
+    lives = simulate([late, early], policies("fcfs", lambda: None), limits(), ROOM, World(seconds=seconds))
+    assert [life.job.arrived for life in lives] == [1.0, 2.0] and [life.job.rid for life in lives] == [0, 1]
+    assert lives[0].token_times[0] > 1.0 and lives[0].output == 3
+    with pytest.raises(AssertionError, match="nothing to do"):
+        simulate([replace(early, output=0)], policies("fcfs", lambda: None), limits(), ROOM, World(seconds=seconds))
