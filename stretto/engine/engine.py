@@ -1,6 +1,6 @@
 """`Engine`: continuous batching with drafts. `Engine.step` is the whole system in one function.
 
-    schedule -> propose -> pack -> forward -> judge -> commit -> observe -> advance
+    schedule -> propose -> pack -> forward -> judge -> commit -> observe -> advance      (middle: `step.py`)
 
 An engine is an ordinary object: model, drafter, judge, policies and clock are arguments, nothing is global, and several
 engines live in one process. It is not thread-safe; `AsyncLLM` owns one in a thread.
@@ -8,26 +8,25 @@ engines live in one process. It is not thread-safe; `AsyncLLM` owns one in a thr
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stretto.core.card import Can
-from stretto.core.drafter import Drafter, Needs, Verdict
+from stretto.core.drafter import Drafter, Needs
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
-from stretto.core.policy import Record
 from stretto.core.sampling import Sampling
 from stretto.engine import abilities
-from stretto.engine.decide import Asked, Decision, decide, emitted_logprobs
 from stretto.engine.drafting import Drafting
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.output import advance
-from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, make_request
+from stretto.engine.request import Event, Request, TextStream, make_request
 from stretto.engine.scheduler import Limits, Plan, Policies, Scheduler
+from stretto.engine.step import Outcome, run, run_ahead
 from stretto.engine.trace import Event as TraceEvent
 from stretto.engine.trace import TracedScheduler
 from stretto.kernels.native.library import Team
 from stretto.models.lm import LM
-from stretto.runner.runner import Rows, Runner, Sizes
+from stretto.runner.runner import Runner, Sizes
 
 
 class Engine:
@@ -140,7 +139,11 @@ class Engine:
             started = self.clock()
             plan = self._schedule(started, patience)
             if plan.shares:
-                outcome = self._run(plan) if plan.num_steps == 1 else self._run_ahead(plan)
+                if plan.num_steps == 1:
+                    drafted = self.drafting.propose(plan, self._requests, self.scheduler)
+                    outcome = run(plan, self._requests, drafted, self.runner, self.judge, self.drafting)
+                else:
+                    outcome = run_ahead(plan, self._requests, self.runner, self.drafting)
                 self._observe(plan, outcome, self.clock() - started)
                 self._advance(plan, outcome, events)
         except BaseException as problem:  # whatever it is, requests in the middle of a step cannot go on
@@ -164,74 +167,12 @@ class Engine:
         self.drafting.begin(requests)
         return plan
 
-    def _run(self, plan: Plan) -> "_Outcome":
-        """One step: drafts are proposed, verified and judged; what is kept is committed."""
-        drafted = self.drafting.propose(plan, self._requests, self.scheduler)
-        parts, asked = list[Rows](), list[Asked]()
-        for share in plan.shares:
-            request = self._requests[share.job.rid]
-            one = drafted.get(share.job.rid) or Asked(request)
-            tokens = request.tokens[share.job.held : share.job.held + share.num_rows]
-            parts.append(
-                Rows(
-                    share.job.rid,
-                    (*tokens, *one.tokens),
-                    num_draft=len(one.tokens),
-                    tree=None if one.tree.is_chain else one.tree,
-                    is_step=share.is_decode,
-                    wants=len(one.tree) if share.is_last else 0,
-                    tags=request.tags,
-                )
-            )
-            if share.is_last:
-                asked.append(one)
-        step = self.runner.pack(parts)
-        outputs = self.runner.forward(step)
-        decisions = decide(outputs.scores, asked, self.judge, self.drafting.needs)
-        logprobs = emitted_logprobs(outputs.scores, asked, decisions)
-        kept = {one.request.rid: decision.verdict.path for one, decision in zip(asked, decisions, strict=True)}
-        paths = [kept.get(rid, ()) for rid in step.rids]
-        self.runner.commit(step, paths)
-        self.drafting.read(step, paths, outputs.features)
-        rows = {share.job.rid: share.num_rows + len(kept.get(share.job.rid, ())) for share in plan.shares}
-        return _Outcome(asked, decisions, logprobs, rows)
-
-    def _run_ahead(self, plan: Plan) -> "_Outcome":
-        """Several plain steps as one, fewer if a text ends in one of them. A request that failed did so in the last."""
-        requests = [self._requests[share.job.rid] for share in plan.shares]
-        parts = [Rows(r.rid, r.tokens[-1:], wants=1) for r in requests]
-        how = [(r.sampling, r.noise, len(r.tokens)) for r in requests]
-        pending = [(r.rid, r.job.held, r.tokens[-1]) for r in requests]
-        chosen, refused = self.runner.ahead(parts, how, [r.stop_ids for r in requests], plan.num_steps)
-        texts = list(zip(*chosen, strict=True))
-        self.drafting.read_ahead(
-            [rid for rid, _, _ in pending],
-            [held for _, held, _ in pending],
-            [(token, *text[:-1]) for (_, _, token), text in zip(pending, texts, strict=True)],
-        )
-        decisions = [
-            Decision(Verdict((), text[:-1] if b in refused else text), refused.get(b)) for b, text in enumerate(texts)
-        ]
-        rows = dict.fromkeys((request.rid for request in requests), len(chosen))
-        return _Outcome([Asked(r) for r in requests], decisions, [()] * len(requests), rows, len(chosen))
-
-    def _observe(self, plan: Plan, outcome: "_Outcome", seconds: float) -> None:
+    def _observe(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
         """Drafter and policies learn."""
         self.drafting.observe(outcome.asked, outcome.decisions)
-        drafted = sum(len(one.draft) for one in outcome.asked)
-        self.scheduler.learn(
-            Record(
-                seconds=seconds,
-                num_seqs=len(plan.shares),
-                num_rows=sum(share.num_rows for share in plan.shares) + drafted,
-                is_decode=plan.is_decode,
-                drafted=drafted,
-                emitted=sum(len(decision.verdict.emitted) for decision in outcome.decisions),
-                num_steps=outcome.num_steps,
-            )
-        )
+        self.scheduler.learn(outcome.record(plan, seconds))
 
-    def _advance(self, plan: Plan, outcome: "_Outcome", events: list[Event]) -> None:
+    def _advance(self, plan: Plan, outcome: Outcome, events: list[Event]) -> None:
         """Tokens become text and events; requests that ended give back what they hold."""
         for share in plan.shares:
             if not share.is_last:
@@ -264,14 +205,3 @@ class Engine:
         self.drafting.abandon()
         error = problem if isinstance(problem, Exception) else None
         return [self._finish(r, Event(r.rid, (), "", "error", error=error)) for r in list(self._requests.values())]
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What a step decided, per request that was asked for a token. rows: committed, per scheduled request."""
-
-    asked: Sequence[Asked]
-    decisions: Sequence[Decision]
-    logprobs: Sequence[Sequence[TokenLogprobs]]
-    rows: Mapping[int, int]
-    num_steps: int = 1
