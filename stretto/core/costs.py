@@ -1,6 +1,6 @@
 """The cost model: how long a step must take on a machine of known bandwidth and arithmetic rate.
 
-Pure Python, used by the doctor, the scheduler's budgets and the planner. A number here is a *bound* (or a prediction
+Pure Python, used by the doctor, the benchmarks and the planner. A number here is a *bound* (or a prediction
 made from measured coefficients), never a measurement.
 """
 

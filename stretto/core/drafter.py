@@ -96,8 +96,8 @@ class Branch:
 class Verdict:
     """What the judge decided for one request: the accepted rows of the draft, in order, and the tokens to emit.
 
-    emitted: the tokens of the accepted rows, then one more that no draft gave. (A text that ends inside `emitted`
-    is cut there; its request is released in the same step.)
+    emitted: the tokens of the accepted rows, then one more that no draft gave; where plain steps ran as one, the token
+    of each. (A text that ends inside `emitted` is cut there; its request is released in the same step.)
     """
 
     path: tuple[int, ...]
@@ -120,11 +120,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What became of one draft (which may have been empty).
+    """What became of one draft, which may have been empty, or of plain steps that ran as one.
 
     picks: with `Needs.picks`, the token that plain decoding emits after every row of the draft, also after rejected
-    ones, [N + 1], and then after every row of the request's `Branch`. top: with `Needs.top`, the likeliest tokens after
-    the last accepted row and their log-probabilities, where the draft was not accepted to its end.
+    ones, [N + 1], and then after every row of the request's `Branch`; after a row that gives no token (NaN) some token
+    stands there. None for steps that ran as one. top: with `Needs.top`, the likeliest tokens after the last accepted
+    row and their log-probabilities, where the draft was not accepted to its end.
     """
 
     rid: int
@@ -139,8 +140,8 @@ class Needs:
     """What a drafter wants from the target beyond emitted tokens; whoever asks for nothing costs nothing.
 
     features: layers whose hidden states `read` gets (number n = after n layers, negative ones count from the end).
-    rows: whether `read` is called at all. extra: most rows per request that `extra` may add to a step. picks, top: see
-    `Round`.
+    rows: whether `read` is called where no features are asked for. extra: most rows per request that `extra` may add
+    to a step. picks, top: see `Round`.
     """
 
     features: tuple[int, ...] = ()
@@ -199,7 +200,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
-        """One draft per ask, possibly empty, with at most `ask.max_tokens` tokens."""
+        """One draft per ask, possibly empty, with at most `ask.max_tokens` tokens, all of the target's vocabulary."""
 
     def extra(self, asks: Sequence[Ask], drafts: Sequence[Draft]) -> list[Branch]:
         """Rows that ride along with each ask, at most `needs.extra`; called if that is not 0. drafts: what of the
@@ -211,7 +212,7 @@ class Drafter(ABC):
         prepared elsewhere (a thread, a process, a device)."""
 
     def read(self, pieces: Sequence[Piece]) -> None:  # noqa: B027
-        """Rows were committed; called if `needs.rows`."""
+        """Rows were committed; called if `needs.rows` or `needs.features`."""
 
     @abstractmethod
     def observe(self, rounds: Sequence[Round]) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request as the scheduler sees it. Numbers count tokens; only the scheduler changes them.
+    """A request as the scheduler sees it. Numbers count tokens. Policies change nothing.
 
     arrived: seconds on the engine's clock. priority: larger runs sooner, where a policy looks at it. tenant: whose it
-    is. prompt, output: what there is; limit: most that may be output. held: in the cache, when the step was planned.
-    cached: of the prompt, found there at admission. drafts: may be drafted; ahead: its next tokens need nobody.
+    is. prompt, output: what there is; limit: most that may be output. held: in the cache. drafts: tokens may be drafted
+    for it; ahead: its next tokens depend on nothing but the model and its noise (the engine says both for every step).
     """
 
     rid: int
@@ -29,7 +29,6 @@ class Job:
     tenant: str = ""
     output: int = 0
     held: int = 0
-    cached: int = 0
     is_running: bool = False
     drafts: bool = False
     ahead: bool = False

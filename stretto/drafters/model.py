@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from stretto.core.card import Can, Card
 from stretto.core.drafter import Ask, Draft, Drafter, Needs, Piece, Round, Target
-from stretto.core.errors import UserError
+from stretto.core.errors import FitError, UserError
 from stretto.core.memory import parse_size
 from stretto.kernels.sampling import RowSampling, score_picks
 from stretto.models.lm import LM
@@ -49,7 +49,14 @@ class Config:
                 f"{self.path} cannot draft",
                 why="one of its layers is not causal, cannot take rows back, or takes one sequence per call",
             )
-        return Model(lm, target, parse_size(self.mem, "mem"))
+        try:
+            return Model(lm, target, parse_size(self.mem, "mem"))
+        except FitError as problem:
+            raise FitError(
+                f"{self.path} cannot draft: a context of {target.context:,} tokens does not fit into {self.mem}",
+                why=problem.why,
+                try_=f"more memory for its cache (model:path={self.path},mem=SIZE), or a smaller --ctx",
+            ) from problem
 
 
 class Model(Drafter):

@@ -65,10 +65,11 @@ class Drafting:
         if self.drafter is None or not plan.budgets:
             return {}
         asks = [_ask(requests[rid], budget) for rid, budget in plan.budgets.items()]
-        proposed = [self._verifiable(draft) for draft in self.drafter.propose(asks)]
+        proposed = self.drafter.propose(asks)
         for ask, draft in zip(asks, proposed, strict=True):
             assert len(draft) <= ask.max_tokens, "a drafter keeps to what it was asked for"
             self._check(draft.tokens)
+        proposed = [self._verifiable(draft) for draft in proposed]
         drafts = [
             draft if not len(draft) or scheduler.grant(requests[ask.rid].job, len(draft)) else Draft()
             for ask, draft in zip(asks, proposed, strict=True)

@@ -13,7 +13,8 @@ def advance(asked: Asked, decision: Decision, logprobs: Sequence[TokenLogprobs],
     if not verdict.emitted:
         return Event(request.rid, (), "", "error", error=decision.failure)
     timeline = request.timeline
-    timeline.first_token = timeline.first_token or clock()
+    if timeline.first_token is None:
+        timeline.first_token = clock()
     timeline.drafted += len(draft)
     text, kept, reason = "", 0, None
     for token in verdict.emitted:

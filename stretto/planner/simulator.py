@@ -4,7 +4,7 @@
 what a trace records: when requests come, how long steps take, how many tokens are accepted. Nothing here imports torch.
 """
 
-import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -55,7 +55,7 @@ def replay(events: Iterable[Event], policies: Policies, limits: Limits, room: Ro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request to come. at: seconds; prompt, output: tokens, whatever its `limit` allows."""
+    """A request to come. at: seconds; prompt, output: its tokens, at least one each, of which `limit` may be output."""
 
     at: float
     prompt: int
@@ -90,14 +90,13 @@ def simulate(arrivals: Sequence[Arrival], policies: Policies, limits: Limits, ro
     ledger = Ledger(room)
     scheduler = Scheduler(ledger, policies, limits)
     lives: list[Life] = []
-    coming = [(arrival.at, i, arrival) for i, arrival in enumerate(sorted(arrivals, key=lambda a: a.at))]
-    heapq.heapify(coming)
-    now = 0.0
+    assert all(one.prompt >= 1 and one.output >= 1 and one.limit >= 1 for one in arrivals), "nothing to do"
+    coming, now = deque(sorted(arrivals, key=lambda one: one.at)), 0.0
     while coming or scheduler.running or scheduler.waiting:
-        while coming and (coming[0][0] <= now or not (scheduler.running or scheduler.waiting)):
-            at, rid, one = heapq.heappop(coming)
-            now = max(now, at)
-            job = Job(rid, at, one.prompt, one.limit, one.priority, one.tenant, drafts=True, ahead=True)
+        while coming and (coming[0].at <= now or not (scheduler.running or scheduler.waiting)):
+            one = coming.popleft()
+            now = max(now, one.at)
+            job = Job(len(lives), one.at, one.prompt, one.limit, one.priority, one.tenant, drafts=True, ahead=True)
             lives.append(Life(job, min(one.output, one.limit)))
             scheduler.add(job)
         plan = scheduler.schedule(now, world.patience)

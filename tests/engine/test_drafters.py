@@ -22,7 +22,7 @@ from toy import VOCAB, nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.core.card import DRAFTERS, MIXERS, Can
 from stretto.core.drafter import Ask, Draft, Drafter, Piece, Round, Verdict
-from stretto.core.errors import UserError
+from stretto.core.errors import FitError, UserError
 from stretto.core.sampling import Sampling
 from stretto.drafters.model import Model
 from stretto.drafters.ngram import NGram
@@ -160,6 +160,14 @@ def test_a_model_with_other_tokens_cannot_draft() -> None:
             DRAFTERS.card("model").make(path="other").build(target)
     with pytest.raises(UserError, match=r"(?s)needs a model.*model:path="):
         DRAFTERS.card("model").make().build(toy_target(lm))
+
+
+def test_a_model_whose_cache_is_too_small_says_which_setting() -> None:
+    """Not the memory of the target's cache, which another setting gives."""
+    target = replace(toy_target(toy_lm(["attention"])), context=10_000)
+    with pytest.raises(FitError, match=r"(?s)other cannot draft.*10,000 tokens.*1MiB.*model:path=other,mem=") as caught:
+        DRAFTERS.card("model").make(path="other", mem="1MiB").build(target)
+    assert "--mem" not in str(caught.value)
 
 
 def without(can: Can) -> LM:

@@ -224,13 +224,8 @@ class Trees(Oracle):
     """Trees of drawn tokens for prompts that begin with 7: the ratio judge is given chains."""
 
     def propose(self, asks: Sequence[Ask]) -> list[Draft]:
-        tree = Tree.drafted((0, 0, 1))
-        return [
-            Draft((1, 2, 3), tree, torch.full((3, 23), 1 / 23)).truncate(ask.max_tokens)
-            if self.held[ask.rid][0] == 7
-            else Draft()
-            for ask in asks
-        ]
+        draft = Draft((1, 2, 3), Tree.drafted((0, 0, 1)), torch.full((3, 23), 1 / 23))
+        return [draft.truncate(ask.max_tokens) if self.held[ask.rid][0] == 7 else Draft() for ask in asks]
 
     def observe(self, rounds: Sequence[Round]) -> None:
         self.seen = getattr(self, "seen", []) + [one.draft for one in rounds if len(one.draft)]

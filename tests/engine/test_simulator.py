@@ -5,21 +5,24 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from drafters import Noise
 from test_engine import Moody, drafter_named
 from test_native import engine as native_engine
 from test_native import tiled
-from toy import VOCAB, Nodes, plain_decode, toy_engine, toy_lm
+from toy import VOCAB, Nodes, finish, plain_decode, toy_engine, toy_lm
 
 from stretto.cache.ledger import Room
-from stretto.core.card import ORDERS
+from stretto.core.card import ORDERS, Can
 from stretto.core.pages import PageGroup
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
 from stretto.engine.engine import Engine
+from stretto.engine.judges.coupled import Coupled
 from stretto.engine.policies.draft.gain import Gain
 from stretto.engine.scheduler import Limits, Plan, Policies
 from stretto.engine.trace import Event
@@ -107,6 +110,25 @@ def test_a_trace_replayed_gives_the_same_schedule(
         assert any(theirs["num_steps"] > 1 for theirs, _ in plans)
     if options.get("drafter") is not None:
         assert any(theirs["budgets"] for theirs, _ in plans)
+
+
+class NoDrafts(Coupled):
+    can = Can.SAMPLED
+
+
+@pytest.mark.parametrize("judge", [NoDrafts(), Coupled()], ids=["none", "drafts"])
+def test_a_trace_says_what_may_be_drafted(oracle: LM, judge: Coupled) -> None:
+    """No budget for a judge that takes no drafts: the scheduler cannot know that, and is told so for every job."""
+    trace: list[Event] = []
+    drafts = policies("fcfs", lambda: Nodes(6))
+    one = toy_engine(oracle, max_seqs=3, drafter=Noise(VOCAB), policies=drafts, judge=judge, trace=trace.append)
+    for prompt in ([1, 2, 3], [4], [6, 7]):
+        one.add(prompt, Sampling(temperature=0, max_tokens=9).resolve())
+    finish(one)
+    room = one.runner.cache.pools.room
+    plans = replay(trace, policies("fcfs", lambda: Nodes(6)), one.scheduler.limits, room)
+    assert plans and all(theirs == ours for theirs, ours in plans)
+    assert any(theirs["budgets"] for theirs, _ in plans) == (Can.CHAIN in judge.can)
 
 
 def test_a_trace_of_five_hundred_requests() -> None:
@@ -207,3 +229,12 @@ def test_steps_in_a_row_change_no_token() -> None:
 def test_the_simulator_needs_no_torch() -> None:
     code = "import sys, stretto.planner.simulator; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_requests_come_in_order_of_time_and_have_something_to_do() -> None:
+    late, early = (Arrival(at=at, prompt=5, output=3, limit=9) for at in (2.0, 1.0))
+    lives = simulate([late, early], policies("fcfs", lambda: None), limits(), ROOM, World(seconds=seconds))
+    assert [life.job.arrived for life in lives] == [1.0, 2.0] and [life.job.rid for life in lives] == [0, 1]
+    assert lives[0].token_times[0] > 1.0 and lives[0].output == 3
+    with pytest.raises(AssertionError, match="nothing to do"):
+        simulate([replace(early, output=0)], policies("fcfs", lambda: None), limits(), ROOM, World(seconds=seconds))
