@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stretto.core.card import CODECS, Can
+from stretto.core.codec import Stored
 from stretto.core.env import read_env
-from stretto.core.stored import Stored
 from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.build import build, supported_levels
 from stretto.kernels.native.library import Team, load

@@ -13,7 +13,7 @@ from stretto.cli._terminal import has_colour, note, paint
 from stretto.core.errors import UserError, near
 
 if TYPE_CHECKING:
-    from stretto.cli.run import Options
+    from stretto.cli._run_options import Options
     from stretto.llm import LLM
 
 _HELP = "/exit or Ctrl-D leaves, /reset starts over, Ctrl-C stops an answer"

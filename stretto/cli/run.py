@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stretto.cli._flags import group
 from stretto.cli._input import check_utf8, read_prompt
-from stretto.cli._settings import settings
+from stretto.cli._run_options import Options
 from stretto.cli._terminal import note, print_json, progress
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
-from stretto.core.option import argument, option
-from stretto.core.sampling import Sampling
-from stretto.core.settings import Configuration
 
 if TYPE_CHECKING:
     from stretto.llm import LLM, Result
@@ -23,28 +19,6 @@ EXAMPLES = (
     'stretto run smollm2 --raw "Once upon a time" -n 64 --temp 0 --draft ngram:max_n=3,nodes=8 --show-draft',
     'git diff | stretto run smollm2 "Summarise this change." --json',
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """Options of `stretto run`."""
-
-    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
-    prompt: str | None = argument(
-        "what to answer; the text of a file or pipe on standard input comes before it (- is standard input alone);"
-        " without it, a chat in a terminal, else standard input",
-        default=None,
-    )
-    system: str | None = option("system message of the conversation", default=None)
-    raw: bool = option("continue the prompt as it is, without a chat template", default=False)
-    no_stdin: bool = option(
-        "leave standard input alone: in a `while read` loop, beside a pipe that stays open", default=False
-    )
-    stats: bool = option("close with a table of speeds and draft counters", default=False)
-    show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
-    json: bool = option("print one JSON object in place of the text", default=False)
-    sampling: Sampling = group("how tokens are chosen", Sampling)
-    configuration: Configuration = settings(max_seqs=1)
 
 
 def run(options: Options) -> int:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.core.codec import Codec
+from stretto.core.codec import Codec, Stored
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.stored import Stored
 
 STEP = 1 << 20  # values handled at a time: 4 MB of fp32
 _EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float8_e8m0fnu: 0xFF}

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks
 from stretto.core.card import Can, Card
+from stretto.core.codec import Stored
 from stretto.core.page_format import PageFormat, Plain
-from stretto.core.stored import Stored
 
 
 class BF16(BlockCodec):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes
 from stretto.core.card import Can, Card
-from stretto.core.stored import Stored
+from stretto.core.codec import Stored
 
 
 class F16(BlockCodec):

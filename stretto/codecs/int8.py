@@ -16,9 +16,9 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_rows
 from stretto.core.card import Can, Card, Exactness
+from stretto.core.codec import Stored
 from stretto.core.errors import UserError
 from stretto.core.page_format import PageFormat
-from stretto.core.stored import Stored
 
 
 class Int8(BlockCodec):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, join_nibbles, nibbles
 from stretto.core.card import Can, Card
+from stretto.core.codec import Stored
 from stretto.core.errors import UserError
-from stretto.core.stored import Stored
 
 _DOUBLED = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _BETWEEN = tuple((low + high) / 2 for low, high in pairwise(_DOUBLED))

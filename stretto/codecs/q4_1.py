@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse, join_nibbles, nibbles
 from stretto.core.card import Can, Card
-from stretto.core.stored import Stored
+from stretto.core.codec import Stored
 
 
 class Q4_1(BlockCodec):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs._shared import BlockCodec, encode_blocks, half_bytes, inverse
 from stretto.core.card import Can, Card
-from stretto.core.stored import Stored
+from stretto.core.codec import Stored
 
 
 class Q8_0(BlockCodec):

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from stretto.core.card import CODECS
-from stretto.core.codec import Codec
+from stretto.core.codec import Codec, Stored
 from stretto.core.errors import ModelFileError, RunError, UserError
-from stretto.core.stored import Stored
 
 MAX_VALUES = 1 << 48  # of one tensor, zero-sized dimensions counted as 1: strides stay far from 2^63
 

@@ -24,9 +24,8 @@ from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.quantized.compressed_tensors import INT8, description
 from stretto.convert.safetensors_ import HELD, write_safetensors
 from stretto.core.card import CODECS, Can
-from stretto.core.codec import Codec
+from stretto.core.codec import Codec, Stored
 from stretto.core.errors import RunError, UserError
-from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 from stretto.models.lm import LM
 from stretto.models.table import Source

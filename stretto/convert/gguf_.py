@@ -28,8 +28,8 @@ from stretto.convert._shared import (
     write_bytes,
 )
 from stretto.core.card import CODECS
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.stored import Stored
 
 MAGIC = b"GGUF"
 _TYPES = [(number, name) for name in CODECS.names() if (number := codec_named(name).gguf_type) is not None]

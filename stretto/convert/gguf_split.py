@@ -12,8 +12,8 @@ from typing import Any
 
 from stretto.convert._shared import absent, damaged, quoted
 from stretto.convert.gguf_ import GGUFFile, TensorInfo
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
-from stretto.core.stored import Stored
 
 MAX_PARTS = 99_999  # five digits
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)

@@ -13,8 +13,8 @@ import torch
 from stretto.convert._shared import codec_named
 from stretto.convert.model_file import ModelFile
 from stretto.core.card import CODECS
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
-from stretto.core.stored import Stored
 from stretto.kernels.linear import Linear
 from stretto.kernels.linear.native import storage
 from stretto.kernels.native.library import Team

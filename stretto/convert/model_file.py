@@ -21,9 +21,9 @@ from stretto.convert.gguf_ import MAGIC
 from stretto.convert.gguf_split import open_gguf, parts_of
 from stretto.convert.quantized import method_of
 from stretto.convert.safetensors_ import open_checkpoint
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json
-from stretto.core.stored import Stored
 from stretto.models.family import Family
 from stretto.models.lm import LMConfig
 from stretto.models.table import Names

@@ -28,8 +28,8 @@ from stretto.convert._shared import (
     write_tensor,
 )
 from stretto.convert.quantized.compressed_tensors import INT8, SCALE
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.stored import Stored
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_MARKS = 1 << 22  # commas and brackets of the header: bounds what parsing it can allocate

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stretto.codecs._shared import STEP, check_finite
 from stretto.core.card import CODECS, Can, Card
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
-from stretto.core.stored import Stored
 
 CARDS = CODECS.cards()
 WRITERS = CODECS.cards(Can.ENCODE)

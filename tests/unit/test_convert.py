@@ -21,9 +21,9 @@ from stretto.convert.load import load_model
 from stretto.convert.model_file import ModelFile, open_model
 from stretto.convert.show import describe, generation_hints
 from stretto.core.card import CODECS
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, RunError, UserError
 from stretto.core.plan import StepPlan
-from stretto.core.stored import Stored
 from stretto.models.reader import Reader
 from stretto.text.tokenizer import Tokenizer
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from stretto.convert.gguf_ import CODEC_OF_TYPE, GGUFFile, Typed, write_gguf
 from stretto.core.card import CODECS
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, RunError, UserError
-from stretto.core.stored import Stored
 
 METADATA = {
     "general.architecture": "llama",

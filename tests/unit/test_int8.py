@@ -5,7 +5,7 @@ import torch
 
 from stretto.codecs.int8 import Int8, split
 from stretto.core.card import CODECS
-from stretto.core.stored import Stored
+from stretto.core.codec import Stored
 from stretto.kernels.linear import Linear
 
 CODEC = Int8()

@@ -7,8 +7,8 @@ import torch
 from native import LAYOUTS, LEVELS, PLAIN, run_rows, stored, team
 from torch import Tensor
 
+from stretto.core.codec import Stored
 from stretto.core.errors import UserError
-from stretto.core.stored import Stored
 from stretto.kernels.linear import matmul
 from stretto.kernels.linear.native import NativeWeight, tile
 from stretto.kernels.mlp import gated_mlp

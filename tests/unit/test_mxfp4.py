@@ -18,8 +18,8 @@ from stretto.codecs.mxfp4 import MXFP4
 from stretto.convert.convert import convert
 from stretto.convert.load import load_model, matrix_codecs
 from stretto.convert.model_file import open_model
+from stretto.core.codec import Stored
 from stretto.core.sampling import Sampling
-from stretto.core.stored import Stored
 from stretto.engine.engine import Engine
 from stretto.runner.runner import Sizes
 

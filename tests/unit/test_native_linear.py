@@ -10,7 +10,7 @@ from native import LAYOUTS, LEVELS, PLAIN, run_rows, stored, team
 from torch import Tensor
 
 from stretto.core.card import CODECS, Can
-from stretto.core.stored import Stored
+from stretto.core.codec import Stored
 from stretto.kernels.linear import lookup, matmul
 from stretto.kernels.linear.native import NativeWeight, storage, tile
 

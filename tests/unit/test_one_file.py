@@ -77,7 +77,8 @@ class Added(Drafter):
 
     def observe(self, rounds):
         for one in rounds:
-            self._last[one.rid] = one.verdict.emitted[-1]
+            if one.verdict.emitted:
+                self._last[one.rid] = one.verdict.emitted[-1]
 
     def release(self, rid, keep=False):
         del self._last[rid]

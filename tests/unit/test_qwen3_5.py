@@ -18,8 +18,8 @@ from stretto.convert.convert import convert
 from stretto.convert.load import load_model, matrix_codecs, stored_columns
 from stretto.convert.model_file import families, open_model
 from stretto.core.card import CODECS
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
-from stretto.core.stored import Stored
 
 NAMES = ("qwen3_5", "qwen3_5-irregular")
 PLAIN = ("out_proj", "down_proj")

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
-from stretto.core.stored import Stored
 
 
 class Container(Protocol):

@@ -16,8 +16,8 @@ from stretto.codecs._shared import check_finite
 from stretto.codecs.int8 import Int8
 from stretto.convert._shared import damaged, quoted
 from stretto.convert.quantized import Container, Method
+from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
-from stretto.core.stored import Stored
 
 _NAME = "compressed-tensors"
 SCALE = "_scale"

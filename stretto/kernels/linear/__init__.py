@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from stretto.core.codec import Stored
 from stretto.core.seqs import Seqs
-from stretto.core.stored import Stored
 from stretto.kernels.linear import native, onednn
 from stretto.kernels.linear.native import NativeWeight
 from stretto.kernels.linear.onednn import Prepacked

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stretto.core.codec import Codec
-from stretto.core.stored import Stored
+from stretto.core.codec import Codec, Stored
 from stretto.kernels.native.buffers import ALL_ROWS, aligned
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields, Team

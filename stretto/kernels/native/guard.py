@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch.utils._pytree import tree_leaves
 
 from stretto.core.errors import UserError
 from stretto.core.seqs import Seqs
+from stretto.kernels.native.library import Library, Value
+
+
+class Recorder(Protocol):
+    """What an operation of the vocabulary does with the tape that it goes onto (`Tape`)."""
+
+    library: Library
+
+    def holds(self, x: Tensor) -> bool: ...
+    def like(self, x: Tensor, *shape: int) -> Tensor: ...
+    def rows(self, x: Tensor) -> Any: ...
+    def emit(self, name: str, **fields: Value) -> None: ...
 
 
 class NotRecordable(UserError):

@@ -14,30 +14,27 @@ A tape is recorded under inference_mode, where torch 2.13 hands over composite o
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stretto.kernels.layernorm import layer_norm
-from stretto.kernels.native.guard import NotRecordable, require
+from stretto.kernels.native.guard import NotRecordable, Recorder, require
 from stretto.kernels.rmsnorm import rms_norm
-
-if TYPE_CHECKING:
-    from stretto.kernels.native.tape import Tape
 
 aten = torch.ops.aten
 Handler = Callable[..., Tensor]
 
 
 def _unary(name: str) -> Handler:
-    def emit(tape: "Tape", x: Tensor) -> Tensor:
+    def emit(tape: Recorder, x: Tensor) -> Tensor:
         return unary(tape, name, x)
 
     return emit
 
 
-def unary(tape: "Tape", name: str, x: Tensor) -> Tensor:
+def unary(tape: Recorder, name: str, x: Tensor) -> Tensor:
     """Record f(x), a new buffer of the shape of x."""
     _check(tape, x)
     y, code = tape.like(x, *x.shape[1:]), tape.library.code("Unary", name)
@@ -46,14 +43,14 @@ def unary(tape: "Tape", name: str, x: Tensor) -> Tensor:
 
 
 def _binary(name: str) -> Handler:
-    def emit(tape: "Tape", x: Tensor | float, z: Tensor | float, *, alpha: float = 1) -> Tensor:
+    def emit(tape: Recorder, x: Tensor | float, z: Tensor | float, *, alpha: float = 1) -> Tensor:
         require(alpha == 1, "scales what it adds")
         return binary(tape, name, x, z)
 
     return emit
 
 
-def binary(tape: "Tape", name: str, x: Tensor | float, z: Tensor | float) -> Tensor:
+def binary(tape: Recorder, name: str, x: Tensor | float, z: Tensor | float) -> Tensor:
     """Record f(x, z): at least one is a buffer, the other a buffer, a constant or a number."""
     rows = next(t for t in (x, z) if isinstance(t, Tensor) and tape.holds(t))
     shape = torch.broadcast_shapes(*(t.shape for t in (x, z) if isinstance(t, Tensor)))
@@ -77,7 +74,7 @@ def binary(tape: "Tape", name: str, x: Tensor | float, z: Tensor | float) -> Ten
     return y
 
 
-def _operand(tape: "Tape", t: Tensor | float, shape: torch.Size) -> tuple[Tensor, int, int]:
+def _operand(tape: Recorder, t: Tensor | float, shape: torch.Size) -> tuple[Tensor, int, int]:
     """(values, distance of rows, how many elements of a row share a value)."""
     width = prod(shape[1:])
     if not isinstance(t, Tensor):
@@ -117,12 +114,12 @@ def _unexpanded(x: Tensor) -> Tensor:
     return x
 
 
-def _check(tape: "Tape", x: Tensor) -> None:
+def _check(tape: Recorder, x: Tensor) -> None:
     require(tape.holds(x), "computes with what are no rows of the step")
     require(x.dtype == torch.float32 and x[0].is_contiguous(), "computes with rows that are not contiguous fp32")
 
 
-def _cat(tape: "Tape", parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+def _cat(tape: Recorder, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     first = next(part for part in parts if tape.holds(part))
     require(dim % first.dim() == first.dim() - 1 > 0, "concatenates rows, or along an axis that is not the last")
     require(first.dim() == 2, "concatenates heads")
@@ -139,46 +136,46 @@ def _cat(tape: "Tape", parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return y
 
 
-def _pad(tape: "Tape", x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def _pad(tape: Recorder, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     require(mode == "constant", "pads with what is there already")
     require(len(pad) == 2 and x.dim() == 2 and min(pad) >= 0, "pads along an axis that is not the last")
     before, after = (torch.full((1, n), float(value or 0.0)).expand(len(x), n) for n in pad)
     return _cat(tape, [part for part in (before, x, after) if part.shape[1]], -1)
 
 
-def _copy(tape: "Tape", source: Tensor, stride: int, target: Tensor) -> None:
+def _copy(tape: Recorder, source: Tensor, stride: int, target: Tensor) -> None:
     code = tape.library.code("Unary", "identity")
     rows = tape.rows(target)
     tape.emit("unary", rows=rows, width=target.shape[1], op=code, x=source, x_stride=stride, y=target)
 
 
-def _softplus(tape: "Tape", x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def _softplus(tape: Recorder, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     require(beta == 1 and threshold >= 15, "computes a softplus with a slope of its own")
     return unary(tape, "softplus", x)
 
 
-def _elu(tape: "Tape", x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+def _elu(tape: Recorder, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     require(alpha == scale == input_scale == 1, "computes an elu with scales of its own")
     return unary(tape, "elu", x)
 
 
-def _gelu(tape: "Tape", x: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu(tape: Recorder, x: Tensor, *, approximate: str = "none") -> Tensor:
     return unary(tape, "gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
-def _clamp(tape: "Tape", x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+def _clamp(tape: Recorder, x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     if min is not None:
         x = binary(tape, "maximum", x, min)
     return x if max is None else binary(tape, "minimum", x, max)
 
 
-def _power(tape: "Tape", x: Tensor, exponent: float) -> Tensor:
+def _power(tape: Recorder, x: Tensor, exponent: float) -> Tensor:
     names = {1: "identity", 2: "square", -1: "reciprocal", 0.5: "sqrt", -0.5: "rsqrt"}
     require(exponent in names, f"raises rows to the power {exponent}")
     return unary(tape, names[exponent], x)
 
 
-def _product(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
+def _product(tape: Recorder, x: Tensor, weight: Tensor) -> Tensor:
     """[T,K] or [T,H,K] by a constant [K,V] or [H,K,V]: [T,V] or [T,H,V]."""
     require(tape.holds(x) and not tape.holds(weight), "multiplies rows by rows")
     require(x.dtype == weight.dtype == torch.float32 and x.stride(-1) == 1, "multiplies what are no fp32 rows")
@@ -202,7 +199,7 @@ def _product(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _matmul(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
+def _matmul(tape: Recorder, x: Tensor, weight: Tensor) -> Tensor:
     """[T,K] or [T,H,K] by [K,V]; [H,T,K] (a transposed view) or [T,H,1,K] by [H,K,V]."""
     if weight.dim() == 3 and x.dim() == 3:
         require(x.stride(0) <= x.stride(1), "multiplies along rows")
@@ -212,7 +209,7 @@ def _matmul(tape: "Tape", x: Tensor, weight: Tensor) -> Tensor:
     return _product(tape, x, weight)
 
 
-def _einsum(tape: "Tape", equation: str, tensors: Sequence[Tensor], path: Sequence[int] | None = None) -> Tensor:
+def _einsum(tape: Recorder, equation: str, tensors: Sequence[Tensor], path: Sequence[int] | None = None) -> Tensor:
     """`thk,hkv->thv` and its like: the axes of the constant in any order."""
     terms, _, out = equation.replace(" ", "").partition("->")
     require(terms.count(",") == 1 and path is None, f"computes einsum {equation}")
@@ -225,7 +222,9 @@ def _einsum(tape: "Tape", equation: str, tensors: Sequence[Tensor], path: Sequen
     return _product(tape, x, weight.permute([right.index(c) for c in (*heads, deep, wide) if c in right]))
 
 
-def _length(tape: "Tape", x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+def _length(
+    tape: Recorder, x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False
+) -> Tensor:
     """|x| of every row [T,K], or of every head [T,H,K]."""
     is_last = dim is not None and [axis % x.dim() for axis in dim] == [x.dim() - 1]
     require(ord == 2 and is_last and x.dim() in (2, 3), "takes another norm than the length of rows or heads")
@@ -238,7 +237,7 @@ def _length(tape: "Tape", x: Tensor, ord: float = 2, dim: Sequence[int] | None =
 
 
 def _layer_norm(
-    tape: "Tape",
+    tape: Recorder,
     x: Tensor,
     shape: Sequence[int],
     weight: Tensor | None = None,
@@ -252,14 +251,14 @@ def _layer_norm(
 
 
 def _rms_norm(
-    tape: "Tape", x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    tape: Recorder, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     require(len(shape) == 1, "normalises several axes at once")
     assert shape[0] == x.shape[-1]
     return rms_norm(x, weight, eps=torch.finfo(x.dtype).eps if eps is None else eps, impl="native")
 
 
-def _contiguous(tape: "Tape", x: Tensor, **_: Any) -> Tensor:
+def _contiguous(tape: Recorder, x: Tensor, **_: Any) -> Tensor:
     """A copy of rows whose heads lie apart."""
     require(x.dtype == torch.float32 and x.dim() >= 2 and x.stride(-1) == 1, "copies rows in another order")
     y = tape.like(x, *x.shape[1:])
@@ -272,12 +271,12 @@ def _contiguous(tape: "Tape", x: Tensor, **_: Any) -> Tensor:
     return y
 
 
-def _to_dtype(tape: "Tape", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _to_dtype(tape: Recorder, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     raise NotRecordable("changes the type of rows")
 
 
 def _copied_first(view: Any) -> Handler:
-    def emit(tape: "Tape", x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def emit(tape: Recorder, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return view(_contiguous(tape, x), *args, **kwargs)  # type: ignore[no-any-return]
 
     return emit
@@ -315,7 +314,7 @@ VOCABULARY: Mapping[Any, Handler] = {
 """ATen operation -> what records it."""
 
 
-def record(tape: "Tape", function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def record(tape: Recorder, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The result of `function` as a buffer of the tape. Raises NotRecordable for what is not in the vocabulary."""
     handler = VOCABULARY.get(function)
     if handler is None:

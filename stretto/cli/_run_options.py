@@ -1,0 +1,31 @@
+"""What `stretto run` can be told; its chat reads it too."""
+
+from dataclasses import dataclass
+
+from stretto.cli._flags import group
+from stretto.cli._settings import settings
+from stretto.core.option import argument, option
+from stretto.core.sampling import Sampling
+from stretto.core.settings import Configuration
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto run`."""
+
+    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    prompt: str | None = argument(
+        "what to answer; the text of a file or pipe on standard input comes before it (- is standard input alone);"
+        " without it, a chat in a terminal, else standard input",
+        default=None,
+    )
+    system: str | None = option("system message of the conversation", default=None)
+    raw: bool = option("continue the prompt as it is, without a chat template", default=False)
+    no_stdin: bool = option(
+        "leave standard input alone: in a `while read` loop, beside a pipe that stays open", default=False
+    )
+    stats: bool = option("close with a table of speeds and draft counters", default=False)
+    show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
+    json: bool = option("print one JSON object in place of the text", default=False)
+    sampling: Sampling = group("how tokens are chosen", Sampling)
+    configuration: Configuration = settings(max_seqs=1)
