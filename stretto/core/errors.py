@@ -1,7 +1,7 @@
 """What goes wrong in front of a user: every class has its exit code of the command line.
 
 `UserError` is for input, settings and files; `assert` is for what would be our own bug. The command line prints the
-three lines of `lines()` and no traceback; the server maps the class to an HTTP status.
+three lines of `lines()` and no traceback.
 """
 
 import difflib

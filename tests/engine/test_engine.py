@@ -6,15 +6,17 @@ from collections.abc import Sequence
 import pytest
 import torch
 from drafters import Oracle, Saboteur, TreeOracle
-from toy import VOCAB, WIRINGS, finish, lively_model, nodes, plain_decode, toy_engine, toy_lm
+from toy import VOCAB, WIRINGS, finish, lively_model, nodes, plain_decode, tiny, toy_config, toy_engine, toy_lm
+from toy_channels import Tenants
 
 from stretto.core.card import DRAFTERS, JUDGES, MIXERS, Can
 from stretto.core.drafter import Ask, Draft, Drafter, Round, Target
 from stretto.core.errors import UserError
 from stretto.core.plan import StepPlan
 from stretto.core.sampling import Sampling
+from stretto.core.seqs import Seqs
 from stretto.engine.engine import Engine
-from stretto.models.lm import LM
+from stretto.models.lm import LM, Layer
 
 NUM_TOKENS = 24
 TARGET = Target(model=None, context=128, max_seqs=8, max_rows=64, vocab_size=VOCAB)
@@ -255,6 +257,29 @@ def test_ends_of_text(lm: LM, greedy: list[list[int]]) -> None:
         engine = toy_engine(lm, eos_ids=frozenset([stop]), **options(name, known, 8))
         longer = run_all(engine, Sampling(temperature=0, min_tokens=first + 2, max_tokens=20), PROMPTS[:1])[0]
         assert len(longer) >= first + 2 and stop not in longer[: first + 2]
+
+
+def test_the_tags_of_a_request_reach_its_rows() -> None:
+    """Two adapters in one batch, with drafts and prompts in pieces: each as if it were alone."""
+    layers = [Layer(mixer=tiny(MIXERS, "attention"), channel=Tenants())] * 2
+    lm = lively_model(toy_config(layers))
+
+    def alone(prompt: list[int], adapter: int) -> list[int]:
+        tokens = list(prompt)
+        for _ in range(NUM_TOKENS):
+            seqs = Seqs.of([len(tokens)], tags={"adapter": [adapter] * len(tokens)})
+            tokens.append(int(lm(StepPlan(tokens, seqs, [len(tokens) - 1])).argmax()))
+        return tokens[len(prompt) :]
+
+    prompts = [(prompt, adapter) for prompt in PROMPTS[:3] for adapter in (1, 2)]
+    want = [alone(prompt, adapter) for prompt, adapter in prompts]
+    assert len({tuple(text) for text in want}) == len(want), "adapters change the text"
+    drafter = DRAFTERS.card("jacobi").make().build(TARGET)
+    engine = toy_engine(lm, max_rows=30, drafter=drafter, policies=nodes(4))
+    sampling = Sampling(temperature=0, max_tokens=NUM_TOKENS).resolve()
+    requests = [engine.add(prompt, sampling, tags={"adapter": adapter}) for prompt, adapter in prompts]
+    outputs = finish(engine)
+    assert [outputs[request.rid] for request in requests] == want
 
 
 def test_logprobs_are_the_models_own(lm: LM) -> None:

@@ -1,6 +1,6 @@
 """The gated MLP of nearly every language model: y = (act(x W_gate^T) * x W_up^T) W_down^T. arXiv 2002.05202.
 
-What lies between the products is nobody's business but theirs: a backend may keep it in its own form.
+What lies between the products is not part of the interface: a backend may keep it in its own form.
 """
 
 from torch import Tensor

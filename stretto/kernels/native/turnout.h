@@ -2,8 +2,8 @@
 //
 // Whatever the system takes from one thread, the others wait for: n threads that lose the shares L_i of their time do
 // the work of n (1 - L), where L is the sum of the L_i. Where L > 1 / n, n - 1 threads do more, if they are left alone
-// as soon as one processor is: where that lasts, one stays at home. It is asked to come back after a while, and if that
-// was too early, after twice that while.
+// as soon as one processor is: where that lasts, one thread sleeps. It takes part again after a while, and if that was
+// too early, after twice that while.
 #pragma once
 
 #include <cstdint>
