@@ -62,7 +62,7 @@ class Engine:
             max_rows=self.runner.max_rows,
             max_seqs=sizes.max_seqs,
             runs_ahead=self.runner.runs_ahead and self.judge.head == "picks" and not needs.features,
-            extra=needs.extra,
+            extra=self.drafting.extra,
         )
         if trace is None:
             self.scheduler = Scheduler(self.runner.cache, policies, limits)
