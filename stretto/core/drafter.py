@@ -37,6 +37,8 @@ class Draft:
             object.__setattr__(self, "tree", Tree.chain(len(self.tokens) + 1))
         assert len(self.tree) == len(self.tokens) + 1, "every row but the pending one has a token"
         assert all(parent >= 0 for parent in self.tree.parents[1:]), "a draft continues the pending token"
+        for given in (self.probs, self.scores):
+            assert given is None or len(given) == len(self.tokens), "every token has a law and a score, or none has"
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,6 +92,9 @@ class Branch:
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.parents) and all(p >= 0 for p in self.parents), "rows continue rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +208,8 @@ class Drafter(ABC):
         """One draft per ask, possibly empty, with at most `ask.max_tokens` tokens, all of the target's vocabulary."""
 
     def extra(self, asks: Sequence[Ask], drafts: Sequence[Draft]) -> list[Branch]:
-        """Rows that ride along with each ask, at most `needs.extra`; called if that is not 0. drafts: what of the
-        proposals will be verified."""
+        """Rows that ride along with each ask, at most `needs.extra`; called if that is not 0 and trees can be verified.
+        drafts: what of the proposals will be verified."""
         return [Branch((), ()) for _ in asks]
 
     def prefetch(self, drafts: Sequence[tuple[int, Draft]]) -> None:  # noqa: B027

@@ -5,7 +5,7 @@ row it continues. A chain is a tree whose row r continues row r - 1. In a packed
 numbered the same way: those of a draft if the pending token is its only definite row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -74,13 +74,12 @@ class Tree:
 
     def first_chain(self) -> tuple[int, ...]:
         """The rows that follow row 0 by first children: what is left of a tree where only chains can be verified."""
-        return tuple(self._descend())
-
-    def _descend(self) -> Iterator[int]:
+        found: list[int] = []
         row = 0
         while self.children[row]:
             row = self.children[row][0]
-            yield row
+            found.append(row)
+        return tuple(found)
 
     def truncate(self, num_rows: int) -> "Tree":
         """Its first rows: parents come first, so they are a tree again."""

@@ -171,6 +171,6 @@ CARD = Card(
     paper="2411.04975",
     can=Can.CHAIN | Can.TREE,
     tiny={"depth": 4},
-    state="a trie of its substrings; complete texts are remembered up to a limit, on the host",
+    state="a trie of its substrings, about 3 kB per token; complete texts are remembered up to a limit, on the host",
     cost="O(depth^2 + N log N) per proposal",
 )

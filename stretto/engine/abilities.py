@@ -37,13 +37,14 @@ def check_sampling(judge: Judge, sampling: Sampling) -> None:
         raise UserError(f"temperature {sampling.temperature} cannot be served", why=why, try_="temperature=0")
 
 
-def limits(runner: Runner, judge: Judge, needs: Needs) -> Limits:
-    """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them."""
+def limits(runner: Runner, judge: Judge, needs: Needs, extra: int) -> Limits:
+    """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them. extra: rows that
+    may ride along with a draft."""
     return Limits(
         max_rows=runner.max_rows,
         max_seqs=runner.sizes.max_seqs,
         runs_ahead=runner.runs_ahead and judge.head == "picks" and not needs.features,
-        extra=needs.extra,
+        extra=extra,
     )
 
 

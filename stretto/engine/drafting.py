@@ -51,6 +51,11 @@ class Drafting:
         """Whether drafts can be verified at all."""
         return self.drafter is not None and Can.CHAIN in self.can
 
+    @property
+    def extra(self) -> int:
+        """Most rows per request that ride along: none where trees cannot be verified."""
+        return self.needs.extra if Can.TREE in self.can else 0
+
     def begin(self, requests: Sequence[Request]) -> None:
         """These requests run in the coming step."""
         if self.drafter is not None:
@@ -93,13 +98,13 @@ class Drafting:
     def _branches(
         self, asks: Sequence[Ask], drafts: Sequence[Draft], requests: Mapping[int, Request], scheduler: Scheduler
     ) -> list[Branch]:
-        """Rows that ride along, where there is memory; a model that verifies chains only takes none."""
+        """Rows that ride along, where there is memory."""
         assert self.drafter is not None
-        if not self.needs.extra or Can.TREE not in self.can:
+        if not self.extra:
             return [NO_BRANCH] * len(asks)
         found = []
         for ask, draft, branch in zip(asks, drafts, self.drafter.extra(asks, drafts), strict=True):
-            assert len(branch.tokens) == len(branch.parents) <= self.needs.extra
+            assert len(branch.tokens) <= self.extra, "a drafter keeps to what it asked for"
             self._check(branch.tokens)
             rows = len(draft) + len(branch.tokens)
             fits = rows < MAX_TREE_ROWS and scheduler.grant(requests[ask.rid].job, rows)

@@ -56,7 +56,7 @@ class Engine:
         needs = drafter.needs if drafter is not None else Needs()
         self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size)
         self.drafting = Drafting(drafter, model.can & self.judge.can, self.runner.vocab_size)
-        limits = abilities.limits(self.runner, self.judge, needs)
+        limits = abilities.limits(self.runner, self.judge, needs, self.drafting.extra)
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)
         self.notes = abilities.notes(self.runner.host_operations, self.drafting.can, drafts=drafter is not None)
         self.eos_ids, self.clock = eos_ids, clock

@@ -158,7 +158,7 @@ class Scheduler:
         if patience <= 0 or running > plain_rows or seconds * 2 > patience or not all(s.job.ahead for s in shares):
             return 1
         steps = min(MAX_AHEAD, int(patience / seconds) if seconds else MAX_AHEAD)
-        if self.policies.draft is not None:
+        if self.policies.draft is not None and any(share.job.drafts for share in shares):
             steps = min(steps, self.policies.draft.plain_steps(running))
         steps = min(steps, min(share.job.remaining for share in shares))
         return steps if all(self.memory.reserve(share.job.rid, steps) for share in shares) else 1

@@ -5,14 +5,14 @@ those of `schedule` hold the plan too.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from stretto.core.policy import Job, Record
 from stretto.engine.scheduler import Limits, Memory, Plan, Policies, Scheduler
 
 Event = dict[str, Any]
-ARRIVAL = tuple(f.name for f in fields(Job) if f.name in ("rid", "arrived", "prompt", "limit", "priority", "tenant"))
+ARRIVAL = ("rid", "arrived", "prompt", "limit", "priority", "tenant")  # fields of a job that is new
 
 
 def plan_event(plan: Plan) -> Event:

@@ -12,10 +12,13 @@ from test_native import PATIENT, tiled
 from test_native import engine as native_engine
 from toy import VOCAB, finish, nodes, plain_decode, toy_engine, toy_lm
 
-from stretto.core.card import DRAFTERS
+from stretto.core.card import DRAFTERS, Can
 from stretto.core.drafter import Ask, Branch, Draft, Needs, Piece, Round
 from stretto.core.sampling import Sampling
 from stretto.engine.engine import Engine
+from stretto.engine.judges.coupled import Coupled
+from stretto.engine.policies.draft.always import Always
+from stretto.engine.scheduler import Policies
 
 PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 2, 6] * 9]
 NUM_TOKENS = 20
@@ -202,3 +205,49 @@ def test_drafters_hear_of_steps_that_ran_as_one(make: Make, known: Any, kind: st
     empty(one)
     if kind == "hearing":
         assert (drafter.ahead > 0) == one.scheduler.limits.runs_ahead and drafter.accepted > 0
+
+
+class NoDrafts(Coupled):
+    can = Can.SAMPLED
+
+
+class NoTrees(Coupled):
+    can = Can.CHAIN | Can.SAMPLED
+
+
+def test_steps_run_as_one_where_nothing_can_be_drafted(make: Make, known: Any) -> None:
+    """Also under a policy that always drafts: it is not asked."""
+    lengths = []
+    for options in ({}, {"drafter": Oracle(known), "policies": Policies(draft=Always(4)), "judge": NoDrafts()}):
+        one, steps = make(**options), 0
+        requests = [one.add(prompt, GREEDY.resolve()) for prompt in PROMPTS]
+        while not one.is_idle:
+            one.step(PATIENT)
+            steps += 1
+        assert [r.output for r in requests] == [known[tuple(p)] for p in PROMPTS]
+        lengths.append(steps)
+    assert lengths[0] == lengths[1]
+
+
+def test_rows_that_cannot_ride_along_take_no_place_from_drafts(make: Make, known: Any) -> None:
+    """6 rows: 3 prompts that decode, and one token each beside them; with 3 extra rows there would be none."""
+    drafter = AllNeeds(known)
+    one = make(drafter=drafter, policies=nodes(4), judge=NoTrees(), max_seqs=3, max_rows=6)
+    requests = [one.add(prompt, GREEDY.resolve()) for prompt in PROMPTS]
+    finish(one)
+    assert [r.output for r in requests] == [known[tuple(p)] for p in PROMPTS]
+    assert "extra" not in drafter.calls and drafter.accepted > 12
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Branch((1,), (-1,)),
+        lambda: Branch((1, 2), (0,)),
+        lambda: Draft((1, 2), scores=(0.5,)),
+        lambda: Draft((1,), probs=torch.zeros(2, VOCAB)),
+    ],
+)
+def test_drafts_and_branches_say_all_of_every_row(wrong: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError):
+        wrong()

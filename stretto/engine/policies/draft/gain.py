@@ -111,10 +111,10 @@ class Gain(DraftPolicy):
         return load.plain_run >= load.wait and self._loss + load.loss_of_trial <= self._allowed(load, num_seqs)
 
     def _judge(self, load: _Load, num_seqs: int) -> None:
-        too_dear = self._loss > self._allowed(load, num_seqs)
-        if load.drafts.steps < _TRIAL and not too_dear:
+        too_costly = self._loss > self._allowed(load, num_seqs)
+        if load.drafts.steps < _TRIAL and not too_costly:
             return
-        if load.drafts.value >= load.plain.value and not too_dear:
+        if load.drafts.value >= load.plain.value and not too_costly:
             load.on, load.wait, load.loss_of_trial = True, 0, 0.0
             return
         load.on, load.wait = False, min(max(_FIRST_WAIT, 2 * load.wait), _LONGEST_WAIT)
