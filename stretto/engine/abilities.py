@@ -38,8 +38,8 @@ def check_sampling(judge: Judge, sampling: Sampling) -> None:
 
 
 def limits(runner: Runner, judge: Judge, needs: Needs, extra: int) -> Limits:
-    """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them. extra: rows that
-    may ride along with a draft."""
+    """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them. extra: rows
+    that may ride along with a draft."""
     return Limits(
         max_rows=runner.max_rows,
         max_seqs=runner.sizes.max_seqs,
