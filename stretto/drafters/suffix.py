@@ -29,9 +29,9 @@ from stretto.core.tree import Tree
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """depth: longest path, match and continuation together, in tokens. remember: tokens of complete texts that are kept,
-    of some kilobytes each (0 = none). factor: most draft tokens per matched token. least: probability of the least likely
-    token."""
+    """depth: longest path, match and continuation together, in tokens. remember: tokens of complete texts that are
+    kept, some kilobytes each (0 = none). factor: most draft tokens per matched token. least: probability of the least
+    likely token."""
 
     depth: int = 16
     remember: int = 20_000
