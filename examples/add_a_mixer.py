@@ -20,7 +20,7 @@ from stretto.core.seqs import Seqs
 from stretto.core.state import LayerCache, StateSpec, slot
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
-from stretto.models.lm import LM, Layer, LMConfig
+from stretto.models.lm import Layer, LMConfig
 
 
 class Retention(Mixer):
@@ -68,37 +68,6 @@ def main() -> None:
             seqs = Seqs.of([1], [t], num_step=1)  # one new row after t cached ones, in step form
             steps.append(lm(StepPlan([int(token)], seqs, [0], caches)))
     print(f"whole sequence against token by token, largest difference: {(whole - torch.cat(steps)).abs().max():.1e}")
-    generate(lm.eval().requires_grad_(False), tokens.tolist())
-
-
-def generate(lm: LM, prompt: list[int]) -> None:
-    """In an engine on the native kernels, with drafts that are verified and rolled back, and without."""
-    from stretto.convert.load import tile_model
-    from stretto.core.env import read_env
-    from stretto.core.sampling import Sampling
-    from stretto.drafters.jacobi import Jacobi
-    from stretto.engine.abilities import where_parts_run
-    from stretto.engine.engine import Engine
-    from stretto.engine.policies.draft.always import Always
-    from stretto.engine.scheduler import Policies
-    from stretto.llm.backend import thread_team
-    from stretto.runner.runner import Sizes
-
-    threads, texts = thread_team(read_env(), None), []
-    tile_model(lm, threads)
-    for num_tokens in (0, 8):
-        drafter = Jacobi() if num_tokens else None
-        policies = Policies(draft=Always(num_tokens) if num_tokens else None)
-        engine = Engine(lm, Sizes(context=64), drafter=drafter, policies=policies, threads=threads)
-        request = engine.add(prompt, Sampling(temperature=0, max_tokens=24).resolve())
-        steps = 0
-        while not engine.is_idle:
-            engine.step()
-            steps += 1
-        texts.append(request.output)
-        print(f"{num_tokens} draft tokens a step: {len(request.output)} tokens in {steps} steps")
-    print("same text:", texts[0] == texts[1])
-    print("where it runs:", where_parts_run(lm, engine.runner.host_operations))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from stretto import cli as cli_package
 from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
-from stretto.cli import doctor as doctor_verb
 from stretto.cli import run as run_verb
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
+from stretto.engine.abilities import where_parts_run
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_doctor_says_which_layers_have_no_kernel() -> None:
     lm = toy_lm(["attention", "gated_delta", "attention"])
-    where = doctor_verb.layers(lm, {"blocks.1.mixer": "aten.x", "blocks.2.mixer.rope": "aten.y"})
+    where = where_parts_run(lm, {"blocks.1.mixer": "aten.x", "blocks.2.mixer.rope": "aten.y"})
     assert where == {"Attention": "1 native, 1 in Python", "Dense": "2 native", "GatedDelta": "1 in Python"}
     assert [block.channel is None for block in lm.blocks].count(True) == 1, "a layer may have no channel"
 
