@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -37,7 +38,21 @@ def map_file(path: Path) -> tuple[mmap.mmap, Tensor]:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from e
     with warnings.catch_warnings():  # the view is read-only on purpose: stored weights are never written in place
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return data, torch.frombuffer(data, dtype=torch.uint8)
+        mapped = torch.frombuffer(data, dtype=torch.uint8)
+    _MAPPED[mapped.data_ptr()] = data
+    return data, mapped
+
+
+_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+"""By the address of their first byte, the files that are mapped."""
+
+
+def forget_pages(view: Tensor) -> None:
+    """If these bytes are a view of a mapped file, its pages leave this process: they count as its memory, and are read
+    again, from the system's cache, if somebody looks. Bytes that are not a view of one stay."""
+    data = _MAPPED.get(view.untyped_storage().data_ptr())
+    if data is not None:
+        data.madvise(mmap.MADV_DONTNEED)
 
 
 def damaged(path: Path, what: str, why: str | None = None) -> ModelFileError:

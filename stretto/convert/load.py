@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from stretto.convert._shared import codec_named
+from stretto.convert._shared import codec_named, forget_pages
 from stretto.convert.model_file import ModelFile
 from stretto.core.card import CODECS
 from stretto.core.codec import Stored
@@ -142,7 +142,10 @@ def _fill(model: ModelFile, name: str, module: torch.nn.Module, leaf: str, team:
         else:
             module.hold(leaf, stored_rows(stored, source))
             if len(module.stored) == len(module.segments):
+                parts = list(module.stored.values())
                 module.tile(team)
+                for part in parts:  # beside the tiles nobody needs them
+                    forget_pages(part.data)
     else:
         target = module.bias[module.rows(leaf)] if isinstance(module, Linear) else module.get_parameter(leaf)  # type: ignore[index]
         target.data.copy_(stored_values(stored, source, shape))

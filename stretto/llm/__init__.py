@@ -7,10 +7,13 @@ for chunk in llm.stream("Once upon a time"):
 llm.chat([{"role": "user", "content": "Why is the sky blue?"}]).text
 """
 
-from stretto.llm.asynchronous import AsyncLLM
-from stretto.llm.loading import open_tokenizer
-from stretto.llm.results import Chunk, Result, Timings, Usage
-from stretto.llm.sizes import DTYPES
-from stretto.llm.sync import LLM
+from stretto.core.collector import collector_paused
+
+with collector_paused():
+    from stretto.llm.asynchronous import AsyncLLM
+    from stretto.llm.loading import open_tokenizer
+    from stretto.llm.results import Chunk, Result, Timings, Usage
+    from stretto.llm.sizes import DTYPES
+    from stretto.llm.sync import LLM
 
 __all__ = ["DTYPES", "LLM", "AsyncLLM", "Chunk", "Result", "Timings", "Usage", "open_tokenizer"]

@@ -9,6 +9,7 @@ from typing import Any
 from stretto.convert.load import Progress, matrix_codecs
 from stretto.convert.model_file import ModelFile
 from stretto.convert.show import generation_hints
+from stretto.core.collector import collector_paused
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
@@ -41,6 +42,7 @@ class LLM:
     for that: a warning by `logging`). Raises UserError and its subclasses (see stretto.core.errors).
     """
 
+    @collector_paused()
     def __init__(
         self,
         model: str | Path,

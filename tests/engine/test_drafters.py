@@ -30,7 +30,7 @@ from stretto.drafters.suffix import Suffix
 from stretto.engine.engine import Engine
 from stretto.models.lm import LM
 
-LENGTH = 24
+LENGTH = 20
 FAMILIES = [card.name for card in MIXERS.cards(Can.CAUSAL | Can.TREE)]
 Known = dict[tuple[int, ...], list[int]]
 Make = Callable[[LM, LM, Known, Any], Drafter]
@@ -100,7 +100,7 @@ def run(engine: Engine, known: Known, num_seqs: int) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_of_every_kind_change_nothing(oracle: LM, known: Known, kind: str) -> None:
     preemptions = 0
-    for num_seqs in (1, 3, 8):
+    for num_seqs in (1, 8):
         drafter = KINDS[kind](oracle, oracle, known, None)
         one = toy_engine(oracle, context=64, pages=9, max_rows=40, drafter=drafter, policies=nodes(5, 0, 3))
         preemptions += run(one, known, num_seqs)

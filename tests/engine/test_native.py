@@ -81,7 +81,7 @@ def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}])
+@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}])
 def test_greedy_equals_plain_decoding(lm: LM, greedy: list[list[int]], name: str, sizes: dict[str, int]) -> None:
     known = {tuple(p): g for p, g in zip(PROMPTS, greedy, strict=True)}
     assert run_all(engine(lm, **sizes, **options(name, known, 5, 0, 9, 1)), GREEDY) == greedy
@@ -243,7 +243,7 @@ PATIENT = 1e9  # seconds: as many steps as the engine can
 
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.9}, {"temperature": 0.9, "top_k": 5, "top_p": 0.8}], ids=str)
-@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 1}, {"max_seqs": 2, "max_rows": 7}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}], ids=str)
 def test_steps_in_a_row_give_what_single_steps_give(
     oracle: LM, lm: LM, changes: dict[str, float], sizes: dict[str, int]
 ) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -12,6 +13,7 @@ from gguf import quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stretto.convert._shared import forget_pages, map_file
 from stretto.convert.gguf_ import CODEC_OF_TYPE, GGUFFile, Typed, write_gguf
 from stretto.core.card import CODECS
 from stretto.core.codec import Stored
@@ -394,3 +396,24 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path, value):
 def test_tensors_that_do_not_fit_are_refused(tmp_path, spec):
     with pytest.raises(UserError, match="'w'"):
         write_gguf(tmp_path / "m.gguf", {}, {"w": spec}, {}.__getitem__)
+
+
+def test_pages_of_a_file_leave_memory_and_come_back(tmp_path: Path) -> None:
+    """A model's matrices are read once, into tiles: the file need not stay beside them."""
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(range(256)) * (1 << 12))
+    _, mapped = map_file(path)
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        return sum(
+            int(next(x for x in lines if x.startswith("Rss:")).split()[1]) for line in lines if str(path) in line
+        )
+
+    before = mapped.clone()
+    assert resident() >= 1000
+    forget_pages(mapped[512:].view(-1, 256))
+    assert resident() == 0
+    assert torch.equal(mapped, before) and resident() >= 1000
+    forget_pages(before)
+    assert torch.equal(mapped, before), "memory that is no file is left alone"
