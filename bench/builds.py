@@ -2,10 +2,10 @@
 
     python bench/builds.py [COMMIT] [--rounds 10]
 
-In each round both take their turn, in an order that changes, each in a process of its own; a number is the ratio of the
-two in one round, above 1 where this checkout is better. Prompts are the text of the README. The tokens of greedy and of
-drawn answers, with and without drafts, must be the same bit for bit, or nothing is written. The earlier commit is
-checked out in a folder that is removed afterwards. Nothing here is a test.
+Both stay in memory, a process each, and are asked in turn, in an order that changes: what else the machine does meets
+both within seconds. A number is the ratio of the two in one round, above 1 where this checkout is better. Prompts are the
+text of the README. The tokens of greedy and of drawn answers, with and without drafts, must be the same bit for bit, or
+nothing is written. The earlier commit is checked out in a folder that is removed afterwards. Nothing here is a test.
 """
 
 import argparse
@@ -20,21 +20,22 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "bench" / "records" / "builds.json"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8") * 4
 
 
-def worker(*, check: bool) -> dict[str, object]:
-    """What one build gives: numbers of which less is better, and with `check` a digest of its answers."""
+def worker() -> None:
+    """One build: answers the questions on standard input, one a line, with a number of which less is better."""
     started = time.perf_counter()
     from stretto import LLM, Sampling
 
     llm = LLM("smollm2", draft="none", context=2048)
-    numbers = {"start": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
 
-    def decode(streams: int, num_tokens: int = 96) -> float:
+    def decode(streams: int, num_tokens: int) -> float:
         """Seconds per token of one stream, the prompt aside, or of all streams together."""
         prompts = [TEXT[100 * i : 100 * i + 200] for i in range(streams)]
         begun = time.perf_counter()
@@ -47,27 +48,47 @@ def worker(*, check: bool) -> dict[str, object]:
         done = llm.generate([TEXT[:4000]], Sampling(temperature=0, max_tokens=1))[0]
         return done.timings.prefill_s / done.usage.prompt_tokens
 
-    decode(1, 16)
-    numbers["decode x1"] = median(decode(1) for _ in range(5))
-    numbers["prefill"] = median(prefill() for _ in range(3))
-    numbers["total x8"] = median(decode(8) for _ in range(3))
-    numbers["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers = []
-    for draft in ("none", "ngram") if check else ():
-        llm = LLM("smollm2", draft=draft, context=1024)
-        prompts = [TEXT[37 * i : 37 * i + 20 + 3 * i] for i in range(100)]
-        for temperature in (0.0, 0.8):
-            how = [Sampling(temperature=temperature, seed=i, max_tokens=16, logprobs=i % 3 or None) for i in range(100)]
-            answers += [(r.token_ids, [p.logprob for p in r.logprobs]) for r in llm.generate(prompts, how)]
-    return {"numbers": numbers, "answers": hashlib.sha256(json.dumps(answers).encode()).hexdigest()}
+    def answers() -> str:
+        found = []
+        for draft in ("none", "ngram"):
+            one = LLM("smollm2", draft=draft, context=1024)
+            prompts = [TEXT[37 * i : 37 * i + 20 + 3 * i] for i in range(100)]
+            for temperature in (0.0, 0.8):
+                how = [
+                    Sampling(temperature=temperature, seed=i, max_tokens=16, logprobs=i % 3 or None) for i in range(100)
+                ]
+                found += [(r.token_ids, [p.logprob for p in r.logprobs]) for r in one.generate(prompts, how)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    ask = {
+        "start": lambda: seconds,
+        "decode x1": lambda: decode(1, 96),
+        "prefill": prefill,
+        "total x8": lambda: decode(8, 48),
+        "peak memory": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "answers": answers,
+    }
+    for line in sys.stdin:
+        print(json.dumps(ask[line.strip()]()), flush=True)
 
 
-def run(folder: Path, *, check: bool) -> dict[str, object]:
-    """One process of the package in `folder`."""
-    words = [sys.executable, "-P", __file__, "--worker", "check" if check else "time"]
-    environ = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+class Build:
+    """A process of the package in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        words = [sys.executable, "-P", __file__, "--worker"]
+        environ = {**os.environ, "PYTHONPATH": str(folder)}
+        self._process = subprocess.Popen(words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, question: str) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
 
 
 def main() -> None:
@@ -75,10 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", nargs="?", default="HEAD~1")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--worker", choices=("check", "time"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(worker(check=options.worker == "check")))
+        worker()
         return
     from stretto.planner.measure import describe_machine  # not there in every build that a worker measures
     from stretto.planner.record import as_record, result
@@ -108,17 +129,36 @@ def main() -> None:
 
 def compare(before: Path, rounds: int) -> dict[str, list[float]]:
     """By quantity, of every round: the earlier build's number divided by that of this checkout (less is better)."""
-    answers = {folder: run(folder, check=True)["answers"] for folder in (before, ROOT)}  # compiles both, too
-    if len(set(answers.values())) > 1:
-        raise SystemExit("the two builds give other tokens or log-probabilities")
     ratios: dict[str, list[float]] = {}
+
+    def note(quantity: str, numbers: dict[Path, float]) -> None:
+        ratios.setdefault(quantity, []).append(numbers[before] / numbers[ROOT])
+
+    builds = {folder: Build(folder) for folder in (before, ROOT)}
+    if len({build("answers") for build in builds.values()}) > 1:  # compiles both, too
+        raise SystemExit("the two builds give other tokens or log-probabilities")
+    for build in builds.values():
+        build.close()
+    builds = {folder: Build(folder) for folder in (before, ROOT)}
     for turn in range(rounds):
         order = (before, ROOT) if turn % 2 else (ROOT, before)
-        numbers = {folder: run(folder, check=False)["numbers"] for folder in order}
-        for quantity, seconds in numbers[ROOT].items():  # type: ignore[attr-defined]
-            ratios.setdefault(quantity, []).append(numbers[before][quantity] / seconds)  # type: ignore[index]
+        fresh = {}
+        for folder in order:
+            one = Build(folder)
+            fresh[folder] = one("start")
+            one.close()
+        note("start", fresh)
+        for quantity in ("decode x1", "prefill", "total x8"):
+            several = {folder: list[float]() for folder in order}
+            for _ in range(3):
+                for folder in order:
+                    several[folder].append(builds[folder](quantity))
+            note(quantity, {folder: median(runs) for folder, runs in several.items()})
+        note("peak memory", {folder: builds[folder]("peak memory") for folder in order})
         shown = ", ".join(f"{quantity} {median(runs):.3f}" for quantity, runs in ratios.items())
         print(f"round {turn + 1}/{rounds}: {shown}", file=sys.stderr)
+    for build in builds.values():
+        build.close()
     return ratios
 
 
