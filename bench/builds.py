@@ -3,9 +3,10 @@
     python bench/builds.py [COMMIT] [--rounds 10]
 
 Both stay in memory, a process each, and are asked in turn, in an order that changes: what else the machine does meets
-both within seconds. A number is the ratio of the two in one round, above 1 where this checkout is better. Prompts are the
-text of the README. The tokens of greedy and of drawn answers, with and without drafts, must be the same bit for bit, or
-nothing is written. The earlier commit is checked out in a folder that is removed afterwards. Nothing here is a test.
+both within seconds. A number is the ratio of the two in one round, above 1 where this checkout is better. Prompts are
+the text of the README. The tokens of greedy and of drawn answers, with and without drafts, must be the same bit for
+bit, or nothing is written. The earlier commit is checked out in a folder that is removed afterwards. Nothing here is a
+test.
 """
 
 import argparse
