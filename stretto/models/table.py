@@ -101,7 +101,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The table of one kind of mixer or channel, found by the type of its config (`parts.part_of`).
+    """The table of one kind of mixer or channel, which families name (`stretto show` finds it by its config).
 
     tensors(config) gives the rows of its parameters; module: what stands before their names in a layer of a checkpoint.
     shown: the fields that `stretto show` prints.
