@@ -60,12 +60,12 @@ lint: $(DEV_STAMP)
 test: lint
 	@$(BIN)/stretto pull smollm2
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-full: lint
 	@$(BIN)/stretto pull smollm2
 	@echo "== all tests"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m ""
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m ""
 	@echo "== records"
 	@$(BIN)/python bench/foundation.py
 

@@ -16,6 +16,16 @@ for _one in options_of(Settings):
     os.environ.pop(_one.variable, None)
 
 
+# Files whose tests compile or run whole programs, the longest first. A process takes a whole file at a time, so one of
+# these left for last would run alone for minutes while the other processes have nothing to do.
+LONG_FILES = ("test_one_file.py", "test_native_sanitized.py", "test_smollm2.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files start first; the order of the others, and of the tests in a file, stays."""
+    items.sort(key=lambda one: LONG_FILES.index(one.path.name) if one.path.name in LONG_FILES else len(LONG_FILES))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

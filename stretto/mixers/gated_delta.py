@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from stretto.core.card import Card
-from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec
+from stretto.core.state import LayerCache
 from stretto.kernels.gates import log_decay, sigmoid_gate, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
@@ -30,8 +29,7 @@ from stretto.mixers import _shared as parts
 _UNIT_EPS = 1e-6  # under the root: without it beta |k|^2 can pass 2 and the state explodes
 
 
-class GatedDelta(Mixer):
-    can = parts.RECURRENT
+class GatedDelta(parts.Recurrent):
     wide_params = ("A_log", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,51 +64,36 @@ class GatedDelta(Mixer):
             return GatedDelta(self)
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        c = self.config = config
-        self.d_model = c.d_model
+        c = config
+        memory, conv = (c.num_v_heads, c.head_k_dim, c.head_v_dim), (c.d_conv, c.conv_width)
+        super().__init__(c.d_model, c.d_value, memory=memory, conv=conv, norm=c.head_v_dim)
+        self.config = c
         segments = {"q": c.d_key, "k": c.d_key, "v": c.d_value, "z": c.d_value, "b": c.num_v_heads, "a": c.num_v_heads}
         self.in_proj = Linear(c.d_model, segments)
-        self.conv_weight = parts.conv_weight(c.d_conv, c.conv_width)
         self.A_log = nn.Parameter(torch.empty(c.num_v_heads).uniform_(1e-4, 16.0).log())
         self.dt_bias = parts.time_step_bias(c.num_v_heads)
-        self.norm_weight = nn.Parameter(torch.ones(c.head_v_dim))
-        self.out_proj = Linear(c.d_value, {"out": c.d_model})
-
-    @property
-    def state_specs(self) -> tuple[StateSpec, ...]:
-        c = self.config
-        return parts.conv_state(c.d_conv, c.conv_width), parts.memory_state(c.num_v_heads, c.head_k_dim, c.head_v_dim)
-
-    def _shared_out(self, x_TGK: Tensor) -> Tensor:
-        """Queries or keys [T, G, K] as the recurrence takes them: tiled heads have no groups of neighbours, so that
-        every value head gets its own, [T, H, K]."""
-        num_tiles = self.config.num_v_heads // self.config.num_k_heads
-        if not self.config.tiled or num_tiles == 1:
-            return x_TGK
-        rows = x_TGK.flatten(1)
-        return torch.cat([rows] * num_tiles, -1).view(len(rows), -1, self.config.head_k_dim)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
         projected: Tensor = self.in_proj(x_TD, seqs)
         qkv, z_TF, b, a = projected.split_with_sizes([c.d_conv, c.d_value, c.num_v_heads, c.num_v_heads], -1)
-        qkv = parts.conv_silu(qkv, self.conv_weight, None, seqs, cache)
+        qkv = self.conv_silu(qkv, seqs, cache)
         q, k, v = qkv.split_with_sizes([c.d_key, c.d_key, c.d_value], -1)
+        tiles = c.num_v_heads // c.num_k_heads if c.tiled else 1
         q_TGK, k_TGK = (parts.widen(part.view(-1, c.num_k_heads, c.head_k_dim)) for part in (q, k))
         beta_TH = sigmoid_gate(parts.widen(b), scale=2.0 if c.allow_neg_eigval else 1.0)
         g_TH = log_decay(time_step(parts.widen(a), self.dt_bias), self.A_log)
         y_THV = glr(
-            self._shared_out(unit_length(q_TGK, eps=_UNIT_EPS)),
-            self._shared_out(unit_length(k_TGK, eps=_UNIT_EPS)),
+            parts.tile_heads(unit_length(q_TGK, eps=_UNIT_EPS), tiles),
+            parts.tile_heads(unit_length(k_TGK, eps=_UNIT_EPS), tiles),
             parts.widen(v.view(-1, c.num_v_heads, c.head_v_dim)),
             g=g_TH,
             beta=beta_TH,
             seqs=seqs,
-            state=parts.memory(cache),
+            state=self.memory(cache),
             scale=c.head_k_dim**-0.5,
         )
-        return parts.gated_output(y_THV, z_TF, self.out_proj, seqs, norm=self.norm_weight, eps=c.eps)
+        return self.gated_output(y_THV, z_TF, seqs, eps=c.eps)
 
 
 CARD = Card(

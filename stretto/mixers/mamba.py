@@ -15,17 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from stretto.core.card import Card
-from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec
+from stretto.core.state import LayerCache
 from stretto.kernels.dscan import dscan
 from stretto.kernels.gates import time_step
 from stretto.kernels.linear import Linear
 from stretto.mixers import _shared as parts
 
 
-class Mamba(Mixer):
-    can = parts.RECURRENT
+class Mamba(parts.Recurrent):
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,33 +51,25 @@ class Mamba(Mixer):
             return Mamba(self)
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        c = self.config = config
-        self.d_model = c.d_model
+        c = config
+        conv, memory = (c.d_inner, c.conv_width), (c.d_state, c.d_inner)
+        super().__init__(c.d_model, c.d_inner, memory=memory, conv=conv, conv_bias=c.conv_bias, out_bias=c.bias)
         self.in_proj = Linear(c.d_model, {"x": c.d_inner, "z": c.d_inner}, bias=c.bias)
-        self.conv_weight = parts.conv_weight(c.d_inner, c.conv_width)
-        self.conv_bias = nn.Parameter(torch.zeros(c.d_inner)) if c.conv_bias else None
         self.x_proj = Linear(c.d_inner, {"delta": c.d_step, "B": c.d_state, "C": c.d_state})
         self.dt_proj = Linear(c.d_step, {"dt": c.d_inner})
         nn.init.uniform_(self.dt_proj.weight, -(c.d_step**-0.5), c.d_step**-0.5)
         self.dt_bias = parts.time_step_bias(c.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, c.d_state + 1).log().repeat(c.d_inner, 1))
         self.D = nn.Parameter(torch.ones(c.d_inner))
-        self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
-
-    @property
-    def state_specs(self) -> tuple[StateSpec, ...]:
-        c = self.config
-        return parts.conv_state(c.d_inner, c.conv_width), parts.memory_state(c.d_state, c.d_inner)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         x_TF, z_TF = self.in_proj.split(self.in_proj(x_TD, seqs))
-        x_TF = parts.conv_silu(x_TF, self.conv_weight, self.conv_bias, seqs, cache)
+        x_TF = self.conv_silu(x_TF, seqs, cache)
         delta, B_TS, C_TS = self.x_proj.split(self.x_proj(x_TF, seqs))
         dt_TF = time_step(parts.widen(self.dt_proj(delta, seqs)), self.dt_bias)
-        memory = parts.memory(cache)
+        memory = self.memory(cache)
         y_TF = dscan(parts.widen(x_TF), dt_TF, B_TS, C_TS, A_log_FS=self.A_log, D_F=self.D, seqs=seqs, state=memory)
-        return parts.gated_output(y_TF, z_TF, self.out_proj, seqs)
+        return self.gated_output(y_TF, z_TF, seqs)
 
 
 CARD = Card(

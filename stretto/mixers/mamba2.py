@@ -17,17 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from stretto.core.card import Card
-from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec
+from stretto.core.state import LayerCache
 from stretto.kernels.gates import log_decay, scale_heads, time_step
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
 from stretto.mixers import _shared as parts
 
 
-class Mamba2(Mixer):
-    can = parts.RECURRENT
+class Mamba2(parts.Recurrent):
     wide_params = ("A_log", "D", "dt_bias")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,44 +59,34 @@ class Mamba2(Mixer):
             return Mamba2(self)
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        c = self.config = config
-        self.d_model = c.d_model
+        c = config
+        super().__init__(
+            c.d_model,
+            c.d_inner,
+            memory=(c.num_heads, c.d_state, c.head_dim),
+            conv=(c.d_conv, c.conv_width),
+            conv_bias=c.conv_bias,
+            norm=c.d_inner if c.norm else None,
+            out_bias=c.bias,
+        )
+        self.config = c
         self.in_proj = Linear(c.d_model, {"z": c.d_inner, "xBC": c.d_conv, "dt": c.num_heads}, bias=c.bias)
-        self.conv_weight = parts.conv_weight(c.d_conv, c.conv_width)
-        self.conv_bias = nn.Parameter(torch.zeros(c.d_conv)) if c.conv_bias else None
         self.A_log = nn.Parameter(torch.empty(c.num_heads).uniform_(1.0, 16.0).log())
         self.D = nn.Parameter(torch.ones(c.num_heads))
         self.dt_bias = parts.time_step_bias(c.num_heads)
-        self.norm_weight = nn.Parameter(torch.ones(c.d_inner)) if c.norm else None
-        self.out_proj = Linear(c.d_inner, {"out": c.d_model}, bias=c.bias)
-
-    @property
-    def state_specs(self) -> tuple[StateSpec, ...]:
-        c = self.config
-        return parts.conv_state(c.d_conv, c.conv_width), parts.memory_state(c.num_heads, c.d_state, c.head_dim)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
         z_TF, xBC, dt = self.in_proj.split(self.in_proj(x_TD, seqs))
-        xBC = parts.conv_silu(xBC, self.conv_weight, self.conv_bias, seqs, cache)
+        xBC = self.conv_silu(xBC, seqs, cache)
         x, B, C = xBC.split_with_sizes([c.d_inner, c.num_groups * c.d_state, c.num_groups * c.d_state], -1)
         x_THV = parts.widen(x.view(-1, c.num_heads, c.head_dim))
         B_TGS, C_TGS = (part.view(-1, c.num_groups, c.d_state) for part in (B, C))
         dt_TH = time_step(parts.widen(dt), self.dt_bias, limit=c.time_step_limit)
         v_THV, g_TH = scale_heads(x_THV, dt_TH), log_decay(dt_TH, self.A_log)
-        y_THV = glr(C_TGS, B_TGS, v_THV, g=g_TH, seqs=seqs, state=parts.memory(cache))
+        y_THV = glr(C_TGS, B_TGS, v_THV, g=g_TH, seqs=seqs, state=self.memory(cache))
         y_TF = scale_heads(x_THV, self.D, add=y_THV).flatten(1)
-        return parts.gated_output(
-            y_TF,
-            z_TF,
-            self.out_proj,
-            seqs,
-            norm=self.norm_weight,
-            eps=c.eps,
-            groups=c.num_groups,
-            norm_before_gate=c.norm_before_gate,
-        )
+        return self.gated_output(y_TF, z_TF, seqs, eps=c.eps, groups=c.num_groups, norm_before_gate=c.norm_before_gate)
 
 
 CARD = Card(

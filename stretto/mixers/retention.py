@@ -11,21 +11,18 @@ the rotary angles are those of arXiv 2104.09864.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stretto.core.card import Card
-from stretto.core.mixer import Mixer
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, StateSpec
+from stretto.core.state import LayerCache
 from stretto.kernels.glr import glr
 from stretto.kernels.linear import Linear
 from stretto.kernels.rope import Rope, apply_rope
 from stretto.mixers import _shared as parts
 
 
-class Retention(Mixer):
-    can = parts.RECURRENT
-
+class Retention(parts.Recurrent):
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         """head_k_dim, head_v_dim: of a head; the paper has d_model / num_heads and twice that."""
@@ -40,18 +37,10 @@ class Retention(Mixer):
             return Retention(self)
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        c = self.config = config
-        self.d_model, self.rope = c.d_model, Rope(dim=c.head_k_dim)
-        keys, values = c.num_heads * c.head_k_dim, c.num_heads * c.head_v_dim
+        c, keys, values = config, config.num_heads * config.head_k_dim, config.num_heads * config.head_v_dim
+        super().__init__(c.d_model, values, memory=(c.num_heads, c.head_k_dim, c.head_v_dim), norm=c.head_v_dim)
+        self.config, self.rope = c, Rope(dim=c.head_k_dim)
         self.in_proj = Linear(c.d_model, {"q": keys, "k": keys, "v": values, "z": values})
-        self.norm_weight = nn.Parameter(torch.ones(c.head_v_dim))
-        self.out_proj = Linear(values, {"out": c.d_model})
-
-    @property
-    def state_specs(self) -> tuple[StateSpec, ...]:
-        c = self.config
-        return (parts.memory_state(c.num_heads, c.head_k_dim, c.head_v_dim),)
 
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         c = self.config
@@ -66,10 +55,10 @@ class Retention(Mixer):
             v_THV,
             g=g_H.expand(len(x_TD), -1),
             seqs=seqs,
-            state=parts.memory(cache),
+            state=self.memory(cache),
             scale=c.head_k_dim**-0.5,
         )
-        return parts.gated_output(y_THV, z_TF, self.out_proj, seqs, norm=self.norm_weight, eps=c.eps)
+        return self.gated_output(y_THV, z_TF, seqs, eps=c.eps)
 
 
 CARD = Card(
