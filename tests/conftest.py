@@ -16,9 +16,9 @@ for _one in options_of(Settings):
     os.environ.pop(_one.variable, None)
 
 
-# Files whose tests compile or run whole programs, the longest first. A process takes a whole file at a time, so one of
+# Files whose tests take longest together, in that order. A process takes a whole file at a time, so one of
 # these left for last would run alone for minutes while the other processes have nothing to do.
-LONG_FILES = ("test_one_file.py", "test_native_sanitized.py", "test_smollm2.py")
+LONG_FILES = ("test_native_sanitized.py", "test_native.py", "test_one_file.py", "test_smollm2.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
