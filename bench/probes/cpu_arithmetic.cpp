@@ -246,7 +246,7 @@ STRETTO_OP(multiply_bf16, Product<Bf16>, rows, d_in, d_out, unused, x, values, f
 
 // -- instructions by themselves ----------------------------------------------------------------------------------------
 
-#if defined(__AVX512VNNI__)
+#if defined(VEC_512)
 
 // A chain in which every addition waits for the one before it: one core cycle each, whatever the clock is. Of two
 // registers, because some CPUs add small constants without executing anything.

@@ -22,7 +22,7 @@ constexpr float KEY_LEVELS = 4095, VALUE_LEVELS = 2047, LEVELS = 32767;
 constexpr float Q_TOTAL = 520000, WEIGHT_TOTAL = 1048000;  // sums of levels: times those of keys or values below 2^31
 
 // Accumulators: 16 of 32 registers, or 8 of 16 half as wide.
-#if defined(__AVX512VNNI__)
+#if defined(VEC_512)
 constexpr int DOT_LINES = 4, KEY_BLOCKS = 4, VALUE_VECTORS = 4;
 #else
 constexpr int DOT_LINES = 4, KEY_BLOCKS = 1, VALUE_VECTORS = 1;

@@ -21,26 +21,10 @@ constexpr int BLOCK = PAGE_TOKENS, SPLIT = 256, TILE = 64;  // keys: of a vector
 alignas(64) constexpr float LANE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Accumulators: 16 of 32 registers, or as many as fit into 16 half as wide.
-#if defined(__AVX512VNNI__)
+#if defined(VEC_512)
 constexpr int QK_LINES = 4, QK_BLOCKS = 2, PV_LINES = 4, PV_VECTORS = 4;
 #else
 constexpr int QK_LINES = 3, QK_BLOCKS = 1, PV_LINES = 6, PV_VECTORS = 1;
-#endif
-
-// held(x): x in a register. Compilers would load it again for each product that shares it, and loads are the bound.
-
-#if defined(__AVX512VNNI__)
-INLINE F32 held(F32 x) {
-    asm("" : "+v"(x.v));
-    return x;
-}
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-INLINE F32 held(F32 x) {
-    asm("" : "+x"(x.a), "+x"(x.b));
-    return x;
-}
-#else
-INLINE F32 held(F32 x) { return x; }
 #endif
 
 // -- values where they are stored, and as fp32 in a tile -------------------------------------------------------------

@@ -39,12 +39,14 @@ FLAGS = (
 )
 GCC_FLAGS = ("-fno-schedule-insns2",)  # rescheduling spills accumulators: 10.2 cycles become 11.6
 DEFINES = (f"-DPAGE_TOKENS={PAGE_SIZE}", f"-DMAX_TREE_ROWS={MAX_TREE_ROWS}")  # what Python and C++ must agree on
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 LEVELS = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "generic": (),
+    "avx512": ("-DSTRETTO_LEVEL_AVX512", *_AVX512),
+    "avx2": ("-DSTRETTO_LEVEL_AVX2", *_AVX2),
+    "generic": ("-DSTRETTO_LEVEL_GENERIC",),
 }
-"""Instruction-set levels, best first, with the flags that select them."""
+"""Instruction-set levels, best first, with the flags that select them: what vec.h asks, and what compilers may use."""
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
     "avx2": {"avx2", "fma", "f16c"},
