@@ -139,7 +139,7 @@ void drive_gated(const Runner& runner, Random& random, int format, int rows, int
             for (int g = 0; g < groups; g++) {
                 const Block& block = hidden[r / 8 * groups + g];
                 bool is_coarse = coarse && r >= starts[1];
-                for (int i = 0; i < (is_coarse ? 32 : 64); i++) out.push_back(block.planes[r % 8][i]);
+                for (int i = 0; i < GROUP; i++) out.push_back(float(integer(block.integers[r % 8], i, is_coarse)));
                 out.push_back(block.scales[r % 8]), out.push_back(block.sums[r % 8]);
                 for (int half = 0; half < 2; half++) out.push_back(float(block.isums[r % 8][half]));
             }

@@ -1,5 +1,5 @@
-// Activations in 16-bit block fixed point: 32 values share a power of two, and each integer is split into two signed
-// bytes, x = 2^e (256 high + low). Coarse: one byte, and a scale that is no power of two.
+// Activations in 16-bit block fixed point: 32 values share a power of two, x = 2^e n. Coarse: n has 8 bits, and the scale
+// is no power of two.
 #pragma once
 
 #include "linear/formats.h"
@@ -14,11 +14,40 @@ using formats::HALF;
 
 // The quantized form of up to eight rows and one group of 32 inputs. Blocks lie as [rows / 8, groups].
 struct Block {
-    uint8_t planes[8][64];  // 32 high bytes, 32 low bytes
-    float scales[8];        // the power of two
-    float sums[8];          // of the 32 values
-    int32_t isums[8][2];    // of the integers of each half
+    uint8_t integers[8][64];  // as `put_integers` lays them
+    float scales[8];          // the power of two
+    float sums[8];            // of the 32 values
+    int32_t isums[8][2];      // of the integers of each half
 };
+
+// The integers of inputs 16 half .. 16 half + 15. Coarse ones are bytes. Others are what the products of the level take:
+// halves in the order of `store_s16_pairs`, or signed bytes, 32 high ones and 32 low ones, n = 256 high + low.
+template <bool COARSE>
+INLINE void put_integers(uint8_t* to, int half, I32 n) {
+    if constexpr (COARSE) {
+        store_u8(to + HALF * half, n);
+    } else {
+#if defined(VEC_PAIRS)
+        store_s16_pairs(to + 2 * HALF * half, n);
+#else
+        store_u8(to + HALF * half, shr<8>(add(n, set1i(128))));  // the low byte is signed
+        store_u8(to + 32 + HALF * half, n);
+#endif
+    }
+}
+
+// Number j of what `put_integers` has laid down.
+inline int integer(const uint8_t* from, int j, bool is_coarse) {
+    if (is_coarse) return int8_t(from[j]);
+#if defined(VEC_PAIRS)
+    constexpr int PLACE[4] = {0, 2, 1, 3};
+    int16_t n;
+    std::memcpy(&n, from + 2 * (j / 4 * 4 + PLACE[j % 4]), 2);
+    return n;
+#else
+    return 256 * int8_t(from[j]) + int8_t(from[32 + j]);
+#endif
+}
 
 // The first row in coarse form: prompts may be.
 inline int64_t first_coarse(Rows rows, int32_t coarse_prompts, const Step& step) {
@@ -50,11 +79,9 @@ INLINE F32 scales_of(F32 amax) {
 // The integers of one group. Those of one that is not finite are 0; its scale says what it is.
 template <bool COARSE>
 INLINE void round_group(const Group& group, float scale, float inverse, I32 (&q)[2]) {
-    uint8_t* planes = group.out->planes[group.r];
     for (int half = 0; half < 2; half++) {
         q[half] = scale == scale ? to_int(mul(load(group.x + HALF * half), set1(inverse))) : set1i(0);
-        store_u8(planes + HALF * half, COARSE ? q[half] : shr<8>(add(q[half], set1i(128))));  // the low byte is signed
-        if (!COARSE) store_u8(planes + 32 + HALF * half, q[half]);
+        put_integers<COARSE>(group.out->integers[group.r], half, q[half]);
     }
     group.out->scales[group.r] = scale;
 }

@@ -9,6 +9,7 @@
 // Vector i (0..7) of a group holds codes 4i..4i+3 of every row, one per byte.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -58,7 +59,7 @@ INLINE I32 shift(I32 a, int n) {
 }
 
 struct Nibbles {
-    static constexpr int BYTES = 256;
+    static constexpr int BYTES = 256, MAX = 15;  // MAX: the largest code
     static INLINE I32 at(const uint8_t* p, int i) {
         I32 word = loadi(p + 64 * (i / 2));
         return band(i % 2 ? shr<4>(word) : word, set1i(0x0F0F0F0F));
@@ -76,12 +77,13 @@ struct Nibbles {
 // Nibbles that stand for the entries of a table.
 template <const uint8_t (&TABLE)[16]>
 struct Looked : Nibbles {
+    static constexpr int MAX = *std::max_element(TABLE, TABLE + 16);
     static INLINE I32 at(const uint8_t* p, int i) { return lookup(TABLE, Nibbles::at(p, i)); }
 };
 
 // Nibbles, then bit i of every byte of one word: the fifth bit of vector i.
 struct Fives {
-    static constexpr int BYTES = 320;
+    static constexpr int BYTES = 320, MAX = 31;
     static INLINE I32 at(const uint8_t* p, int i) {
         return bor(Nibbles::at(p, i), band(shift(loadi(p + 256), 4 - i), set1i(0x10101010)));
     }
@@ -98,7 +100,7 @@ struct Fives {
 
 // Nibbles, then two words: bits 2j, 2j + 1 of every byte of word h are the high bits of vector 4h + j.
 struct Sixes {
-    static constexpr int BYTES = 384;
+    static constexpr int BYTES = 384, MAX = 63;
     static INLINE I32 at(const uint8_t* p, int i) {
         I32 high = shift(loadi(p + 256 + 64 * (i / 4)), 4 - 2 * (i % 4));
         return bor(Nibbles::at(p, i), band(high, set1i(0x30303030)));
@@ -116,7 +118,7 @@ struct Sixes {
 };
 
 struct Bytes {
-    static constexpr int BYTES = 512;
+    static constexpr int BYTES = 512, MAX = 255;
     static INLINE I32 at(const uint8_t* p, int i) { return loadi(p + 64 * i); }
     static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
         for (int i = 0; i < 8; i++)

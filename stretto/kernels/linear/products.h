@@ -5,7 +5,7 @@
 // other rows, on threads or on the instruction set.
 #pragma once
 
-#include "linear/fixed_point.h"
+#include "linear/dots.h"
 
 namespace products {
 
@@ -32,53 +32,44 @@ struct Ahead {
     }
 };
 
-// Some groups of one tile for rows r0 .. r0 + R - 1 of a block, added to y. Every load of an activation serves both
-// halves of the tile, and there are enough accumulators that no dot product waits for the one before it. Integers: the
-// order is free.
+// Some groups of one tile for rows r0 .. r0 + R - 1 of a block, added to sums[r]. Both halves of the tile are taken
+// together where there are registers for it, so that every load of an activation serves both.
 template <class F, int R, bool COARSE>
-INLINE void tile_rows(const uint8_t* tile, int groups, const Block* block, int r0, Ahead& ahead, F32 (&y)[2][R]) {
-    constexpr int N = 8 / F::PARTS;
-    const uint8_t* planes = block->planes[r0];
-    const float *scales = block->scales + r0, *sums = block->sums + r0;
-    const int32_t* isums = block->isums[r0];
-    for (int base = 0; base < groups; base += F::GROUPS, tile += 2 * F::RECORD) {
-        for (int g = 0; g < F::GROUPS; g++) {
-            ahead.fetch();
-            UNROLL for (int part = 0; part < F::PARTS; part++) {
-                I32 high[2][R], low[2][R];
-                UNROLL for (int t = 0; t < 2; t++)
-                    UNROLL for (int r = 0; r < R; r++) high[t][r] = low[t][r] = set1i(0);
-                UNROLL for (int i = part * N; i < part * N + N; i++) {
-                    I32 w[2];
-                    UNROLL for (int t = 0; t < 2; t++) w[t] = F::Codes::at(F::codes(tile + t * F::RECORD, g), i);
-                    UNROLL for (int r = 0; r < R; r++) {
-                        I32 h = four(planes + 64 * r + 4 * i), l = four(planes + 64 * r + 32 + 4 * i);
-                        UNROLL for (int t = 0; t < 2; t++) {
-                            high[t][r] = dot4(high[t][r], w[t], h);
-                            if constexpr (!COARSE) low[t][r] = dot4(low[t][r], w[t], l);
+INLINE void tile_rows(const uint8_t* tile, int groups, const Block* block, int r0, Ahead& ahead, float (*sums)[TILE]) {
+    constexpr int T = dots::HALVES<R>;
+    for (int first = 0; first < 2; first += T, tile += F::RECORD) {
+        F32 y[T][R];
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int r = 0; r < R; r++) y[t][r] = load(sums[r] + HALF * (first + t));
+        const uint8_t* record = tile;
+        const Block* x = block;
+        for (int base = 0; base < groups; base += F::GROUPS, record += 2 * F::RECORD)
+            for (int g = 0; g < F::GROUPS; g++, x++) {
+                const float *scales = x->scales + r0, *totals = x->sums + r0;
+                ahead.fetch();
+                UNROLL for (int part = 0; part < F::PARTS; part++) {
+                    I32 acc[T][R];
+                    dots::sums_of<F, T, R, COARSE>({record, g, part}, x->integers[r0], acc);
+                    UNROLL for (int t = 0; t < T; t++) {
+                        F32 scale = F::scale(record + t * F::RECORD, g, part);
+                        UNROLL for (int r = 0; r < R; r++) {
+                            if constexpr (F::LOG_ZERO >= 0) {
+                                const int32_t* isum = x->isums[r0 + r];
+                                I32 total = F::PARTS == 2 ? set1i(isum[part]) : add(set1i(isum[0]), set1i(isum[1]));
+                                acc[t][r] = sub(acc[t][r], shl<(F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO)>(total));
+                            }
+                            y[t][r] = fma(to_float(acc[t][r]), mul(scale, set1(scales[r])), y[t][r]);
                         }
                     }
                 }
-                UNROLL for (int t = 0; t < 2; t++) {
-                    F32 scale = F::scale(tile + t * F::RECORD, g, part);
-                    UNROLL for (int r = 0; r < R; r++) {
-                        I32 acc = COARSE ? high[t][r] : add(shl<8>(high[t][r]), low[t][r]);
-                        if constexpr (F::LOG_ZERO >= 0) {
-                            const int32_t* isum = isums + 2 * r;
-                            I32 total = F::PARTS == 2 ? set1i(isum[part]) : add(set1i(isum[0]), set1i(isum[1]));
-                            acc = sub(acc, shl<(F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO)>(total));
-                        }
-                        y[t][r] = fma(to_float(acc), mul(scale, set1(scales[r])), y[t][r]);
+                if constexpr (F::MINIMUM)
+                    UNROLL for (int t = 0; t < T; t++) {
+                        F32 minimum = F::minimum(record + t * F::RECORD, g);
+                        UNROLL for (int r = 0; r < R; r++) y[t][r] = fma(minimum, set1(totals[r]), y[t][r]);
                     }
-                }
             }
-            if constexpr (F::MINIMUM)
-                UNROLL for (int t = 0; t < 2; t++) {
-                    F32 minimum = F::minimum(tile + t * F::RECORD, g);
-                    UNROLL for (int r = 0; r < R; r++) y[t][r] = fma(minimum, set1(sums[r]), y[t][r]);
-                }
-            planes += sizeof(Block), scales += sizeof(Block) / 4, sums += sizeof(Block) / 4, isums += sizeof(Block) / 4;
-        }
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int r = 0; r < R; r++) store(sums[r] + HALF * (first + t), y[t][r]);
     }
 }
 
@@ -90,22 +81,16 @@ struct Part {
     const Block* blocks;   // of these groups, for the first rows of the panel
     int64_t block_stride;  // from eight rows to the next
     int groups;
-    bool is_first;
-    float (*sums)[TILE];  // of every row of the panel, so far
+    float (*sums)[TILE];   // of every row of the panel, so far
     Ahead ahead;
 };
 
 template <class F, int R, bool COARSE>
 __attribute__((noinline)) void quantized_rows(Part& part, int64_t row) {
-    F32 y[2][R];
-    float(*sums)[TILE] = part.sums + row;
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < 2; t++) y[t][r] = part.is_first ? set1(0.0f) : load(sums[r] + HALF * t);
     Ahead ahead = part.ahead;
-    tile_rows<F, R, COARSE>(part.tile, part.groups, part.blocks + row / 8 * part.block_stride, int(row % 8), ahead, y);
+    const Block* block = part.blocks + row / 8 * part.block_stride;
+    tile_rows<F, R, COARSE>(part.tile, part.groups, block, int(row % 8), ahead, part.sums + row);
     part.ahead = ahead;
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < 2; t++) store(sums[r] + HALF * t, y[t][r]);
 }
 
 // Rows row .. end - 1 of a panel, four, two or one at a time: never across two blocks of eight.
@@ -135,15 +120,16 @@ void tile_sums(const uint8_t* tile, int64_t bytes, const Panel& p, float (&sums)
     int ahead = p.rows == 1 ? PREFETCH : PREFETCH_PARTS;
     Ahead next = {tile + ahead, 0, p.rows <= PANEL};
     // A tile is read in as many passes as there are blocks of rows; each fetches its share of what follows.
-    if (p.first == 0) next.lines = int(ceil_div(bytes / p.groups, 64 * (n / 4 + n / 2 % 2 + n % 2)));
-    Part part = {tile, p.fixed + p.first / 8 * p.groups, p.groups, 0, true, sums, next};
+    int64_t passes = n / 4 * (2 / dots::HALVES<4>) + n / 2 % 2 * (2 / dots::HALVES<2>) + n % 2 * (2 / dots::HALVES<1>);
+    if (p.first == 0) next.lines = int(ceil_div(bytes / p.groups, 64 * passes));
+    std::memset(sums, 0, size_t(n) * sizeof *sums);
+    Part part = {tile, p.fixed + p.first / 8 * p.groups, p.groups, 0, sums, next};
     for (int g = 0; g < p.groups; g += DEPTH) {
         part.groups = p.groups - g < DEPTH ? p.groups - g : DEPTH;
         int64_t r = quantized_run<F, false>(part, 0, n < fine ? n : fine);
         quantized_run<F, true>(part, r, n);
         part.tile += int64_t(part.groups / F::GROUPS) * 2 * F::RECORD;
         part.blocks += part.groups;
-        part.is_first = false;
     }
     if constexpr (F::ROW_BYTES > 0)
         for (int64_t r = 0; r < n; r++)

@@ -7,7 +7,8 @@
 // A level is a file vec_LEVEL.h that defines the same names: the types F32, I32 and Wide, what loads, stores and
 // computes with them, `transpose` and `held`. build.py says which one with a macro; nothing is guessed from the
 // compiler. Where a kernel has another shape for wider registers it asks VEC_512 (32 registers of 16 lanes) or VEC_256
-// (16 registers of 8 lanes).
+// (16 registers of 8 lanes), and VEC_PAIRS where no instruction sums products of bytes in 32 bits: `dot4` is slow there,
+// and `dot2` is not.
 #pragma once
 
 #include <cmath>
@@ -35,6 +36,7 @@ constexpr int LANES = 16;
 #include "vec_avx512.h"
 #elif defined(STRETTO_LEVEL_AVX2)
 #define VEC_256
+#define VEC_PAIRS
 #define VEC_LEVEL "avx2"
 #include "vec_avx2.h"
 #elif defined(STRETTO_LEVEL_GENERIC)
