@@ -102,11 +102,15 @@ def environment(env: Env) -> dict[str, str]:
 
 def native_kernels(env: Env, num_threads: int | None, *, clean: bool) -> "tuple[dict[str, Any], Team | None]":
     """What the native kernels were compiled for, or why they are not there; and the threads that run them."""
-    from stretto.kernels.native.build import build, find_compiler, supported_levels
+    from stretto.kernels.native.build import build, find_compiler, missing_features, supported_levels
     from stretto.llm.backend import thread_team
 
     levels = supported_levels()
-    found: dict[str, Any] = {"this CPU runs": levels, "compiler": find_compiler(env.cxx) or "none found"}
+    found: dict[str, Any] = {
+        "this CPU runs": levels,
+        "and cannot run": {name: "needs " + " ".join(flags) for name, flags in missing_features().items() if flags},
+        "compiler": find_compiler(env.cxx) or "none found",
+    }
     try:
         path = build(env.level or levels[0], env.cache_dir, compiler=env.cxx, note=note, clean=clean)
         threads = thread_team(env, num_threads)

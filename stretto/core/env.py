@@ -68,7 +68,7 @@ class Env(Display):
     level: str = field(
         metadata=_says(
             "STRETTO_LEVEL",
-            "instruction-set level of the native kernels: avx512, avx2 or generic (default: the best)",
+            "instruction-set level of the native kernels, one that `stretto doctor` names (default: the best)",
         )
     )
 

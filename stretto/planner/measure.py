@@ -19,11 +19,15 @@ import torch
 from stretto.core.costs import Machine, ModelCost
 from stretto.core.page_format import PageFormat
 from stretto.kernels.linear import Linear, native
+from stretto.kernels.native.build import cpu_features
 from stretto.kernels.native.library import Team
 from stretto.models.lm import LM
 
 BUFFER_BYTES = 96 << 20
-CPU_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+CPU_FEATURES = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
 _GEMM = (1024, 2048, 2048)  # rows, inputs, outputs: a prefill chunk of a small model
 
 
@@ -129,7 +133,7 @@ def describe_machine() -> dict[str, Any]:
         for key, colon, value in (line.partition(":") for line in info.splitlines())
         if colon
     )
-    known = set(fields.get("flags", "").split())
+    known = cpu_features()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {

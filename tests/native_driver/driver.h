@@ -263,15 +263,15 @@ class Runner {
 // The entry of operation `name` for a list that `runner` runs.
 #define OP(name, args) runner.op(#name, name##_chunks, name##_run, &args)
 
-void drive_linear(const Runner&);
-void drive_pointwise(const Runner&);
-void drive_elementwise(const Runner&);
-void drive_attention(const Runner&);
-void drive_recurrent(const Runner&);
-void drive_scan(const Runner&);
-void drive_fftconv(const Runner&);
-void drive_sample(const Runner&);
-void drive_ahead(const Runner&);
-void drive_bandwidth(const Runner&);
+// All families. A program may be compiled for some of them alone: -DFAMILIES=X(vectors)X(linear)
+#ifndef FAMILIES
+#define FAMILIES                                                                                                  \
+    X(vectors) X(linear) X(pointwise) X(elementwise) X(attention) X(recurrent) X(scan) X(fftconv) X(sample)       \
+    X(ahead) X(bandwidth)
+#endif
+
+#define X(family) void drive_##family(const Runner&);
+FAMILIES
+#undef X
 
 }  // namespace driver

@@ -25,6 +25,7 @@ from stretto.cli import run as run_verb
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
 from stretto.engine.abilities import where_parts_run
+from stretto.kernels.native.build import LEVELS
 
 # -- help --------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +260,10 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = 258 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32) + 32
     bounds = found["bounds through torch"]
     assert bounds["bytes per token"] == 2 * values and bounds["bytes as stored"] == 4 * values
-    assert found["native kernels"]["level"] in found["native kernels"]["this CPU runs"]
+    native = found["native kernels"]
+    assert native["level"] in native["this CPU runs"]
+    assert {*native["this CPU runs"], *native["and cannot run"]} == set(LEVELS)
+    assert all(needs.startswith("needs ") for needs in native["and cannot run"].values())
     assert found["one decode step"]["runs on"].startswith("native") and found["one decode step"]["  matmul ms"] > 0
     assert found["one decode step"]["layers"] == {"Attention": "2 native", "Dense": "2 native"}
     assert found["one decode step"]["of these in Python"] == {}

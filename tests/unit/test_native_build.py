@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from stretto.core.env import read_env
 from stretto.core.errors import RunError, UserError
 from stretto.core.settings import configure
 from stretto.kernels.native import build as builder
-from stretto.kernels.native.build import build, find_compiler, supported_levels
+from stretto.kernels.native.build import build, cpu_features, find_compiler, missing_features, supported_levels
 from stretto.kernels.native.library import load
 from stretto.llm.backend import thread_team
 
@@ -157,6 +158,32 @@ def test_the_library_says_what_it_was_compiled_for() -> None:
     env = read_env()
     for level in supported_levels():
         assert load(build(level, env.cache_dir)).level == level
+
+
+def test_levels_are_chosen_by_the_flags_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines as Linux prints them; flags that contain another's name are not that flag."""
+    info = tmp_path / "cpuinfo"
+    info.write_text(
+        "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu avx2 fma f16c avx512_vnni\nvmx flags\t: avx_vnni\n\n"
+        "processor\t: 1\nflags\t\t: none\n"
+    )
+    assert cpu_features(info) == {"fpu", "avx2", "fma", "f16c", "avx512_vnni"}
+    info.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0c\n")
+    assert cpu_features(info) == {"fp", "asimd", "asimddp"}
+    assert platform.system() != "Linux" or cpu_features(tmp_path / "none") == set()
+
+    def levels(*flags: str) -> list[str]:
+        monkeypatch.setattr(builder, "cpu_features", lambda: set(flags))
+        return supported_levels()
+
+    assert levels() == ["generic"]
+    assert levels("avx2", "fma", "f16c") == ["avx2", "generic"]
+    assert missing_features()["avx_vnni"] == ["avx_vnni"]
+    assert levels("avx2", "fma", "f16c", "avx_vnni") == ["avx_vnni", "avx2", "generic"]
+    assert levels("avx2", "fma") == ["generic"] and missing_features()["avx2"] == ["f16c"]
+    assert levels("fp", "asimd", "asimddp") == ["neon", "generic"]
+    assert levels("fp", "asimd") == ["generic"], "products of bytes are required"
+    assert levels("asimd", "asimddp", "i8mm", "sve") == ["neon_i8mm", "neon", "generic"]
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

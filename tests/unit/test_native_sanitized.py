@@ -10,58 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from native_programs import DRIVER, SEEN, compiled, compiler, driver_units, run
 
 from stretto.core.env import read_env
-from stretto.kernels.native.build import (
-    DEFINES,
-    FLAGS,
-    LEVELS,
-    LOG,
-    SOURCES,
-    build,
-    find_compiler,
-    include_flags,
-    supported_levels,
-)
+from stretto.kernels.native.build import LEVELS, LOG, SOURCES, build, supported_levels
 
-DRIVER = Path(__file__).parents[1] / "native_driver"
 COMPILERS = ("", "clang++")  # "": what a user gets
-# Reads whose values are not used stay in the program. Nothing is inlined, or checks take minutes to compile; a null
-# pointer shows without a check of its own.
-PLAIN = ("-O0", "-g1", "-Dalways_inline=unused", "-fno-sanitize=null,object-size")
+# Reads whose values are not used stay in the program. A null pointer shows without a check of its own.
+PLAIN = ("-O0", "-g1", SEEN, "-fno-sanitize=null,object-size")
 MEMORY = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", *PLAIN)
-OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0",  # they are looked for with ptrace, which is not allowed everywhere
-    "UBSAN_OPTIONS": "print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1",
-}
-
-
-def run(command: Sequence[object]) -> str:
-    """What a command prints; fails with what it says to standard error."""
-    environ = {**os.environ, **OPTIONS}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environ, check=False)
-    if done.returncode:
-        last = done.stdout.splitlines()[-1:]
-        pytest.fail(f"{command[0]} ended with {done.returncode} after {last}:\n{done.stderr[:6000]}", pytrace=False)
-    return done.stdout
-
-
-def compiler() -> str:
-    program = find_compiler(read_env().cxx)
-    assert program is not None, "these tests need a C++ compiler and its sanitizers: apt-get install g++"
-    return program
-
-
-def compiled(units: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
-    """Compile units side by side: (source, object file, flags) of each."""
-    language = [flag for flag in FLAGS if not flag.startswith(("-O", "-W"))]
-    commands = []
-    for source, made, flags in sorted(units, key=lambda unit: -unit[0].stat().st_size):  # what takes long comes first
-        made.parent.mkdir(parents=True, exist_ok=True)
-        commands.append([compiler(), *language, *include_flags(), *DEFINES, *flags, "-c", source, "-o", made])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        list(workers.map(run, commands))
 
 
 def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
@@ -79,18 +36,11 @@ def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The driver for every level of this CPU, with the kernels compiled into it."""
     root = tmp_path_factory.mktemp("drivers")
-    sources = [DRIVER / "main.cpp", *sorted(DRIVER.glob("drive_*.cpp")), SOURCES / "native" / "team.cpp"]
-    objects = {level: {source: root / level / f"{source.stem}.o" for source in sources} for level in supported_levels()}
-    compiled(
-        [
-            (source, made, [*MEMORY, *LEVELS[level]])
-            for level, of_level in objects.items()
-            for source, made in of_level.items()
-        ]
-    )
+    units = {level: driver_units(root / level, [*MEMORY, *LEVELS[level]]) for level in supported_levels()}
+    compiled([unit for of_level in units.values() for unit in of_level])
     return {
-        level: linked(list(of_level.values()), "address,undefined", root / level / "driver")
-        for level, of_level in objects.items()
+        level: linked([made for _, made, _ in of_level], "address,undefined", root / level / "driver")
+        for level, of_level in units.items()
     }
 
 

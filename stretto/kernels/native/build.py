@@ -43,31 +43,54 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 LEVELS = {
     "avx512": ("-DSTRETTO_LEVEL_AVX512", *_AVX512),
+    "avx_vnni": ("-DSTRETTO_LEVEL_AVX_VNNI", *_AVX2, "-mavxvnni"),
     "avx2": ("-DSTRETTO_LEVEL_AVX2", *_AVX2),
+    "neon_i8mm": ("-DSTRETTO_LEVEL_NEON_I8MM", "-march=armv8.2-a+dotprod+i8mm"),
+    "neon": ("-DSTRETTO_LEVEL_NEON", "-march=armv8.2-a+dotprod"),
     "generic": ("-DSTRETTO_LEVEL_GENERIC",),
 }
 """Instruction-set levels, best first, with the flags that select them: what vec.h asks, and what compilers may use."""
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
+    "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx2": {"avx2", "fma", "f16c"},
+    "neon_i8mm": {"asimd", "asimddp", "i8mm"},
+    "neon": {"asimd", "asimddp"},
     "generic": set(),
+}
+"""The flags of a CPU that runs a level, as Linux names them."""
+_APPLE = {
+    "asimd": "hw.optional.AdvSIMD",
+    "asimddp": "hw.optional.arm.FEAT_DotProd",
+    "i8mm": "hw.optional.arm.FEAT_I8MM",
 }
 KEEP_SECONDS = 30 * 24 * 3600  # since the last use: every new version leaves the build of the old one behind
 LOG = "build.log"
 _log = logging.getLogger(__name__)
 
 
-def cpu_features() -> set[str]:
-    """The flags of this CPU as Linux names them; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+def cpu_features(info: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The flags of this CPU as Linux names them. Of macOS those of Arm are asked; nothing is known of other systems.
+
+    info: what Linux says about its processors; the first one counts.
+    """
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text(encoding="utf-8").splitlines())
+        return next((set(text.split()) for key, _, text in lines if key.strip() in ("flags", "Features")), set())
+    if platform.system() == "Darwin":
+        return {flag for flag, name in _APPLE.items() if _output(["sysctl", "-n", name]).strip() == "1"}
+    return set()
+
+
+def missing_features() -> dict[str, list[str]]:
+    """For every level, best first: the flags that this CPU lacks. None are missing where it can run."""
+    features = cpu_features()
+    return {level: sorted(NEEDS[level] - features) for level in LEVELS}
 
 
 def supported_levels() -> list[str]:
     """The levels that this CPU can run, best first."""
-    features = cpu_features()
-    return [level for level in LEVELS if NEEDS[level] <= features]
+    return [level for level, missing in missing_features().items() if not missing]
 
 
 def find_compiler(wanted: str = "") -> str | None:

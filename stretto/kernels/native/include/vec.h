@@ -6,9 +6,9 @@
 //
 // A level is a file vec_LEVEL.h that defines the same names: the types F32, I32 and Wide, what loads, stores and
 // computes with them, `transpose` and `held`. build.py says which one with a macro; nothing is guessed from the
-// compiler. Where a kernel has another shape for wider registers it asks VEC_512 (32 registers of 16 lanes) or VEC_256
-// (16 registers of 8 lanes), and VEC_PAIRS where no instruction sums products of bytes in 32 bits: `dot4` is slow there,
-// and `dot2` is not.
+// compiler. Where a kernel has another shape for other registers it asks VEC_512 (32 registers of 16 lanes), VEC_256 (16
+// registers of 8 lanes) or VEC_128 (32 registers of 4 lanes), and VEC_PAIRS where no instruction sums products of bytes
+// in 32 bits: `dot4` is slow there, and `dot2` is not.
 #pragma once
 
 #include <cmath>
@@ -34,11 +34,24 @@ constexpr int LANES = 16;
 #define VEC_512
 #define VEC_LEVEL "avx512"
 #include "vec_avx512.h"
+#elif defined(STRETTO_LEVEL_AVX_VNNI)
+#define VEC_256
+#define VEC_LEVEL "avx_vnni"
+#include "vec_avx_vnni.h"
 #elif defined(STRETTO_LEVEL_AVX2)
 #define VEC_256
 #define VEC_PAIRS
 #define VEC_LEVEL "avx2"
 #include "vec_avx2.h"
+#elif defined(STRETTO_LEVEL_NEON) || defined(STRETTO_LEVEL_NEON_I8MM)
+#define VEC_128
+#if defined(STRETTO_LEVEL_NEON_I8MM)
+#define VEC_I8MM
+#define VEC_LEVEL "neon_i8mm"
+#else
+#define VEC_LEVEL "neon"
+#endif
+#include "vec_neon.h"
 #elif defined(STRETTO_LEVEL_GENERIC)
 #define VEC_LEVEL "generic"
 #include "vec_generic.h"

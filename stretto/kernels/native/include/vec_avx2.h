@@ -109,6 +109,7 @@ INLINE int32_t highest(I32 x) {
     z = _mm_max_epi32(z, _mm_shuffle_epi32(z, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(z, _mm_shuffle_epi32(z, 0xB1)));
 }
+#if defined(VEC_PAIRS)
 // Products of sixteen-bit halves: `maddubs` would saturate for byte weights.
 INLINE __m256i dot4_half(__m256i acc, __m256i u, __m256i s) {
     __m256i low = _mm256_set1_epi16(0xFF);
@@ -145,6 +146,7 @@ INLINE void store_s16_pairs(void* p, I32 x) {
     __m256i y = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8);
     _mm256_storeu_si256((__m256i*)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(y, 0xD8), 0xD8));
 }
+#endif
 // The entries of `table` whose numbers are the bytes of `x`, which are below 16.
 INLINE I32 lookup(const uint8_t (&table)[16], I32 x) {
     __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));

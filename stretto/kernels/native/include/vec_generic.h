@@ -39,7 +39,9 @@ INLINE F32 abs(F32 a) { EACH(F32, std::fabs(a.v[i])); }
 INLINE F32 fma(F32 a, F32 b, F32 c) { EACH(F32, std::fma(a.v[i], b.v[i], c.v[i])); }
 INLINE F32 round_even(F32 a) { EACH(F32, std::nearbyint(a.v[i])); }
 INLINE F32 to_float(I32 a) { EACH(F32, float(a.v[i])); }
-INLINE I32 to_int(F32 a) { EACH(I32, a.v[i] == a.v[i] ? int32_t(std::nearbyint(a.v[i])) : INT32_MIN); }  // as x86 does
+INLINE I32 to_int(F32 a) {  // as x86 does, also with what no int32 can hold
+    EACH(I32, a.v[i] >= -0x1p31f && a.v[i] < 0x1p31f ? int32_t(std::nearbyint(a.v[i])) : INT32_MIN);
+}
 INLINE F32 bits(I32 a) { F32 r; std::memcpy(r.v, a.v, 64); return r; }
 INLINE I32 bits(F32 a) { I32 r; std::memcpy(r.v, a.v, 64); return r; }
 INLINE I32 add(I32 a, I32 b) { EACH(I32, int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }

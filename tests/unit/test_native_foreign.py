@@ -1,0 +1,99 @@
+"""Levels that this CPU lacks: their kernels run in an emulator, or with stand-ins for what it cannot execute, and give
+the bits of the kernels that run here.
+
+What is shown, and what is not:
+
+- neon, neon_i8mm: the kernels as a cross compiler makes them, executed by qemu. Not their speed, and no real processor.
+- avx_vnni: the kernels of the level, its dot products in the encoding of AVX-512 (the same instructions on the same
+  registers). Not the short encoding, which is compiled only.
+
+These need Debian's g++-aarch64-linux-gnu and qemu-user, or a CPU with AVX-512 VNNI. In CI nothing may be missing.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from native_programs import FAMILIES, SEEN, compiled, compiler, driver_units, run
+
+from stretto.core.env import read_env
+from stretto.kernels.native.build import LEVELS, build, cpu_features, supported_levels
+
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the driver is compiled for a level, and runs. families: those whose code differs from another level's."""
+
+    flags: Sequence[str]
+    families: Sequence[str] = FAMILIES
+    program: str | None = None
+    link: Sequence[str] = ()
+    before: Sequence[str] = ()
+    features: frozenset[str] = field(default_factory=frozenset)
+
+    def why_not(self) -> str | None:
+        """Why it cannot be run on this machine."""
+        missing = sorted(self.features - cpu_features())
+        if missing:
+            return f"this CPU lacks {', '.join(missing)}"
+        if self.program is None:
+            return None
+        absent = [name for name in (self.program, *self.before) if shutil.which(name) is None]
+        return f"no {' and no '.join(absent)}: apt-get install g++-aarch64-linux-gnu qemu-user" if absent else None
+
+
+def arm(level: str, families: Sequence[str] = FAMILIES) -> Build:
+    return Build(LEVELS[level], families, CROSS, ("-static",), (EMULATOR,))
+
+
+def other_encoding() -> list[str]:
+    flags = [flag for flag in LEVELS["avx_vnni"] if flag != "-mavxvnni"]
+    return [*flags, "-mavx512vl", "-mavx512vnni"]
+
+
+BUILDS = {
+    "avx_vnni": Build(
+        other_encoding(),
+        ("vectors", "linear", "attention"),
+        features=frozenset({"avx2", "fma", "f16c", "avx512vl", "avx512_vnni"}),
+    ),
+    "neon": arm("neon"),
+    "neon_i8mm": arm("neon_i8mm", ("vectors", "linear")),
+}
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the driver prints of the kernels that users of this machine get."""
+    folder = tmp_path_factory.mktemp("here")
+    best, env = supported_levels()[0], read_env()
+    units = driver_units(folder, ["-O0", SEEN, *LEVELS["generic"]])
+    compiled(units)
+    run([compiler(), "-pthread", *(made for _, made, _ in units), "-ldl", "-o", folder / "driver"])
+    return run([folder / "driver", build(best, env.cache_dir, compiler=env.cxx)]).splitlines()
+
+
+@pytest.mark.timeout(900)  # compilers and emulators, on a machine that does other things
+@pytest.mark.parametrize("level", BUILDS)
+def test_levels_of_other_cpus_give_the_bits_of_this_one(level: str, sums: list[str], tmp_path: Path) -> None:
+    if level in supported_levels():
+        pytest.skip("this CPU runs it: test_native_sanitized.py does")
+    how = BUILDS[level]
+    if why := how.why_not():
+        if os.environ.get("CI") and how.program is not None:
+            pytest.fail(why)
+        pytest.skip(why)
+    units = driver_units(tmp_path, ["-O1", *WARNINGS, *how.flags], how.families)
+    compiled(units, how.program)
+    objects = [made for _, made, _ in units]
+    run([how.program or compiler(), *how.link, "-pthread", *objects, "-ldl", "-o", tmp_path / "driver"])
+    found = run([*how.before, tmp_path / "driver"]).splitlines()
+    assert found and not Counter(found) - Counter(sums), "lines that differ"
+    assert len(found) == len(sums) or how.families != FAMILIES
