@@ -171,6 +171,10 @@ def test_levels_are_chosen_by_the_flags_of_the_processor(tmp_path: Path, monkeyp
     info.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0c\n")
     assert cpu_features(info) == {"fp", "asimd", "asimddp"}
     assert platform.system() != "Linux" or cpu_features(tmp_path / "none") == set()
+    info.write_text("flags\t\t: avx512f amx_tile amx_int8\n")
+    for granted in (False, True):  # by the system, to this process
+        monkeypatch.setattr(builder, "_may_use_tiles", lambda granted=granted: granted)
+        assert ("amx_tile" in cpu_features(info)) == granted and "amx_int8" in cpu_features(info)
 
     def levels(*flags: str) -> list[str]:
         monkeypatch.setattr(builder, "cpu_features", lambda: set(flags))

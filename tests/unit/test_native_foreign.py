@@ -5,12 +5,16 @@ What is shown, and what is not:
 
 - neon, neon_i8mm: the kernels as a cross compiler makes them, executed by qemu. Not their speed, and no real processor.
 - avx_vnni: the kernels of the level, its dot products in the encoding of AVX-512 (the same instructions on the same
-  registers). Not the short encoding, which is compiled only.
+  registers). Not the encoding of AVX-VNNI, which is compiled only.
+- amx: the kernels of the level, with a plain C++ emulation of the tile instructions (native_driver/tiles_emulated.h)
+  that refuses what a processor would. Not the instructions, which are compiled only.
 
-These need Debian's g++-aarch64-linux-gnu and qemu-user, or a CPU with AVX-512 VNNI. In CI nothing may be missing.
+Arm needs Debian's g++-aarch64-linux-gnu and qemu-user, the others a CPU with AVX-512 VNNI. In CI Debian's
+packages may not be missing.
 """
 
 import os
+import platform
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -18,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from native_programs import FAMILIES, SEEN, compiled, compiler, driver_units, run
+from native_programs import DRIVER, FAMILIES, SEEN, compiled, compiler, driver_units, run
 
 from stretto.core.env import read_env
-from stretto.kernels.native.build import LEVELS, build, cpu_features, supported_levels
+from stretto.kernels.native.build import LEVELS, NEEDS, SOURCES, build, cpu_features, supported_levels
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -58,11 +62,21 @@ def other_encoding() -> list[str]:
     return [*flags, "-mavx512vl", "-mavx512vnni"]
 
 
+def emulated_tiles() -> list[str]:
+    flags = [flag for flag in LEVELS["amx"] if not flag.startswith("-mamx")]
+    return [*flags, f'-DSTRETTO_TILES="{DRIVER / "tiles_emulated.h"}"']
+
+
 BUILDS = {
     "avx_vnni": Build(
         other_encoding(),
         ("vectors", "linear", "attention"),
         features=frozenset({"avx2", "fma", "f16c", "avx512vl", "avx512_vnni"}),
+    ),
+    "amx": Build(
+        emulated_tiles(),
+        ("vectors", "linear"),
+        features=frozenset(NEEDS["avx512"]),
     ),
     "neon": arm("neon"),
     "neon_i8mm": arm("neon_i8mm", ("vectors", "linear")),
@@ -97,3 +111,12 @@ def test_levels_of_other_cpus_give_the_bits_of_this_one(level: str, sums: list[s
     found = run([*how.before, tmp_path / "driver"]).splitlines()
     assert found and not Counter(found) - Counter(sums), "lines that differ"
     assert len(found) == len(sums) or how.families != FAMILIES
+
+
+@pytest.mark.parametrize("level", ["amx", "avx_vnni"])
+def test_instructions_that_cannot_run_here_compile(level: str, tmp_path: Path) -> None:
+    """With the real intrinsics, and without a warning."""
+    if platform.machine() != "x86_64":
+        pytest.skip("levels of x86")
+    sources = [SOURCES / "linear" / "linear.cpp", SOURCES / "native" / "exports.cpp"]
+    compiled([(source, tmp_path / f"{source.stem}.o", ["-O1", *WARNINGS, *LEVELS[level]]) for source in sources])

@@ -15,6 +15,7 @@ from native_programs import DRIVER, SEEN, compiled, compiler, driver_units, run
 from stretto.core.env import read_env
 from stretto.kernels.native.build import LEVELS, LOG, SOURCES, build, supported_levels
 
+pytestmark = pytest.mark.timeout(900)  # a machine that does other things compiles for minutes
 COMPILERS = ("", "clang++")  # "": what a user gets
 # Reads whose values are not used stay in the program. A null pointer shows without a check of its own.
 PLAIN = ("-O0", "-g1", SEEN, "-fno-sanitize=null,object-size")

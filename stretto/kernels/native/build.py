@@ -5,6 +5,7 @@ folder of a build is named by a hash of everything that went into it, so a new v
 belongs to the user and nobody else may write to it, since what lies there is executed.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import logging
@@ -42,6 +43,7 @@ DEFINES = (f"-DPAGE_TOKENS={PAGE_SIZE}", f"-DMAX_TREE_ROWS={MAX_TREE_ROWS}")  # 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 LEVELS = {
+    "amx": ("-DSTRETTO_LEVEL_AMX", *_AVX512, "-mamx-tile", "-mamx-int8"),
     "avx512": ("-DSTRETTO_LEVEL_AVX512", *_AVX512),
     "avx_vnni": ("-DSTRETTO_LEVEL_AVX_VNNI", *_AVX2, "-mavxvnni"),
     "avx2": ("-DSTRETTO_LEVEL_AVX2", *_AVX2),
@@ -50,8 +52,10 @@ LEVELS = {
     "generic": ("-DSTRETTO_LEVEL_GENERIC",),
 }
 """Instruction-set levels, best first, with the flags that select them: what vec.h asks, and what compilers may use."""
+_AVX512_NEEDS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"}
 NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
+    "amx": _AVX512_NEEDS | {"amx_tile", "amx_int8"},
+    "avx512": _AVX512_NEEDS,
     "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx2": {"avx2", "fma", "f16c"},
     "neon_i8mm": {"asimd", "asimddp", "i8mm"},
@@ -72,14 +76,22 @@ _log = logging.getLogger(__name__)
 def cpu_features(info: Path = Path("/proc/cpuinfo")) -> set[str]:
     """The flags of this CPU as Linux names them. Of macOS those of Arm are asked; nothing is known of other systems.
 
-    info: what Linux says about its processors; the first one counts.
+    info: what Linux says about its processors; the first one counts. "amx_tile" is left out where Linux does not let
+    this process use the tile registers.
     """
     if info.exists():
         lines = (line.partition(":") for line in info.read_text(encoding="utf-8").splitlines())
-        return next((set(text.split()) for key, _, text in lines if key.strip() in ("flags", "Features")), set())
+        flags = next((set(text.split()) for key, _, text in lines if key.strip() in ("flags", "Features")), set())
+        return flags if "amx_tile" not in flags or _may_use_tiles() else flags - {"amx_tile"}
     if platform.system() == "Darwin":
         return {flag for flag, name in _APPLE.items() if _output(["sysctl", "-n", name]).strip() == "1"}
     return set()
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers of AMX (kernels/linear/tile_registers.h): it may refuse."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
 
 
 def missing_features() -> dict[str, list[str]]:

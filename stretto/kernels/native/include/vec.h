@@ -8,7 +8,7 @@
 // computes with them, `transpose` and `held`. build.py says which one with a macro; nothing is guessed from the
 // compiler. Where a kernel has another shape for other registers it asks VEC_512 (32 registers of 16 lanes), VEC_256 (16
 // registers of 8 lanes) or VEC_128 (32 registers of 4 lanes), and VEC_PAIRS where no instruction sums products of bytes
-// in 32 bits: `dot4` is slow there, and `dot2` is not.
+// in 32 bits: `dot4` is slow there, and `dot2` is not. VEC_TILES: there are tile registers (linear/tile_registers.h).
 #pragma once
 
 #include <cmath>
@@ -30,7 +30,12 @@ constexpr int LANES = 16;
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#if defined(STRETTO_LEVEL_AVX512)
+#if defined(STRETTO_LEVEL_AMX)
+#define VEC_512
+#define VEC_TILES
+#define VEC_LEVEL "amx"
+#include "vec_avx512.h"
+#elif defined(STRETTO_LEVEL_AVX512)
 #define VEC_512
 #define VEC_LEVEL "avx512"
 #include "vec_avx512.h"
