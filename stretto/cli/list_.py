@@ -48,24 +48,38 @@ def run(options: Options) -> int:
         console.print(table)
     if models is not None:
         title = f"model ({len(models)})"
-        table = Table("name", "MB", "where", title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table("name", "MB", "license", title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("where", overflow="fold")
         for model in models:
-            table.add_row(model["name"], f"{model['bytes'] / 1e6:.0f}", model["path"] or "not pulled yet")
+            missing = f" (cannot run: no family {model['no_family']} yet)" if model["no_family"] else ""
+            where = (model["path"] or "not pulled yet") + missing
+            table.add_row(model["name"], f"{model['bytes'] / 1e6:.0f}", model["license"] or "", where)
         console.print(table)
     return 0
 
 
 def _models(env: Env) -> list[dict[str, Any]]:
-    """Aliases, pulled or not, and whatever else lies in the cache."""
-    from stretto.hub.models import aliases, cached
+    """Aliases, pulled or not, and whatever else lies in the cache. no_family: the architecture, if none reads it."""
+    from stretto.hub.aliases import aliases
+    from stretto.hub.models import cached
 
     found = {} if env.cache is None else {path.parent.name: path for path in cached(env)}
-    models = []
+    models: list[dict[str, Any]] = []
     for name, alias in aliases().items():
         path = found.pop(name, None)
-        models.append({"name": name, "bytes": alias.num_bytes, "license": alias.license, "path": path and str(path)})
+        models.append(
+            {
+                "name": name,
+                "bytes": alias.num_bytes,
+                "license": alias.license,
+                "source": alias.source,
+                "no_family": alias.architecture if alias.family is None else None,
+                "path": path and str(path),
+            }
+        )
+    nothing = {"license": None, "source": None, "no_family": None}
     models += [
-        {"name": name, "bytes": path.stat().st_size, "license": None, "path": str(path)} for name, path in found.items()
+        {"name": name, "bytes": path.stat().st_size, **nothing, "path": str(path)} for name, path in found.items()
     ]
     return models
 

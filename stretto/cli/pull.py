@@ -1,12 +1,13 @@
 """`stretto pull`: download a model once and check it."""
 
+import sys
 from dataclasses import dataclass
 
 from stretto.cli._terminal import print_json
 from stretto.core.env import read_env
 from stretto.core.option import argument, option
 
-EXAMPLES = ("stretto pull smollm2",)
+EXAMPLES = ("stretto pull smollm2", "stretto pull qwen2.5-coder-0.5b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,14 +21,17 @@ class Options:
 
 def run(options: Options) -> int:
     """Print where the model is; nothing is downloaded twice."""
-    from stretto.hub.models import aliases, pull, resolve
+    from stretto.hub.aliases import aliases
+    from stretto.hub.models import pull, resolve
 
-    env = read_env()
-    again = options.force and options.model in aliases()
-    path = (pull if again else resolve)(options.model, env=env)
+    env, alias = read_env(), aliases().get(options.model)
+    path = (pull if options.force and alias else resolve)(options.model, env=env)
     if options.json:
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        print_json({"model": options.model, "path": str(path), "bytes": sum(file.stat().st_size for file in files)})
+        found = {"model": options.model, "path": str(path), "bytes": sum(file.stat().st_size for file in files)}
+        print_json(found | ({"source": alias.source, "license": alias.license} if alias else {}))
     else:
         print(path)
+    if alias and alias.family is None and path.name == alias.filename:
+        print(f"note: stretto has no family for {alias.architecture} yet and cannot run it", file=sys.stderr)
     return 0

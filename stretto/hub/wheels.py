@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,11 @@ def sources(chosen: str) -> Sources:
 
 
 def fetch(sources: Sources, *, project: str, filename: str, target: Path, report: Report) -> None:
-    """Write the wheel `filename` to `target`. Raises NotFetched; OSError of the disk passes through."""
+    """Write the wheel `filename` to `target`; bytes that are there already are taken for its first ones.
+
+    A connection that breaks off is made again for the rest, as long as each one brings more. What has arrived stays in
+    `target` when nothing more comes. Raises NotFetched; OSError of the disk passes through.
+    """
     try:
         opener, reasons = _opener(sources), list[str]()
     except OSError as e:
@@ -93,7 +98,6 @@ def fetch(sources: Sources, *, project: str, filename: str, target: Path, report
             return _copy(url, opener, target, report)
         except _FAILURES as e:
             reasons.append(f"{shown(url)}: {_words(e)}")
-            target.unlink(missing_ok=True)
     raise NotFetched(reasons or ["pip is set up without an index"])
 
 
@@ -215,15 +219,48 @@ class _Links(HTMLParser):
 
 
 def _copy(url: str, opener: urllib.request.OpenerDirector, target: Path, report: Report) -> None:
-    with opener.open(_request(url, "*/*"), timeout=_TIMEOUT) as source, target.open("wb") as out:
-        total = int(source.headers.get("Content-Length") or 0) or None
-        done = 0
-        for block in _blocks(source):
-            out.write(block)
-            done += len(block)
-            report(done, total)
+    while True:
+        before = _size(target)
+        try:
+            return _copy_rest(url, opener, target, report)
+        except _FAILURES:
+            if _size(target) <= before:
+                raise
+
+
+def _copy_rest(url: str, opener: urllib.request.OpenerDirector, target: Path, report: Report) -> None:
+    """What `target` lacks of `url`, or all of it where the server gives no parts or has not so many bytes."""
+    done = _size(target)
+    request = _request(url, "*/*")
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    try:
+        source = opener.open(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as e:
+        if not (done and e.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise
+        target.unlink()
+        return _copy_rest(url, opener, target, report)
+    with source:
+        goes_on = source.status == HTTPStatus.PARTIAL_CONTENT
+        if goes_on and not source.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            raise ConnectionError("the server sent another part than it was asked for")
+        done = done if goes_on else 0
+        rest = int(source.headers.get("Content-Length") or 0)
+        total = done + rest if rest else None
+        with target.open("ab" if goes_on else "wb") as out:
+            for block in _blocks(source):
+                out.write(block)
+                done += len(block)
+                report(done, total)
+    if not done:
+        target.unlink()
     if total is not None and done != total:
         raise ConnectionError(f"the connection broke off after {done:,} of {total:,} bytes")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _blocks(source: Any) -> Iterator[bytes]:

@@ -1,14 +1,17 @@
-"""Fixtures of the tests of the command line."""
+"""Fixtures of the tests of the command line and of the hub."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import native
 import pytest
 from command import Run, write_tiny
+from wheel_index import Index, serving
 
 from stretto.cli import main
 from stretto.core.env import read_env
+from stretto.hub import wheels
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,21 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    """A package index on this machine."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip has no settings and cannot download."""
+
+    def fail(chosen: str, *, requirement: str, folder: Path, quiet: bool) -> None:
+        raise wheels.NotFetched(["pip download: no"])
+
+    monkeypatch.setattr(wheels, "fetch_with_pip", fail)
+    monkeypatch.setattr(wheels, "_pip_settings", dict[str, str])

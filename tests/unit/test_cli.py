@@ -22,9 +22,12 @@ from stretto.cli import VERBS, _flags, _terminal, help_text
 from stretto.cli import bench as bench_verb
 from stretto.cli import convert as convert_verb
 from stretto.cli import run as run_verb
+from stretto.core.env import read_env
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
 from stretto.engine.abilities import where_parts_run
+from stretto.hub.aliases import aliases
+from stretto.hub.pull import place
 from stretto.kernels.native.build import LEVELS
 
 # -- help --------------------------------------------------------------------------------------------------------------
@@ -198,7 +201,9 @@ def test_list(cli: Run) -> None:
     assert found["model"] == [m for m in found["model"] if m["path"] is None], "the cache of the test is empty"
     code, out, err = cli("list", "codec")
     assert (code, err) == (0, "") and "q4_1" in out and "attention" not in out
-    assert "not pulled yet" in cli("list", "model")[1]
+    shown = cli("list", "model")[1]
+    assert "not pulled yet" in shown and "Apache-2.0" in shown and "Gemma Terms of Use" in shown
+    assert [m["name"] for m in found["model"] if m["no_family"]] == ["gemma-3-270m"] and "no family" in shown
 
 
 def test_convert_and_back(cli: Run, tiny: Path, tmp_path: Path) -> None:
@@ -216,6 +221,19 @@ def test_pull_of_a_path_says_where_it_is(cli: Run, tiny: Path) -> None:
     assert cli("pull", tiny)[:2] == (0, f"{tiny}\n")
     found = json.loads(cli("pull", tiny, "--json")[1])
     assert found["bytes"] == sum(file.stat().st_size for file in tiny.iterdir())
+
+
+def test_pull_of_a_model_without_a_family_says_so(cli: Run) -> None:
+    """A file of the full size was checked when it was pulled; here it is empty, and takes no room."""
+    alias = aliases()["gemma-3-270m"]
+    file = place("gemma-3-270m", alias, read_env())
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as out:
+        out.truncate(alias.num_bytes)
+    code, out_text, err = cli("pull", "gemma-3-270m")
+    assert (code, out_text) == (0, f"{file}\n") and "no family for gemma3" in err
+    found = json.loads(cli("pull", "gemma-3-270m", "--json")[1])
+    assert (found["license"], found["source"]) == (alias.license, alias.source)
 
 
 def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
