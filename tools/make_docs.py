@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from records import Record, Result, newest, read_records
 from stretto.core.card import REGISTRIES, Can, Card, Registry
@@ -58,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pages(root: Path) -> dict[Path, str]:
     """Every generated file and what must stand in it now."""
     readme, records = root / "README.md", newest(read_records(root / "bench" / "records"))
+    charts = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("cpu_peers-*.svg"))
     return {
         root / "docs" / "CATALOGUE.md": catalogue(REGISTRIES),
         root / "docs" / "CLI.md": cli_page(),
         root / "docs" / "SETTINGS.md": settings_page(),
         root / "docs" / "MEASURED.md": measured(records),
-        readme: with_comparison(readme.read_text(encoding="utf-8"), records),
+        readme: with_comparison(readme.read_text(encoding="utf-8"), records, charts),
     }
 
 
@@ -182,46 +184,82 @@ def measured(records: Sequence[Record]) -> str:
             for column, cell in zip(columns.values(), row, strict=True):
                 column.append(cell)
         how = f"{record.where}; {record.date}, commit {record.commit[:9]}; `{record.command}`"
-        parts += [f"## {record.name}", how, table({title: column for title, column in columns.items() if any(column)})]
+        heading = f"## {record.name}" + (f", {record.kind}" if record.kind else "")
+        parts += [heading, how, table({title: column for title, column in columns.items() if any(column)})]
     return "\n\n".join(parts) + "\n"
 
 
-def with_comparison(readme: str, records: Sequence[Record]) -> str:
-    """The README with what lies between its two marks written again: every record that compares systems,
-    those with the most systems first."""
+def with_comparison(readme: str, records: Sequence[Record], charts: Sequence[str] = ()) -> str:
+    """The README with what lies between its two marks written again: a table for every set of records that compare
+    systems in the same way, one per kind of CPU; those with the most systems first. charts: pictures, by path."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, f"README.md has lost its marks {BEGIN!r} and {END!r}"
-    compare = [record for record in records if "systems" in record.machine]
-    tables = "\n\n".join(map(comparison, sorted(compare, key=lambda record: -len(record.machine["systems"]))))
-    return f"{before}{BEGIN}\n{tables or 'No record yet.'}\n{END}{after}"
+    sets: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.kind):
+        if "systems" in record.machine:
+            sets.setdefault(record.name, []).append(record)
+    largest_first = sorted(sets.values(), key=lambda same: -max(len(_systems(record)) for record in same))
+    pictures = [f"![stretto and other systems, {Path(chart).stem}]({chart})" for chart in charts]
+    parts = "\n\n".join([*pictures, *map(comparison, largest_first)])
+    return f"{before}{BEGIN}\n{parts or 'No record yet.'}\n{END}{after}"
 
 
-def comparison(record: Record) -> str:
-    """Of a record whose quantities are "QUANTITY: SYSTEM": ours beside the best of the others, and how many times as
-    good ours is."""
-    ours: dict[str, list[Result]] = {}
+def comparison(records: Sequence[Record]) -> str:
+    """Of records of one name, whose quantities are "QUANTITY: SYSTEM": in a column for each kind of CPU how many times
+    as good ours is as the best of the others, and both values. Losses too."""
+    columns = [_ratios(record) for record in records]
+    quantities = list(dict.fromkeys(quantity for column in columns for quantity in column))
+    cells = {"times as good as the best other": quantities}
+    for record, column in zip(records, columns, strict=True):
+        cells[record.kind or record.where] = [column.get(quantity, "") for quantity in quantities]
+    lines = [f"**{records[0].name}.** stretto : the best other."]
+    for record in records:
+        kind = f"`{record.kind}`: " if record.kind else ""
+        lines.append(f"{kind}{record.where}; {record.date}, commit {record.commit[:9]}; `{record.command}`")
+        outside = {name: about["not_in_ratio"] for name, about in _systems(record) if "not_in_ratio" in about}
+        lines += [f"Not in the ratio of `{record.kind}`: {name} ({reason})" for name, reason in outside.items()]
+        missing = [f"{name} ({reason})" for name, reason in record.machine.get("absent", {}).items()]
+        lines += [f"Absent: {'; '.join(missing)}"] * bool(missing)
+    return "\n\n".join([lines[0], table(cells), "\n".join(f"- {line}" for line in lines[1:])])
+
+
+def _ratios(record: Record) -> dict[str, str]:
+    """A cell for each quantity in which ours was measured."""
+    outside = {name for name, about in _systems(record) if "not_in_ratio" in about}
     others: dict[str, list[Result]] = {}
     for result in record.results:
         quantity, _, system = result.quantity.partition(": ")
-        (ours if system.startswith("stretto") else others).setdefault(quantity, []).append(result)
-    columns: dict[str, list[str]] = {title: [] for title in ("quantity", "stretto", "best other", "times as good")}
-    for quantity, own in ours.items():
-        is_rate = "/s" in own[0].unit
-        best = (max if is_rate else min)(others[quantity], key=lambda result: result.value)
-        for result in own:
-            _, _, variant = result.quantity.partition(": stretto")
-            name = f"{quantity} ({variant.lstrip(', ')})" if variant else quantity
-            ratio = result.value / best.value if is_rate else best.value / result.value
-            cells = (name, _value(result), f"{_value(best)} ({best.quantity.partition(': ')[2]})", f"{ratio:.2f}")
-            for column, cell in zip(columns.values(), cells, strict=True):
-                column.append(cell)
-    how = f"{record.where}; {record.date}, commit {record.commit[:9]}; `{record.command}`"
-    return f"**{record.name}.** {how}\n\n{table(columns)}"
+        if not system.startswith("stretto") and system not in outside:
+            others.setdefault(quantity, []).append(result)
+    cells = {}
+    for result in record.results:
+        quantity, _, system = result.quantity.partition(": ")
+        if not system.startswith("stretto"):
+            continue
+        variant = system.removeprefix("stretto").lstrip(", ")
+        name = f"{quantity} ({variant})" if variant else quantity
+        is_rate = "/s" in result.unit
+        if quantity not in others:
+            cells[name] = f"{_value(result)} (no other)"
+            continue
+        best = (max if is_rate else min)(others[quantity], key=lambda one: one.value)
+        ratio = result.value / best.value if is_rate else best.value / result.value
+        values = f"{_number(result.value)} : {_value(best)}"
+        cells[name] = f"**{ratio:.2f}** ({values}, {best.quantity.partition(': ')[2]})"
+    return cells
+
+
+def _systems(record: Record) -> Sequence[tuple[str, dict[str, Any]]]:
+    return list(record.machine.get("systems", {}).items())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _value(result: Result) -> str:
-    return f"{result.value:,.3g} {result.unit}" if result.value < 1000 else f"{result.value:,.0f} {result.unit}"
+    return f"{_number(result.value)} {result.unit}"
 
 
 if __name__ == "__main__":

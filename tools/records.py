@@ -46,6 +46,11 @@ class Record:
     samples: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        """The kind of CPU that it belongs to; empty where records are not told apart by it."""
+        return str(self.machine.get("kind", ""))
+
+    @property
     def where(self) -> str:
         """The machine in a few words."""
         known = [(key, self.machine.get(key)) for key in _MACHINE_SHOWN]
@@ -72,11 +77,11 @@ def parse(data: dict[str, Any]) -> Record:
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """The last record of every name (by date, then file name), in the order of names."""
-    last: dict[str, Record] = {}
+    """The last record of every name and kind (by date, then file name), in the order of both."""
+    last: dict[tuple[str, str], Record] = {}
     for record in sorted(records, key=lambda record: record.date):
-        last[record.name] = record
-    return [last[name] for name in sorted(last)]
+        last[record.name, record.kind] = record
+    return [last[key] for key in sorted(last)]
 
 
 def _parse_result(item: dict[str, Any]) -> Result:

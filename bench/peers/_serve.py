@@ -4,11 +4,12 @@
     {"op": "next", "ids": [...]}                                  -> {"token": ...}
     {"op": "decode", "ids": [...], "new": 128}                    -> {"first_s": ..., "total_s": ..., "tokens": ...}
     {"op": "batch", "prompts": [[...], ...], "new": 128}          -> {"total_s": ..., "tokens": [[...], ...]}
+    {"op": "rows", "ids": [...], "rows": 16, "repeat": 20}        -> {"seconds": [...]}: steps that verify so many rows
     {"op": "quit"}
 
 All are greedy and do not stop at end-of-text tokens. An answer with "error" says why an operation failed. Standard
 library only: each worker runs in an environment of its own. Whatever a library prints goes to stderr, since answers
-own the real stdout.
+own the real stdout. `python WORKER once JSON` loads, says one token and ends: {"model", "threads", "options", "ids"}.
 """
 
 import json
@@ -17,10 +18,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 Ids = list[int]
-Emit = Callable[[], None]
+Emit = Callable[..., None]  # with the time of the first token on this clock, where a system tells it later
 
 
 class Peer(Protocol):
@@ -33,8 +34,20 @@ class Peer(Protocol):
         """Exactly `new` greedy tokens for each prompt, all at once. Calls `emit` when the first token is there."""
 
 
+class RowsPeer(Peer, Protocol):
+    """A system whose step of many rows of one sequence can be timed by itself."""
+
+    def rows(self, ids: Ids, rows: int, repeat: int) -> list[float]:
+        """Seconds of steps in which `rows` rows after the text `ids` are computed, each up to its next token."""
+
+
 def serve(make: Callable[[], Peer]) -> None:
     """Answer until stdin ends. make: builds the peer, and imports its library, so that loading includes imports."""
+    if sys.argv[1:2] == ["once"]:
+        request, one = json.loads(sys.argv[2]), make()
+        one.load(request["model"], request["threads"], request["options"])
+        print(one.generate([request["ids"]], 1, lambda: None))
+        return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     peer: Peer | None = None
@@ -68,6 +81,8 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     if op == "batch":
         tokens, _, total_s = _timed(peer, request["prompts"], request["new"])
         return {"total_s": total_s, "tokens": tokens}
+    if op == "rows":
+        return {"seconds": cast(RowsPeer, peer).rows(request["ids"], request["rows"], request["repeat"])}
     raise ValueError(f"unknown operation {op!r}")
 
 
@@ -75,7 +90,7 @@ def _timed(peer: Peer, prompts: list[Ids], new: int) -> tuple[list[Ids], float, 
     """(tokens, seconds to the first token, seconds to the last), on the same clock."""
     first: list[float] = []
     started = time.perf_counter()
-    tokens = peer.generate(prompts, new, lambda: first.append(time.perf_counter()))
+    tokens = peer.generate(prompts, new, lambda at=None: first.append(time.perf_counter() if at is None else at))
     ended = time.perf_counter()
     if [len(row) for row in tokens] != [new] * len(prompts):
         raise ValueError(f"asked for {new} tokens each, got {[len(row) for row in tokens]}")

@@ -1,6 +1,7 @@
-"""A worker process as the benchmark sees it: asked one thing at a time, and stopped while it is not its turn.
+"""Worker processes as the benchmark sees them: asked one thing at a time, and stopped while it is not their turn.
 
-A library whose threads spin for a while after their work would otherwise be timed together with the next one.
+A library whose threads spin for a while after their work would otherwise be timed together with the next one. However
+the benchmark ends, its workers end with it: `Keeper` sees to it, from a process of its own.
 """
 
 import json
@@ -8,30 +9,92 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+HERE = Path(__file__).parent
 
 
 class WorkerError(Exception):
     """A worker could not do what it was asked, with its reason."""
 
 
-class Worker:
-    """A process of its own session, so that a signal reaches its children too."""
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that everything in a `with` block is closed."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], name: str) -> None:
-        self.name = name
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  for as long as the process
-        variables = [f"{key}={value}" for key, value in environment.items()]
-        self.started = time.perf_counter()
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
+
+
+class Keeper:
+    """Starts processes, each in a session of its own, and ends what is left of them at the end of a `with` block.
+
+    If this process is killed instead, its pipe to `keeper.py` ends and that process does the same.
+    """
+
+    def __enter__(self) -> "Keeper":
         self._process = subprocess.Popen(
-            ["env", *variables, *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True,
+            [sys.executable, "-S", "-E", str(HERE / "keeper.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate()
+
+    def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
+        """A process in a session of its own; options are those of Popen."""
+        process = subprocess.Popen(command, start_new_session=True, **options)
+        self._say(f"+{process.pid}")
+        return process
+
+    def end(self, process: "subprocess.Popen[str]") -> None:
+        """Kill what is left of the session of a process, and forget it."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._say(f"-{process.pid}")
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """The exit code of a command that is waited for."""
+        process = self.start(command, **options)
+        try:
+            return process.wait()
+        finally:
+            self.end(process)
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
+class Worker:
+    """A process of its own session, so that a signal reaches its children too. Closed by `close` or a `with` block."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], name: str, keeper: Keeper) -> None:
+        self.name, self._keeper = name, keeper
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  for as long as the process
+        self.started = time.perf_counter()
+        self._process = keeper.start(
+            with_variables(command, environment),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close(gently=kind is None)
 
     def ask(self, limit_s: float = 900.0, **request: Any) -> dict[str, Any]:
         """The answer to one request. Raises WorkerError if there is an error, no process or no answer in time."""
@@ -55,9 +118,7 @@ class Worker:
 
     def _ended(self) -> str:
         code = self._process.wait(30)
-        self._log.seek(0)
-        said = [line.strip() for line in self._log if line.strip()]
-        return f"the process ended with {code}: {said[-1] if said else 'it said nothing'}"
+        return f"the process ended with {code}: {last_line(self._log)}"
 
     def pause(self) -> None:
         """Stop every thread of it."""
@@ -75,30 +136,67 @@ class Worker:
     def peak_bytes(self) -> int:
         """Highest resident memory so far, files mapped into it included, summed over the processes of the session."""
         total = 0
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                if os.getsid(int(status.parent.name)) == self._process.pid:
-                    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-                    total += int(fields.get("VmHWM", "0 kB").split()[0]) * 1024
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
+        for folder in self._processes():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may end while we look
+                fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                total += int(fields.get("VmHWM", "0 kB").split()[0]) * 1024
         return total
 
-    def close(self) -> None:
-        """End it, gently if it can be."""
-        self._signal(signal.SIGCONT)
-        try:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            self._process.wait(10)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            pass  # the signal below is for this
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+    def avx512_age(self) -> float | None:
+        """Seconds since a thread of it was last seen with AVX-512 state when Linux put it aside; None = never.
+
+        Linux says so of every thread where it is built to. 256-bit instructions of AVX-512 that keep to the registers
+        of AVX2 leave no such state and are not seen.
+        """
+        ages = []
+        for folder in self._processes():
+            for status in folder.glob("task/*/arch_status"):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    ages += [int(line.split(":")[1]) for line in status.read_text().splitlines() if "AVX512" in line]
+        seen = [age for age in ages if age >= 0]
+        return min(seen) / 1e3 if seen else None
+
+    def _processes(self) -> Iterator[Path]:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(folder.name)) == self._process.pid:
+                    yield folder
+
+    def close(self, *, gently: bool = True) -> None:
+        """End it; gently: by asking first."""
+        if gently:
+            self._signal(signal.SIGCONT)
+            with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+                if self._process.stdin is not None:
+                    self._process.stdin.close()
+                self._process.wait(10)
+        self._keeper.end(self._process)
         self._log.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it has ended already
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return  # it has ended already
+
+
+def one_process(command: Sequence[str], environment: Mapping[str, str], keeper: Keeper) -> tuple[float, int]:
+    """(seconds from start to exit, peak resident bytes) of a command. Raises WorkerError if it fails."""
+    timed = [sys.executable, "-S", "-E", str(HERE / "timed.py"), *with_variables(command, environment)]
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
+        keeper.run(timed, stdin=subprocess.DEVNULL, stdout=out, stderr=log)
+        out.seek(0)
+        found: dict[str, Any] = json.loads(out.read() or '{"code": "no answer"}')
+        if found["code"] != 0:
+            raise WorkerError(f"{Path(command[0]).name} ended with {found['code']}: {last_line(log)}")
+    return found["seconds"], found["peak_bytes"]
+
+
+def with_variables(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """`command` under these environment variables."""
+    return ["env", *(f"{key}={value}" for key, value in environment.items()), *command]
+
+
+def last_line(log: Any) -> str:
+    """What a process said last, from the file that holds it."""
+    log.seek(0)
+    said = [line.strip() for line in log if line.strip()]
+    return said[-1] if said else "it said nothing"

@@ -1,6 +1,7 @@
 """stretto, through its public Python API. options: {"draft": ..., "prefill": "exact" if absent}."""
 
 import sys
+import time
 from typing import Any
 
 from _serve import Emit, Ids, serve
@@ -10,9 +11,6 @@ class Stretto:
     """`LLM` with `draft` from the options; the first token is timed through `stream`."""
 
     def load(self, model: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
-        torch.set_num_threads(threads)
         import stretto
         from stretto import LLM, Sampling
 
@@ -23,9 +21,11 @@ class Stretto:
             prefill=options.get("prefill", "exact"),
             max_seqs=options["streams"],
             context=options["context"],
+            threads=threads,
         )
         choice = self.llm.backend_choice
         settings = self.llm.settings.as_dict() | {"backend": choice.name, "why_not_native": choice.why}
+        settings["imports"] = {"modules": len(sys.modules), "torch": "torch" in sys.modules}
         return {"version": f"stretto {stretto.__version__}, {choice.name}", "settings": settings}
 
     def generate(self, prompts: list[Ids], new: int, emit: Emit) -> list[Ids]:
@@ -38,6 +38,27 @@ class Stretto:
                 emit()
             tokens += chunk.token_ids
         return [tokens]
+
+    def rows(self, ids: Ids, rows: int, repeat: int) -> list[float]:
+        """Steps of the text said again, with drafts as long as they may be (`rows` less the pending row)."""
+        tape, found = self.llm.engine.runner.recording.tape, []
+        run = tape.run
+
+        def timed() -> None:
+            started = time.perf_counter()
+            run()
+            if tape.step.num_rows == rows:
+                found.append(time.perf_counter() - started)
+
+        tape.run = timed
+        try:
+            for _ in range(repeat):
+                self.generate([ids], 96, lambda: None)
+                if len(found) >= repeat:
+                    break
+        finally:
+            del tape.run
+        return found
 
 
 if __name__ == "__main__":

@@ -48,31 +48,54 @@ def test_a_record_becomes_a_section_with_shares_of_bounds(tmp_path: Path) -> Non
     assert page.splitlines()[-1] == "| decode | 2 tokens/s | 1 to 3, of 3 | 50% of 4 |"
 
 
-def test_ours_stands_beside_the_best_of_the_others(tmp_path: Path) -> None:
-    def result(quantity: str, value: float, unit: str) -> dict[str, Any]:
-        return {
-            "quantity": quantity, "value": value, "unit": unit, "median_of": 1, "spread": [value, value], "bound": None
-        }  # fmt: skip
+def one(quantity: str, value: float, unit: str) -> dict[str, Any]:
+    return {"quantity": quantity, "value": value, "unit": unit, "median_of": 1, "spread": [value, value], "bound": None}
 
+
+def test_ours_stands_beside_the_best_of_the_others(tmp_path: Path) -> None:
     results = [
-        result("decode: stretto Q4", 30.0, "tokens/s"),
-        result("decode: other", 10.0, "tokens/s"),
-        result("decode: another", 20.0, "tokens/s"),
-        result("load: stretto", 1500.0, "ms"),
-        result("load: stretto, warm", 100.0, "ms"),
-        result("load: other", 300.0, "ms"),
-        result("load: another", 500.0, "ms"),
+        one("decode: stretto Q4", 30.0, "tokens/s"),
+        one("decode: other", 10.0, "tokens/s"),
+        one("decode: another", 20.0, "tokens/s"),
+        one("load: stretto", 1500.0, "ms"),
+        one("load: stretto, warm", 100.0, "ms"),
+        one("load: other", 300.0, "ms"),
+        one("load: another", 500.0, "ms"),
+        one("rows: stretto", 4.0, "passes"),
     ]
     write(tmp_path, "a.json", record(results=results, machine={"cpu": "abacus", "systems": {}}))
     write(tmp_path, "b.json", record(name="alone"))
     readme = f"{make_docs.BEGIN}\n{make_docs.END}"
     page = make_docs.with_comparison(readme, records.read_records(tmp_path))
     assert "alone" not in page
-    assert page.splitlines()[-4:-1] == [
-        "| decode (Q4) | 30 tokens/s | 20 tokens/s (another) | 1.50 |",
-        "| load | 1,500 ms | 300 ms (other) | 0.20 |",
-        "| load (warm) | 100 ms | 300 ms (other) | 3.00 |",
+    assert [line for line in page.splitlines() if line.startswith("|")][2:] == [
+        "| decode (Q4) | **1.50** (30 : 20 tokens/s, another) |",
+        "| load | **0.20** (1,500 : 300 ms, other) |",
+        "| load (warm) | **3.00** (100 : 300 ms, other) |",
+        "| rows | 4 passes (no other) |",
     ]
+
+
+def test_every_kind_of_cpu_has_a_column(tmp_path: Path) -> None:
+    """Who was not held to the level is no part of the ratio, and is said with the reason; so is who is absent."""
+    few = [one("decode: stretto", 30.0, "tokens/s"), one("decode: fast", 60.0, "tokens/s")]
+    many = [*few, one("decode: slow", 40.0, "tokens/s"), one("load: stretto", 2.0, "s"), one("load: slow", 1.0, "s")]
+    systems = {"fast": {"not_in_ratio": "uses more"}, "slow": {}}
+    small = {"cpu": "abacus", "kind": "avx2", "systems": systems, "absent": {"other x": "no library"}}
+    write(tmp_path, "a.json", record(results=many, machine=small))
+    write(tmp_path, "b.json", record(results=few, machine={"cpu": "loom", "kind": "amx", "systems": {"fast": {}}}))
+    found = records.newest(records.read_records(tmp_path))
+    assert [one.kind for one in found] == ["amx", "avx2"]
+    readme = f"{make_docs.BEGIN}\n{make_docs.END}"
+    page = make_docs.with_comparison(readme, found, ["docs/cpu_peers-amx.svg"])
+    assert [line for line in page.splitlines() if line.startswith("|") and "---" not in line] == [
+        "| times as good as the best other | amx | avx2 |",
+        "| decode | **0.50** (30 : 60 tokens/s, fast) | **0.75** (30 : 40 tokens/s, slow) |",
+        "| load |  | **0.50** (2 : 1 s, slow) |",
+    ]
+    assert "Not in the ratio of `avx2`: fast (uses more)" in page and "Absent: other x (no library)" in page
+    assert "](docs/cpu_peers-amx.svg)" in page and page.count("**toy.**") == 1
+    assert "## toy, amx" in make_docs.measured(found) and "decode: fast" in make_docs.measured(found)
 
 
 def test_the_newest_record_of_a_name_counts(tmp_path: Path) -> None:
