@@ -1,10 +1,13 @@
 """The cost model: how long a step must take on a machine of known bandwidth and arithmetic rate.
 
-Pure Python, used by the doctor, the benchmarks and the planner. A number here is a *bound* (or a prediction
-made from measured coefficients), never a measurement.
+Pure Python, used by the doctor, the benchmarks, the planner and the draft policy. A number here is a *bound* (or a
+prediction made from measured coefficients), never a measurement.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,3 +57,52 @@ def prefill_bound(machine: Machine, model: ModelCost, num_tokens: int) -> float:
     seconds = 2 * model.params * num_tokens / machine.flops
     seconds += model.attention_flops * num_tokens * num_tokens / 2 / machine.flops
     return num_tokens / max(seconds, model.weight_bytes / machine.bandwidth)
+
+
+class Staircase:
+    """Seconds of a step by its rows: measured points, and straight lines between and behind them.
+
+    points: rows -> seconds, of at least one number of rows. Before the first point a step takes what that takes; more
+    rows never take less.
+    """
+
+    def __init__(self, points: Mapping[int, float]) -> None:
+        assert points and min(points) >= 1 and min(points.values()) > 0, "rows and seconds are positive"
+        highest, self._points = 0.0, list[tuple[int, float]]()
+        for rows in sorted(points):
+            highest = max(highest, points[rows])
+            self._points.append((rows, highest))
+
+    def seconds(self, rows: int) -> float:
+        """Of a step with so many rows."""
+        points = self._points
+        if rows <= points[0][0] or len(points) == 1:
+            return points[0][1]
+        pairs = list(pairwise(points))
+        (low, short), (high, long) = next((pair for pair in pairs if rows <= pair[1][0]), pairs[-1])
+        return short + (long - short) * (rows - low) / (high - low)
+
+
+def break_even(step_ratio: float, num_tokens: int) -> float:
+    """How likely each of `num_tokens` drafted tokens must be accepted (given those before it) for a step that takes
+    `step_ratio` times as long as a plain one to give as many tokens per second; above 1 = it cannot."""
+    if step_ratio >= num_tokens + 1:
+        return math.inf if step_ratio > num_tokens + 1 else 1.0
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        tokens = sum(middle**depth for depth in range(num_tokens + 1))
+        low, high = (middle, high) if tokens < step_ratio else (low, middle)
+    return high
+
+
+def verified_rows(seconds: Mapping[int, float]) -> dict[int, str]:
+    """What steps of so many rows take, in words: how sure drafts must be to pay. seconds: by rows, of 1 too."""
+    found = {}
+    for rows, taken in sorted(seconds.items()):
+        found[rows] = f"{1e3 * taken:.2f} ms"
+        if rows > 1:
+            least = break_even(taken / seconds[1], rows - 1)
+            how = f"if {least:.0%} of its tokens hold, given those before" if least <= 1 else "never"
+            found[rows] += f", a draft of {rows - 1} pays {how}"
+    return found

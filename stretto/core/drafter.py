@@ -51,6 +51,16 @@ class Draft:
         """Its first `num_tokens` tokens."""
         return self if num_tokens >= len(self.tokens) else self._kept(range(1, num_tokens + 1), self.tree.truncate)
 
+    @property
+    def acceptance(self) -> tuple[float, ...] | None:
+        """How likely every token is accepted, after all: `scores` along its path. None where there are none."""
+        if self.scores is None:
+            return None
+        reached = [1.0]
+        for row, score in enumerate(self.scores, start=1):
+            reached.append(reached[self.tree.parents[row]] * score)
+        return tuple(reached[1:])
+
     def chain(self) -> "Draft":
         """The path of first children: what is left of a tree for a model or judge that takes chains only."""
         return self if self.tree.is_chain else self._kept(self.tree.first_chain(), Tree.chain)
@@ -198,6 +208,9 @@ class Drafter(ABC):
     """
 
     needs: Needs = Needs()
+    is_lookup: bool = False
+    """Whether `propose` only looks at what the host holds and changes nothing: it takes microseconds, may be asked at
+    any time, and what it says may not be verified. Its drafts have scores."""
 
     @abstractmethod
     def admit(self, rid: int, tokens: Sequence[int]) -> None:

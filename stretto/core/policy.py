@@ -8,7 +8,7 @@ inputs give the same decision, a job is never changed, and the simulator runs th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -18,7 +18,9 @@ class Job:
 
     arrived: seconds on the engine's clock. priority: larger runs sooner, where a policy looks at it. tenant: whose it
     is. prompt, output: what there is; limit: most that may be output. held: in the cache. drafts: tokens may be drafted
-    for it; ahead: its next tokens depend on nothing but the model and its noise (the engine says both for every step).
+    for it; ahead: its next tokens depend on nothing but the model and its noise; acceptance: of every token that a
+    lookup has ready for it, how likely it is to be accepted; None = the drafter does not say before it is asked (the
+    engine says these three for every step).
     """
 
     rid: int
@@ -32,6 +34,7 @@ class Job:
     is_running: bool = False
     drafts: bool = False
     ahead: bool = False
+    acceptance: tuple[float, ...] | None = None
     num_preemptions: int = 0
 
     @property
@@ -49,7 +52,8 @@ class Job:
 class Record:
     """What a step turned out to be. seconds: how long it took; num_seqs, num_rows: its size, drafts included;
     is_decode: whether every sequence decoded; drafted, emitted: tokens, over all sequences; num_steps: plain steps that
-    ran as one."""
+    ran as one. rounds: per job with a draft its number, the tokens of the draft, and which of them were accepted
+    (1, 2, ...: their rows)."""
 
     seconds: float
     num_seqs: int
@@ -58,6 +62,7 @@ class Record:
     drafted: int
     emitted: int
     num_steps: int = 1
+    rounds: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
 
 
 class Policy:
@@ -95,9 +100,15 @@ class ChunkPolicy(Policy, ABC):
 class DraftPolicy(Policy, ABC):
     """How many tokens are worth verifying. `Never slower than plain decoding` is decided here."""
 
+    wants_costs: bool = False
+    """Whether it wants to `know` what steps cost before the first one."""
+
     @abstractmethod
     def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
         """Tokens to draft for each of these decoding jobs, at most `most` each; 0 = none. Asked once per step."""
+
+    def know(self, seconds: Mapping[int, float]) -> None:
+        """Seconds of a step by its rows, measured on this machine with this model, before the first step."""
 
     def plain_steps(self, num_seqs: int) -> int:
         """How many plain steps may follow one another from here before `budgets` has to be asked again."""

@@ -22,34 +22,38 @@ from stretto.core.option import check_fields, option, options_of
 from stretto.core.policy import DraftPolicy, OrderPolicy
 from stretto.core.spec import Spec, read_spec
 
-DEFAULT_NODES, MAX_NODES = 8, 63
+MAX_NODES = 63
 
 
 @dataclass(frozen=True, slots=True)
 class DraftSpec:
-    """`NAME:key=value,...` in its parts. nodes: most draft tokens per step; is_automatic: only while it pays."""
+    """`NAME:key=value,...` in its parts. nodes: draft tokens per step, None = as many as pay; is_automatic: never more
+    than pay, `nodes` being the most."""
 
     filler: Spec
-    nodes: int
+    nodes: int | None
     is_automatic: bool
 
 
 def read_draft(spec: str, what: str = "draft") -> DraftSpec | None:
     """The parts of `auto`, `NAME` or `NAME:key=value,...`; None for `none`. Raises UserError, which starts with `what`.
 
-    `nodes` belongs to the policy, all other keys to the drafter.
+    `nodes` belongs to the policy, all other keys to the drafter. A drafter with `nodes` always drafts so many tokens,
+    one without drafts as many as pay.
     """
     if spec == "none":
         return None
     if spec.startswith("none:"):
         raise UserError(f"{what} is {spec!r}", why="without drafts there is nothing to set", try_="none, or auto")
     filler = read_spec(spec, DRAFTERS, what, others=("nodes",), aliases={"none": "ngram", "auto": "ngram"})
-    text = filler.others.get("nodes", str(DEFAULT_NODES))
+    text, is_automatic = filler.others.get("nodes"), spec.partition(":")[0] == "auto"
+    if text is None:
+        return DraftSpec(filler, None, True)
     nodes = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
     if not 1 <= nodes <= MAX_NODES:
         why = f"nodes is {text}; a draft has 1 to {MAX_NODES}"
-        raise UserError(f"{what} is {spec!r}", why=why, try_=f"nodes={DEFAULT_NODES}")
-    return DraftSpec(filler, nodes, spec.partition(":")[0] == "auto")
+        raise UserError(f"{what} is {spec!r}", why=why, try_="nodes=8")
+    return DraftSpec(filler, nodes, is_automatic)
 
 
 def _check_draft(value: object, what: str) -> None:
@@ -104,7 +108,8 @@ class Settings:
     """
 
     draft: str | tuple[DrafterConfig, DraftPolicy] = option(
-        "none, auto (n-grams while they are measured to help), ngram, or with settings: ngram:max_n=3,nodes=8",
+        "none, auto (n-grams, as many tokens as pay on this machine, often none), another drafter by its name (as many"
+        " as pay, too), or with settings: ngram:max_n=3,nodes=8 always drafts 8",
         default="auto",
         metavar="SPEC",
         kind=str,

@@ -102,6 +102,8 @@ class _Trie:
 class Suffix(Drafter):
     """See the module docstring."""
 
+    is_lookup = True
+
     def __init__(self, config: Config) -> None:
         self._config, self._earlier = config, _Trie(config.depth)
         self._texts: dict[int, tuple[list[int], _Trie, deque[_Node]]] = {}

@@ -1,6 +1,6 @@
 """What the engine does for its drafter: asks it, tells it what became of its drafts, and counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -13,6 +13,8 @@ from stretto.engine.decide import NO_BRANCH, Asked, Decision
 from stretto.engine.request import Request
 from stretto.engine.scheduler import Plan, Scheduler
 from stretto.runner.runner import Step
+
+_LOOK_AHEAD = 31  # tokens that a lookup has ready
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class Drafting:
         self.needs = drafter.needs if drafter is not None else Needs()
         self.stats = DraftStats()
         self._known: set[int] = set()  # requests that the drafter knows
+        self._ready: dict[int, Draft] = {}  # what a lookup has for the coming step
 
     @property
     def works(self) -> bool:
@@ -64,13 +67,33 @@ class Drafting:
                     self.drafter.admit(request.rid, tuple(request.tokens))
                     self._known.add(request.rid)
 
+    def look(self, requests: Collection[Request]) -> None:
+        """What a lookup has ready for requests that may decode in the coming step: the draft policy hears how likely
+        it is to be accepted."""
+        self._ready = {}
+        if self.drafter is None or not self.drafter.is_lookup or not self.works:
+            return
+        asks = []
+        for request in requests:
+            request.job.acceptance = ()
+            if request.rid in self._known and request.job.need == 1 and request.job.drafts:
+                asks.append(_ask(request, min(_LOOK_AHEAD, request.remaining - 1)))
+        for ask, draft in zip(asks, self.drafter.propose(asks), strict=True):
+            self._ready[ask.rid] = self._verifiable(draft)
+        for request in requests:
+            if request.rid in self._ready:
+                request.job.acceptance = self._ready[request.rid].acceptance or ()
+
     def propose(self, plan: Plan, requests: Mapping[int, Request], scheduler: Scheduler) -> dict[int, Asked]:
         """What is verified beside pending tokens, by request: within the budgets of the plan, and as far as there is
         memory."""
         if self.drafter is None or not plan.budgets:
             return {}
         asks = [_ask(requests[rid], budget) for rid, budget in plan.budgets.items()]
-        proposed = self.drafter.propose(asks)
+        if all(ask.rid in self._ready and ask.max_tokens <= _LOOK_AHEAD for ask in asks):
+            proposed = [self._ready[ask.rid].truncate(ask.max_tokens) for ask in asks]
+        else:
+            proposed = self.drafter.propose(asks)
         for ask, draft in zip(asks, proposed, strict=True):
             assert len(draft) <= ask.max_tokens, "a drafter keeps to what it was asked for"
             self._check(draft.tokens)

@@ -139,6 +139,7 @@ class Engine:
         for request in self._requests.values():
             request.job.drafts = self.drafting.works and not request.is_alone
             request.job.ahead = request.needs_nobody
+        self.drafting.look(self._requests.values())
         plan = self.scheduler.schedule(now, patience)
         for job in plan.preempted:
             self.drafting.forget(job.rid)

@@ -36,6 +36,11 @@ class Outcome:
             drafted=drafted,
             emitted=sum(len(decision.verdict.emitted) for decision in self.decisions),
             num_steps=self.num_steps,
+            rounds=tuple(
+                (one.request.rid, len(one.draft), tuple(decision.verdict.path))
+                for one, decision in zip(self.asked, self.decisions, strict=True)
+                if len(one.draft)
+            ),
         )
 
 

@@ -46,7 +46,7 @@ class TracedScheduler(Scheduler):
             self._write({"kind": "preempt", "rid": job.rid})
 
     def schedule(self, now: float, patience: float = 0.0) -> Plan:
-        flags = [[job.rid, job.drafts, job.ahead] for job in (*self.running, *self.waiting)]
+        flags = [[job.rid, job.drafts, job.ahead, job.acceptance] for job in (*self.running, *self.waiting)]
         self._is_planning = True
         try:
             plan = super().schedule(now, patience)

@@ -17,6 +17,7 @@ from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
 from stretto.llm.options import make_drafting, make_judge, make_order
 from stretto.llm.sizes import DTYPES, choose_sizes
+from stretto.llm.step_costs import known_row_seconds
 from stretto.models.lm import LM
 from stretto.text.tokenizer import Tokenizer
 
@@ -79,6 +80,8 @@ def load_engine(
         vocab_size=tokenizer.vocab_size,
         threads=threads,
     )
+    if policy is not None and policy.wants_costs:
+        policy.know(known_row_seconds(engine.runner, file.path, env))
     for note in engine.notes:
         tell(note)
     return engine

@@ -13,15 +13,17 @@ from stretto.engine.policies.draft.gain import Gain
 def make_drafting(
     draft: str | tuple[DrafterConfig, DraftPolicy], target: Target
 ) -> tuple[Drafter, DraftPolicy] | tuple[None, None]:
-    """A drafter for `target`, and its policy. `auto` drafts by n-gram while that is measured to be faster, and stops
-    when it is not; a name drafts always."""
+    """A drafter for `target`, and its policy: as many tokens as pay, unless a name comes with a number of them."""
     if not isinstance(draft, str):
         return draft[0].build(target), draft[1]
     spec = read_draft(draft)
     if spec is None:
         return None, None
     config: DrafterConfig = spec.filler.make()
-    return config.build(target), Gain(spec.nodes) if spec.is_automatic else Always(spec.nodes)
+    drafter = config.build(target)
+    if spec.nodes is None:
+        return drafter, Gain()
+    return drafter, Gain(spec.nodes) if spec.is_automatic else Always(spec.nodes)
 
 
 def make_judge(judge: str | Judge) -> Judge:

@@ -31,8 +31,9 @@ def replay(events: Iterable[Event], policies: Policies, limits: Limits, room: Ro
             jobs[event["rid"]] = Job(**{name: event[name] for name in ARRIVAL})
             scheduler.add(jobs[event["rid"]])
         elif kind == "schedule":
-            for rid, drafts, ahead in event["flags"]:
+            for rid, drafts, ahead, acceptance in event["flags"]:
                 jobs[rid].drafts, jobs[rid].ahead = drafts, ahead
+                jobs[rid].acceptance = None if acceptance is None else tuple(acceptance)
             plan = plan_event(scheduler.schedule(event["now"], event["patience"]))
             plans.append(({name: event[name] for name in plan}, plan))
         elif kind == "learn":
@@ -68,10 +69,12 @@ class Arrival:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What the scheduler cannot know. seconds: how long a step takes, of its plan and the tokens drafted in it.
-    accepted: how many of `n` drafted tokens stay, for a job. patience: of readers, in seconds."""
+    accepted: how many of `n` drafted tokens stay, for a job; ready: what a lookup says of the tokens that it has for it
+    (`Job.acceptance`). patience: of readers, in seconds."""
 
     seconds: Callable[[Plan, int], float]
     accepted: Callable[[Job, int], int] = lambda job, n: 0
+    ready: Callable[[Job], tuple[float, ...] | None] = lambda job: None
     patience: float = 0.0
 
 
@@ -99,6 +102,8 @@ def simulate(arrivals: Sequence[Arrival], policies: Policies, limits: Limits, ro
             job = Job(len(lives), one.at, one.prompt, one.limit, one.priority, one.tenant, drafts=True, ahead=True)
             lives.append(Life(job, min(one.output, one.limit)))
             scheduler.add(job)
+        for job in scheduler.running:
+            job.acceptance = world.ready(job)
         plan = scheduler.schedule(now, world.patience)
         assert plan.shares, "a request that never fits"
         drafted = {rid: n for rid, n in plan.budgets.items() if scheduler.grant(lives[rid].job, n)}
@@ -119,12 +124,14 @@ def _advance(
     seconds: float,
 ) -> Record:
     """Every share of a plan does what it was given."""
-    emitted = 0
+    emitted, rounds = 0, list[tuple[int, int, tuple[int, ...]]]()
     for share in plan.shares:
         life, job = lives[share.job.rid], share.job
         tokens = plan.num_steps if share.is_last else 0
         if job.rid in drafted:
-            tokens += min(world.accepted(job, drafted[job.rid]), drafted[job.rid])
+            accepted = min(world.accepted(job, drafted[job.rid]), drafted[job.rid])
+            rounds.append((job.rid, drafted[job.rid], tuple(range(1, accepted + 1))))
+            tokens += accepted
         tokens = min(tokens, life.output - job.output)
         rows = max(tokens, 1) if share.is_decode else share.num_rows
         ledger.advance(job.rid, rows)
@@ -142,4 +149,5 @@ def _advance(
         drafted=sum(drafted.values()),
         emitted=emitted,
         num_steps=plan.num_steps,
+        rounds=tuple(rounds),
     )

@@ -1,7 +1,9 @@
 """Laws of the `Drafter` socket that need no engine: bookkeeping of requests, size of proposals, n-gram matching."""
 
 import gc
+import random
 import sys
+from itertools import pairwise
 
 import pytest
 from drafters import Oracle, Saboteur, TreeOracle, toy_target
@@ -13,6 +15,7 @@ from stretto.core.card import DRAFTERS, Can
 from stretto.core.drafter import Ask, Draft, Round, Verdict
 from stretto.core.errors import UserError
 from stretto.core.sampling import Noise
+from stretto.core.tree import Tree
 from stretto.drafters.ngram import Config
 from stretto.engine.judges.greedy import Greedy
 
@@ -131,7 +134,7 @@ def test_ngram_equals_a_search_of_the_whole_text(prompt, pieces, low, more, max_
         drafter.observe([Round(3, Draft(), Verdict((), tuple(piece)))])
         text += piece
         want = lookup(text, low + more - 1, low, max_tokens)
-        assert drafter.propose([Ask(3, max_tokens)]) == [Draft(want)]
+        assert [draft.tokens for draft in drafter.propose([Ask(3, max_tokens)])] == [want]
 
 
 def test_ngram_prefers_long_then_recent_and_stops_at_the_end():
@@ -141,7 +144,66 @@ def test_ngram_prefers_long_then_recent_and_stops_at_the_end():
     drafter.admit(0, [2, 7, 2, 8, 2])
     assert drafter.propose([Ask(0, 9)])[0].tokens == (8, 2)
     drafter.admit(0, [1, 2, 3])
-    assert drafter.propose([Ask(0, 9)]) == [Draft()]
+    assert not drafter.propose([Ask(0, 9)])[0]
+
+
+def test_ngram_is_as_sure_as_it_is_right():
+    """A text in which every third token is drawn: what is proposed after a match of the last two tokens is right in two
+    of three cases, and its scores say so, for the first token and for those after it."""
+    rng, drafter = random.Random(3), ngram(max_n=3)
+    drafter.admit(0, [])
+    promised, right, count = [0.0] * 3, [0] * 3, 0
+    text = list[int]()
+    while len(text) < 6000:
+        text += [rng.randrange(2), 7, 8]
+    for at, token in enumerate(text[:-3]):
+        (draft,) = drafter.propose([Ask(0, 3)])
+        if at > 1000 and len(draft) == 3:
+            count += 1
+            for i, chance in enumerate(draft.acceptance):
+                promised[i] += chance
+                right[i] += draft.tokens[: i + 1] == tuple(text[at : at + i + 1])
+        drafter.observe([Round(0, Draft(), Verdict((), (token,)))])
+    assert count > 3000
+    assert promised[0] / count == pytest.approx(right[0] / count, abs=0.02)
+    assert all(p / count == pytest.approx(r / count, abs=0.12) for p, r in zip(promised, right, strict=True))
+
+
+def test_long_matches_are_surer_than_short_ones_and_a_text_counts_for_itself():
+    drafter = ngram(max_n=3)
+    repeating, drawn, rng = [1, 2, 3, 4, 5] * 40, [], random.Random(1)
+    drawn = [rng.randrange(6) for _ in range(200)]
+    for rid, text in enumerate((repeating, drawn)):
+        drafter.admit(rid, [])
+        drafter.observe([Round(rid, Draft(), Verdict((), tuple(text)))])
+    sure, unsure = (draft.acceptance for draft in drafter.propose([Ask(0, 4), Ask(1, 4)]))
+    assert min(sure) > 0.8 and max(unsure) < 0.5
+    assert all(a >= b for chances in (sure, unsure) for a, b in pairwise(chances))
+
+
+def test_what_a_draft_says_of_a_tree_is_a_product_along_paths():
+    draft = Draft((5, 6, 7), Tree.drafted((0, 1, 0)), scores=(0.5, 0.4, 0.3))
+    assert draft.acceptance == pytest.approx((0.5, 0.2, 0.3))
+    assert Draft((1,)).acceptance is None and Draft().acceptance is None and Draft(scores=()).acceptance == ()
+
+
+@every_drafter
+def test_a_lookup_may_be_asked_at_any_time(card):
+    """It says the same again, changes nothing, and says how sure it is."""
+    drafter, beside = (card.make(**card.tiny).build(TARGET) for _ in range(2))
+    if not drafter.is_lookup:
+        return
+    rng, text = random.Random(5), [1, 2, 3, 1, 2]
+    for one in (drafter, beside):
+        one.admit(0, text)
+    for _ in range(60):
+        first, again = (drafter.propose([Ask(0, 8)])[0] for _ in range(2))
+        assert first == again == beside.propose([Ask(0, 8)])[0]
+        assert first.scores is not None or not len(first)
+        step = [Round(0, Draft(), Verdict((), tuple(rng.randrange(3) for _ in range(rng.randint(1, 4)))))]
+        for one in (drafter, beside):
+            one.observe(step)
+        drafter.propose([Ask(0, 3)])
 
 
 @pytest.mark.parametrize("fields", [{"max_n": 0}, {"min_n": 0}, {"max_n": 2, "min_n": 3}], ids=str)

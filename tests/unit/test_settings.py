@@ -230,10 +230,11 @@ def test_settings_reach_what_they_say(tiny: Path) -> None:
 def test_parts_of_a_draft() -> None:
     assert read_draft("none") is None
     for spec, want in (
+        ("auto", ("ngram", True, None, {})),
         ("auto:nodes=3", ("ngram", True, 3, {})),
         ("ngram:max_n=3,nodes=63", ("ngram", False, 63, {"max_n": 3})),
-        ("suffix:least=0.5,depth=9", ("suffix", False, 8, {"least": 0.5, "depth": 9})),
-        ("model:path=some/where", ("model", False, 8, {"path": "some/where"})),
+        ("suffix:least=0.5,depth=9", ("suffix", True, None, {"least": 0.5, "depth": 9})),
+        ("model:path=some/where", ("model", True, None, {"path": "some/where"})),
     ):
         found = read_draft(spec)
         assert found is not None

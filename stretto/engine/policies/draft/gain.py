@@ -1,134 +1,251 @@
-"""Draft only while it is measured to pay: "never slower than plain decoding".
+"""Draft as many tokens as pay, and none where none do: "never slower than plain decoding".
 
-For every number of running requests two rates are learned, fading averages over the latest steps:
+How likely is every token that could be verified to be accepted? A lookup says so (`Job.acceptance`), less what it was
+seen to promise too much; of other drafters the share is counted for the first, second, ... token of a draft. How long
+does a step take? `_pace.py` knows, from a measurement (`know`) and from every step. With those two, of all numbers of
+tokens over all jobs, the one is taken for which
 
-    plain  = tokens / seconds of steps without drafts        gain = drafts / plain
-    drafts = tokens / seconds of steps that asked for drafts (also if none came: asking costs time)
+    goodput = expected tokens / seconds
 
-Drafting goes on while gain >= 1, with a plain step now and then to keep that rate fresh. Below 1 it stops, and is
-tried again after 32, 64, ... 1024 plain steps: a trial is a few steps that decide anew. What drafting has cost so far,
+is highest, if it beats plain decoding, whose steps may run several at once.
 
-    loss = sum over drafting steps of (seconds - tokens / plain), at least 0,
+Both may be wrong. Therefore a job pays for its drafts out of a credit, counted in plain steps:
 
-may never exceed 2% of all time plus eight plain steps. That holds whatever the drafter does: a step that exceeds it
-ends drafting at once, and the next trial waits until it fits. The idea of comparing measured times and backing off:
-arXiv 2406.14066 (speculation length from goodput). Differs from it: no model of acceptance or of step time.
+    credit = at first `_FIRST`, + 0.8% of a step per token, + what drafts gained - what they lost, at most `_MOST`
+
+and a step may be no longer than the credit of its jobs allows if no token of it is accepted. However wrong drafter and
+clock are, a text of n tokens is never later than plain decoding by more than `_FIRST` + 0.008 n steps, and by what a
+single step takes longer than any before it.
+
+Goodput: arXiv 2406.14066. Differs from it: probabilities per token in place of a mean acceptance rate, and the credit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 from stretto.core.card import Can, Card
 from stretto.core.policy import DraftPolicy, Job, Record
+from stretto.engine.policies.draft._pace import Pace
 
-_WARM_UP = 4  # plain steps before the first trial
-_TRIAL = 8  # drafting steps before the first judgement
-_REFRESH = 64  # drafting steps between two plain ones
-_FIRST_WAIT, _LONGEST_WAIT = 32, 1024  # plain steps between two trials
-_LOSS_SHARE, _LOSS_STEPS = 0.02, 8.0
-_FADE_PLAIN, _FADE_DRAFTS = 0.9, 0.95
+_MARGIN = 1.08  # a smaller gain than this is not worth the doubt
+_FIRST, _MOST, _PER_TOKEN = 1.1, 8.0, 0.008  # credit, in plain steps
+_REFRESH = 48  # steps with drafts that follow one another: then a plain one says what those take now
+_SURPRISE = 1.4  # times as long as expected, or as short: such a step counts as a quarter of those
+_OUTLIER = 5.0  # times as long as expected: what else the machine did then is not the drafter's fault
+_OVERHEAD = 0.05  # of asking after every step, until it was seen
+_LOST = 0.5  # of a plain step: what a token costs that could have been drafted
+_LONGEST_PAUSE = 64  # plain steps
+_WARM_UP = 4  # plain steps that come first
+_RESTED = 0.75  # credit for which a job waits that had none left
 
 
-class _Rate:
-    """Tokens per second over the latest steps; older ones fade by a factor per step."""
+class Acceptance:
+    """How likely the first, second, ... token of a draft is accepted, where the drafter does not say.
 
-    def __init__(self, fade: float) -> None:
-        self._fade, self.steps, self._tokens, self._seconds = fade, 0, 0.0, 0.0
+    Counts fade, by rounds and by plain steps, towards a guess that is worth another try.
+    """
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self.steps += 1
-        self._tokens = self._fade * self._tokens + tokens
-        self._seconds = self._fade * self._seconds + max(seconds, 1e-9)  # a clock may stand still
+    _GUESS, _WEIGHT, _FADE, _FADE_PLAIN = 0.7, 2.0, 0.9, 0.998
+
+    def __init__(self) -> None:
+        self._counts: list[tuple[float, float]] = []  # per token: accepted, of so many
+
+    def add(self, num_tokens: int, accepted: Collection[int]) -> None:
+        """A verified draft. accepted: numbers of its tokens, from 1 on."""
+        self._counts += [(0.0, 0.0)] * (num_tokens - len(self._counts))
+        self._counts = [(self._FADE * hits, self._FADE * tries) for hits, tries in self._counts]
+        for n in range(num_tokens):
+            hits, tries = self._counts[n]
+            self._counts[n] = hits + (n + 1 in accepted), tries + 1
+
+    def forget(self, num_steps: int) -> None:
+        """So many plain steps have passed."""
+        fade = self._FADE_PLAIN**num_steps
+        self._counts = [(fade * hits, fade * tries) for hits, tries in self._counts]
+
+    def of(self, num_tokens: int) -> list[float]:
+        """Of the first `num_tokens`. A token that was not tried is to the one before it as tokens are in the mean."""
+        reached = [tries for _, tries in self._counts[:1]] + [hits for hits, _ in self._counts[:-1]]
+        hits, tries = sum(hits for hits, _ in self._counts), sum(reached)
+        rate = (hits + self._WEIGHT * self._GUESS) / (tries + self._WEIGHT)
+        found, before = list[float](), 1.0
+        for n in range(num_tokens):
+            hits, tries = self._counts[n] if n < len(self._counts) else (0.0, 0.0)
+            before = min(before, (hits + self._WEIGHT * before * rate) / (tries + self._WEIGHT))
+            found.append(before)
+        return found
+
+
+class Trust:
+    """What share of the tokens that a lookup promises is accepted, at most 1. Fades as `Acceptance` does."""
+
+    _WEIGHT, _FADE, _FADE_PLAIN = 4.0, 0.97, 0.998
+
+    def __init__(self) -> None:
+        self._promised = self._accepted = 0.0
+
+    def add(self, promised: float, accepted: int) -> None:
+        """A verified draft."""
+        self._promised = self._FADE * self._promised + promised
+        self._accepted = self._FADE * self._accepted + accepted
+
+    def forget(self, num_steps: int) -> None:
+        """So many plain steps have passed."""
+        fade = self._FADE_PLAIN**num_steps
+        self._promised, self._accepted = fade * self._promised, fade * self._accepted
 
     @property
-    def value(self) -> float:
-        return self._tokens / self._seconds
+    def share(self) -> float:
+        return min(1.0, (self._accepted + self._WEIGHT) / (self._promised + self._WEIGHT))
 
 
-@dataclass(slots=True)
-class _Load:
-    """What is known at one number of running requests."""
+class Chances:
+    """How often plain steps are followed by drafts: what a pause between two questions should be."""
 
-    plain: _Rate = field(default_factory=lambda: _Rate(_FADE_PLAIN))
-    drafts: _Rate = field(default_factory=lambda: _Rate(_FADE_DRAFTS))  # since drafting last began
-    on: bool = False  # a trial has succeeded
-    wait: int = 0  # plain steps until the next trial
-    plain_run: int = 0  # plain steps since the last drafting one
-    draft_run: int = 0  # drafting steps since the last plain one
-    loss_of_trial: float = 0.0  # seconds that the last failed trial cost
+    _FADE = 0.97
+
+    def __init__(self) -> None:
+        self._begun, self._tokens = 1.0, 200.0
+
+    def add(self, num_steps: int, begun: bool) -> None:
+        """So many plain steps, and whether the question after them was answered with drafts."""
+        self._begun = self._FADE * self._begun + begun
+        self._tokens = self._FADE * self._tokens + num_steps
+
+    def pause(self, overhead: float) -> int:
+        """The number n of steps for which overhead / n + chances that begin meanwhile * n / 2 * what they lose is
+        least."""
+        rate = max(self._begun, 0.1) / max(self._tokens, 1.0)
+        return max(1, round(math.sqrt(2 * overhead / (rate * _LOST))))
 
 
 class Gain(DraftPolicy):
-    """num_tokens: how many to draft per request, when it pays."""
+    """num_tokens: the longest draft of a request."""
 
-    def __init__(self, num_tokens: int = 8) -> None:
+    wants_costs = True
+
+    def __init__(self, num_tokens: int = 31) -> None:
         assert num_tokens > 0
         self._num_tokens = num_tokens
-        self._loads: dict[int, _Load] = {}
-        self._asked_at = 0  # the load of the last step that asked for drafts; 0 = the last step was plain
-        self._seconds = self._loss = 0.0
+        self._pace, self._acceptance, self._trust, self._chances = Pace(), Acceptance(), Trust(), Chances()
+        self._credit: dict[int, float] = {}  # of the jobs that were last asked for
+        self._resting: set[int] = set()  # those of them that had none left
+        self._offers: dict[int, tuple[float, ...] | None] = {}  # what their drafters had ready
+        self._is_asking = False  # the coming step asks for drafts
+        self._plain_steps = self._draft_steps = 0  # since the last step of the other kind
+        self._pause = 0  # a limit of the coming plain steps that is there for the sake of drafts
+
+    def know(self, seconds: Mapping[int, float]) -> None:
+        self._pace.know(seconds)
 
     def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
-        load = self._loads.setdefault(len(jobs), _Load())
-        asks = self._wants(load, len(jobs))
-        self._asked_at = len(jobs) if asks else 0
-        return [min(self._num_tokens, most) if asks else 0] * len(jobs)
+        self._credit = {job.rid: self._credit.get(job.rid, _FIRST) for job in jobs}
+        self._offers = {job.rid: job.acceptance for job in jobs}
+        self._resting &= self._credit.keys()
+        is_fresh = self._pace.has_seen(len(jobs)) and self._draft_steps < _REFRESH
+        found = self._best(jobs, min(most, self._num_tokens)) if is_fresh else [0] * len(jobs)
+        self._is_asking = any(found)
+        return found
 
     def plain_steps(self, num_seqs: int) -> int:
-        load = self._loads.setdefault(num_seqs, _Load())
-        if load.plain.steps < _WARM_UP:
-            return _WARM_UP - load.plain.steps
-        return 1 if load.on or load.drafts.steps else max(1, load.wait - load.plain_run)
+        if not self._pace.has_seen(num_seqs):
+            return _WARM_UP
+        if self._draft_steps >= _REFRESH:
+            return 1
+        if self._resting and len(self._resting) == len(self._credit):  # nobody drafts before one of them has enough
+            wait = min(_RESTED - self._credit[rid] for rid in self._resting) / _PER_TOKEN
+            return max(1, min(_LONGEST_PAUSE, math.ceil(wait)))
+        if all(offer is None for offer in self._offers.values()):
+            return _LONGEST_PAUSE // 4  # what is known of the drafter changes slowly
+        self._pause = self._chances.pause(self._overhead(num_seqs))
+        return self._pause
 
     def learn(self, record: Record) -> None:
+        for rid, drafted, accepted in record.rounds:
+            if (offer := self._offers.get(rid)) is None:
+                self._acceptance.add(drafted, accepted)
+            else:
+                self._trust.add(sum(offer[:drafted]), len(accepted))
+        if record.is_decode:
+            self._learn_drafting(record) if self._is_asking else self._learn_plain(record)
+        self._is_asking, self._pause = False, 0
+
+    def _learn_plain(self, record: Record) -> None:
         steps = record.num_steps
-        for _ in range(steps if record.is_decode else 0):
-            self._learn(record.num_seqs, record.drafted, record.emitted // steps, record.seconds / steps)
+        self._pace.observe_plain(record.num_seqs, steps, record.seconds / steps)
+        self._acceptance.forget(steps)
+        self._trust.forget(steps)
+        self._plain_steps, self._draft_steps = self._plain_steps + steps, 0
+        self._chances.add(steps, begun=False)
+        lost = self._overhead(record.num_seqs) if steps == self._pause else 0.0
+        self._pay(steps * _PER_TOKEN - lost, record.num_seqs)
 
-    def _learn(self, num_seqs: int, drafted: int, emitted: int, seconds: float) -> None:
-        load = self._loads.setdefault(num_seqs, _Load())
-        self._seconds += seconds
-        if drafted == 0 and self._asked_at != num_seqs:
-            load.plain.add(emitted, seconds)
-            load.plain_run, load.draft_run = load.plain_run + 1, 0
-            return
-        load.drafts.add(emitted, seconds)
-        load.plain_run, load.draft_run = 0, load.draft_run + 1
-        if load.plain.steps:
-            loss = seconds - emitted / load.plain.value
-            self._loss = max(0.0, self._loss + loss)
-            before = 0.0 if load.drafts.steps == 1 else load.loss_of_trial
-            load.loss_of_trial = max(0.0, before + loss)
-            self._judge(load, num_seqs)
+    def _learn_drafting(self, record: Record) -> None:
+        n, rows = record.num_seqs, record.num_seqs + record.drafted
+        expected = self._pace.drafting(rows)
+        self._pace.observe_drafting(rows, record.seconds)
+        if self._plain_steps:
+            self._chances.add(0, begun=True)
+        self._plain_steps, self._draft_steps = 0, self._draft_steps + 1
+        if record.seconds > _SURPRISE * expected or expected > _SURPRISE * record.seconds:
+            self._draft_steps += _REFRESH // 4  # does that concern plain steps, too?
+        # What rows take as a rule: a clock that errs would otherwise be believed when it is in favour of drafts.
+        rule = self._pace.drafting(rows)
+        seconds = max(rule, (rule + min(record.seconds, _OUTLIER * expected)) / 2)
+        gained = (record.emitted - n * seconds / self._pace.plain(n)) / max(1, len(self._credit))
+        self._pay(gained + _PER_TOKEN, n)
 
-    def _wants(self, load: _Load, num_seqs: int) -> bool:
-        if load.plain.steps < _WARM_UP:
-            return False
-        if load.on:
-            return load.draft_run < _REFRESH
-        if load.drafts.steps:  # in the middle of a trial
-            return True
-        return load.plain_run >= load.wait and self._loss + load.loss_of_trial <= self._allowed(load, num_seqs)
+    def _pay(self, amount: float, num_seqs: int) -> None:
+        """To every job; who cannot afford the shortest draft rests until it can afford more."""
+        least = self._pace.drafting(num_seqs + 1) / self._pace.plain(num_seqs) - 1
+        for rid, credit in self._credit.items():
+            self._credit[rid] = credit = min(_MOST, credit + amount)
+            if credit < max(0.0, least):
+                self._resting.add(rid)
+            elif credit >= max(_RESTED, least):
+                self._resting.discard(rid)
 
-    def _judge(self, load: _Load, num_seqs: int) -> None:
-        too_costly = self._loss > self._allowed(load, num_seqs)
-        if load.drafts.steps < _TRIAL and not too_costly:
-            return
-        if load.drafts.value >= load.plain.value and not too_costly:
-            load.on, load.wait, load.loss_of_trial = True, 0, 0.0
-            return
-        load.on, load.wait = False, min(max(_FIRST_WAIT, 2 * load.wait), _LONGEST_WAIT)
-        load.drafts = _Rate(_FADE_DRAFTS)
+    def _best(self, jobs: Sequence[Job], most: int) -> list[int]:
+        """Tokens per job with the highest goodput that the credit allows."""
+        n, found = len(jobs), [0] * len(jobs)
+        plain = self._pace.plain(n)
+        able = [(b, job) for b, job in enumerate(jobs) if job.rid not in self._resting]
+        offers = [(-w, i, b) for b, job in able for i, w in enumerate(self._likely(job, most))]
+        allowed = sum(max(0.0, credit) for credit in self._credit.values())
+        tokens, best, count = float(n), _MARGIN * n / plain, 0
+        order = sorted(offers)
+        for c, (minus_w, _, _) in enumerate(order, start=1):
+            tokens -= minus_w
+            seconds = max(plain, self._pace.drafting(n + c))
+            if n * (seconds / plain - 1) > allowed or n + c > (self._pace.most_rows or n + c):
+                break
+            if tokens / seconds > best:
+                best, count = tokens / seconds, c
+        for _, _, b in order[:count]:
+            found[b] += 1
+        return found
 
-    def _allowed(self, load: _Load, num_seqs: int) -> float:
-        return _LOSS_STEPS * num_seqs / load.plain.value + _LOSS_SHARE * self._seconds
+    def _likely(self, job: Job, most: int) -> list[float]:
+        """How likely each token of a draft for this job is accepted; never more likely than the one before it."""
+        most = min(most, max(0, job.remaining - 1))
+        if job.acceptance is None:
+            return self._acceptance.of(most)
+        found, before, share = list[float](), 1.0, self._trust.share
+        for w in job.acceptance[:most]:
+            before = min(before, w * share)
+            found.append(before)
+        return found
+
+    def _overhead(self, num_seqs: int) -> float:
+        seen = self._pace.overhead(num_seqs)
+        return _OVERHEAD if seen is None else max(0.01, min(0.3, seen))
 
 
 CARD = Card(
     name="gain",
     make=Gain,
-    idea="draft only while it is measured to pay",
+    idea="draft as many tokens as pay, and none where none do",
     paper="2406.14066",
     can=Can(0),
-    cost="O(1) per step",
+    cost="O(N log N) per step, N tokens that could be drafted",
 )

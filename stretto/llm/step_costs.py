@@ -1,0 +1,75 @@
+"""What a step of this model costs on this machine, measured once and kept in the cache of the user.
+
+A file is named by a hash of everything that the seconds depend on: the model (path, size, time of change), the version
+and the backend, the processor, threads and format of the cache. What cannot be read, or is not what it should be, is
+measured again; a cache that cannot be written is done without.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from stretto.core.env import Env
+from stretto.runner.runner import Runner
+from stretto.runner.staircase import row_seconds
+
+FOLDER = "steps"
+KEEP_SECONDS = 30 * 24 * 3600  # a machine may change
+
+
+def known_row_seconds(runner: Runner, model: Path, env: Env) -> Mapping[int, float]:
+    """Seconds of a step by its rows (`runner.staircase`), from the cache if they are there. The runner is idle."""
+    file = None if env.cache is None else env.cache / FOLDER / f"{_key(runner, model)}.json"
+    found = None if file is None else _read(file)
+    if found is None:
+        found = row_seconds(runner)
+        if file is not None:
+            _write(file, found)
+    return found
+
+
+def _key(runner: Runner, model: Path) -> str:
+    status, team = model.stat(), None if runner.recording is None else runner.recording.tape.team
+    words = (
+        str(model.resolve()), status.st_size, status.st_mtime_ns, version("stretto"), _processor(),
+        "torch" if team is None else f"{team.library.level} {team.num_threads}", str(runner.model.dtype),
+        runner.sizes.kv,
+    )  # fmt: skip
+    return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    """The name of the processor and how many of them this process may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name} {len(os.sched_getaffinity(0))}"
+
+
+def _read(file: Path) -> dict[int, float] | None:
+    """What a file says; None if it is not there, old, somebody else's or no staircase."""
+    try:
+        status = file.stat()
+        if status.st_uid != os.geteuid() or time.time() - status.st_mtime > KEEP_SECONDS:
+            return None
+        held = json.loads(file.read_text(encoding="utf-8"))
+        found = {int(rows): float(seconds) for rows, seconds in held.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    is_sound = 1 in found and all(0 < rows < 1 << 16 and 0 < seconds < 3600 for rows, seconds in found.items())
+    return found if is_sound else None
+
+
+def _write(file: Path, found: Mapping[int, float]) -> None:
+    """Whole or not at all."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
+            json.dump(found, part)
+        Path(part.name).replace(file)
