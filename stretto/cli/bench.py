@@ -10,7 +10,7 @@ from stretto.cli._flags import groups_of
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress, table
 from stretto.cli._text import PARAGRAPH
-from stretto.core.costs import Machine, ModelCost, prefill_bound, step_seconds
+from stretto.core.costs import Machine, ModelCost, prefill_bound, step_seconds, verified_rows
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
@@ -47,6 +47,7 @@ def run(options: Options) -> int:
     from stretto.llm import DTYPES, LLM
     from stretto.planner.measure import describe_machine, measure_machine, model_cost, prefill_cost
     from stretto.planner.record import as_record, result
+    from stretto.runner.staircase import row_seconds
 
     how = options.configuration.settings
     if "max_seqs" not in options.configuration.sources:
@@ -55,12 +56,14 @@ def run(options: Options) -> int:
     llm = LLM(path, how, progress=progress("loading"), note=note)
     lm = llm.engine.runner.model
     samples = measure(llm, options)
+    rows_of = row_seconds(llm.engine.runner)
     # afterwards: on a shared machine the neighbours of the runs just measured
     machine = measure_machine(dtype, llm.backend_choice.threads)
     bounds = _bounds(options, machine, model_cost(lm, dtype), prefill_cost(lm, dtype))
     words = (Path(options.model).name, llm.backend_choice.name, how.dtype, f"draft {how.draft}")
     name = "bench " + ", ".join((*words, f"prefill {how.prefill}"))
     results = [result(quantity, "tokens/s", runs, bounds[quantity]) for quantity, runs in samples.items()]
+    results += [result(f"step of {n} rows", "ms", [1e3 * seconds]) for n, seconds in rows_of.items()]
     where = {**describe_machine(), **asdict(machine)}
     record = as_record(name, shlex.join(["stretto", *_words(options)]), where, results, samples)
     if options.record is not None:
@@ -70,11 +73,12 @@ def run(options: Options) -> int:
         print_json(record)
         return 0
     rows = []
-    for row in record["results"]:
+    for row in record["results"][: len(samples)]:
         value, bound, (low, high) = row["value"], row["bound"], row["spread"]
         share = f"{value / bound:.0%} of {bound:,.0f}"
         rows.append((row["quantity"], f"{value:,.1f}", f"{low:,.1f} to {high:,.1f}", share))
     print(table(("quantity", "tokens/s", "spread", "of bound"), rows))
+    print(table(("rows of a step", "takes"), [(str(n), said) for n, said in verified_rows(rows_of).items()]))
     note(f"bound: {machine.bandwidth / 1e9:.1f} GB/s read, {machine.flops / 1e9:,.0f} GFLOP/s in {how.dtype}")
     return 0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stretto.cli._settings import said, settings
 from stretto.cli._terminal import has_colour, note, paint, print_json
-from stretto.core.costs import Machine, decode_bound, prefill_bound
+from stretto.core.costs import Machine, decode_bound, prefill_bound, verified_rows
 from stretto.core.env import Env, process_variables, read_env
 from stretto.core.errors import UserError, near
 from stretto.core.option import argument, option, options_of
@@ -127,6 +127,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
     from stretto.engine.abilities import where_parts_run
     from stretto.llm import LLM
     from stretto.planner.measure import model_cost, native_bandwidth
+    from stretto.runner.staircase import row_seconds
 
     context = settings.context or min(2 * _STEP_CONTEXT, file.config.context)
     llm = LLM(file.path, settings, context=context, env=env)
@@ -153,6 +154,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
         "operations": len(recording.tape.names),
         "of these in Python": recording.host_operations,
         **parts,
+        **{f"{rows} rows": said for rows, said in verified_rows(row_seconds(llm.engine.runner)).items()},
     }
 
 
