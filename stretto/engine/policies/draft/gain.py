@@ -2,7 +2,7 @@
 
 How likely is every token that could be verified to be accepted? A lookup says so (`Job.acceptance`), less what it was
 seen to promise too much; of other drafters the share is counted for the first, second, ... token of a draft. How long
-does a step take? `_pace.py` knows, from a measurement (`know`) and from every step. With those two, of all numbers of
+does a step take? `core/pace.py` knows, from a measurement (`know`) and from every step. With those two, of all numbers of
 tokens over all jobs, the one is taken for which
 
     goodput = expected tokens / seconds
@@ -24,8 +24,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from stretto.core.card import Can, Card
+from stretto.core.pace import Pace
 from stretto.core.policy import DraftPolicy, Job, Record
-from stretto.engine.policies.draft._pace import Pace
 
 _MARGIN = 1.08  # a smaller gain than this is not worth the doubt
 _FIRST, _MOST, _PER_TOKEN = 1.1, 8.0, 0.008  # credit, in plain steps
