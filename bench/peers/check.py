@@ -31,7 +31,8 @@ def start(
 ) -> list[Runner]:
     """Start and check everyone; who fails is closed and goes to `absent`. The others are warm, and stopped.
 
-    avx2_only: who is seen with AVX-512 state all the same is marked as outside the ratio; of ours it is an error.
+    avx2_only: who does not run so is started as it is; that one, and who is seen with AVX-512 state all the same, is
+    outside the ratio. Of ours both are errors.
     """
     ready: list[Runner] = []
     ours: dict[str, Any] | None = None
@@ -39,21 +40,23 @@ def start(
         name = runner.variant.name
         note(f"start and check: {name}")
         try:
-            runner.worker, runner.about, _ = launch(runner, plan, model, keeper)
-            stack.push(runner.worker.__exit__)
-            began = time.monotonic()
-            said = sayings(runner.worker, plan, text)
-            age, spent = runner.worker.avx512_age(), time.monotonic() - began
+            try:
+                said, age, spent = first_sayings(runner, plan, model, text, keeper, stack)
+            except WorkerError as error:
+                if runner.ours or not avx2_only:
+                    raise
+                note(f"  without the level, since: {error}")
+                runner.held, runner.outside = False, f"does not run when it is held to AVX2: {error}"
+                said, age, spent = first_sayings(runner, plan, model, text, keeper, stack)
             ours = said if ours is None else ours
             runner.about |= agreement(said, ours)
-            runner.worker.pause()
             share = min(runner.about["next_tokens_agree"], runner.about["first_tokens_of_streams_agree"])
             if share < AGREE:
                 raise WorkerError(f"not quoted: only {share:.0%} of its tokens after a text are those of stretto")
-            if avx2_only and age is not None and age < spent:
+            if avx2_only and runner.held and age is not None and age < spent:
                 if runner.ours:
                     raise WorkerError("AVX-512 is used though the level is avx2")
-                runner.outside = "uses AVX-512 though it was told not to"
+                runner.outside = "uses AVX-512 though it is held to AVX2"
             ready.append(runner)
             note(f"  {runner.about['version']}: {share:.0%} of next tokens agree {runner.outside or ''}")
         except WorkerError as error:
@@ -61,6 +64,23 @@ def start(
                 raise SystemExit(f"{name}: {error}") from error
             drop(runner, str(error), absent)
     return ready
+
+
+def first_sayings(
+    runner: Runner, plan: Plan, model: Model, text: Text, keeper: Keeper, stack: ExitStack
+) -> tuple[dict[str, Any], float | None, float]:
+    """Start its worker, stopped afterwards: what it says, seconds since AVX-512 was seen, and seconds that it took."""
+    runner.worker, runner.about, _ = launch(runner, plan, model, keeper)
+    stack.push(runner.worker.__exit__)
+    began = time.monotonic()
+    try:
+        said = sayings(runner.worker, plan, text)
+    except WorkerError:
+        runner.worker.close(gently=False)
+        raise
+    age, spent = runner.worker.avx512_age(), time.monotonic() - began
+    runner.worker.pause()
+    return said, age, spent
 
 
 def sayings(worker: Worker, plan: Plan, text: Text) -> dict[str, Any]:

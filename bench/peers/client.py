@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).parent
+REASON = 300  # most letters of what a system says about a failure
 
 
 class WorkerError(Exception):
@@ -26,11 +27,15 @@ class WorkerError(Exception):
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that everything in a `with` block is closed."""
+    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that everything in a `with` block is closed.
+
+    Ctrl-C does so itself, unless the shell that started this process in the background let it be ignored.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGHUP, end)
 
@@ -113,7 +118,7 @@ class Worker:
             raise WorkerError(self._ended())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise WorkerError(str(answer["error"]).splitlines()[0])
+            raise WorkerError(" ".join(str(answer["error"]).split())[:REASON])
         return answer
 
     def _ended(self) -> str:
@@ -163,7 +168,9 @@ class Worker:
                     yield folder
 
     def close(self, *, gently: bool = True) -> None:
-        """End it; gently: by asking first."""
+        """End it, if nobody has; gently: by asking first."""
+        if self._log.closed:
+            return
         if gently:
             self._signal(signal.SIGCONT)
             with suppress(BrokenPipeError, subprocess.TimeoutExpired):

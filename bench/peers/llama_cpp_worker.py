@@ -1,8 +1,8 @@
 """llama.cpp and ik_llama.cpp through their C functions: the high-level classes cannot decode several streams.
 
 Like llama.cpp's own batched benchmark: one context per use, all streams of a step in one batch, the KV of each stream
-apart. The argmax is numpy's (0.02 ms of 49,152 logits). options: {"binding": a name of `BINDINGS`, "repack": let
-ik_llama.cpp interleave rows when it loads, as its -rtr does}.
+apart. The argmax is numpy's (0.02 ms of 49,152 logits). options: {"binding": a name of `BINDINGS`; "repack": let
+ik_llama.cpp interleave rows when it loads, as its -rtr does; "plain_attention": without its fused attention}.
 """
 
 import sys
@@ -41,6 +41,8 @@ class LlamaCpp:
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = tokens, CHUNK, streams
         params.n_threads = params.n_threads_batch = self.threads
+        if self.options.get("plain_attention"):
+            params.flash_attn = False
         context = self.lib.llama_init_from_model(self.model, params)
         if not context:
             raise RuntimeError(f"llama.cpp cannot make a context of {streams} streams")

@@ -69,7 +69,7 @@ def report(
 
 
 def _about(runner: Runner) -> dict[str, Any]:
-    outside = {"not_in_ratio": runner.outside} if runner.outside else {}
+    outside = {"not_in_ratio": without_folders(runner.outside)} if runner.outside else {}
     return {key: runner.about[key] for key in _SAID} | outside
 
 

@@ -46,7 +46,7 @@ def measure(
             note(f"round {turn + 1}/{plan.rounds}: {runner.variant.name} ({elapsed / 60:.0f} min{left})")
             bandwidth.append(read_bandwidth(model.matrix_bytes, repeat=3).median)
             try:
-                one_turn(runner, plan, text, turn, bandwidth[-1])
+                one_turn(runner, plan, text, turn)
                 if turn < plan.loads:
                     fresh_processes(runner, plan, model, text, turn, keeper)
             except WorkerError as error:
@@ -60,7 +60,7 @@ def measure(
     return bandwidth
 
 
-def one_turn(runner: Runner, plan: Plan, text: Text, turn: int, bandwidth: float) -> None:
+def one_turn(runner: Runner, plan: Plan, text: Text, turn: int) -> None:
     """One round of one runner. Prompts start elsewhere in each round, so that no cache of prefixes helps."""
     assert runner.worker is not None
     offset = 37 * turn
@@ -81,11 +81,13 @@ def one_turn(runner: Runner, plan: Plan, text: Text, turn: int, bandwidth: float
                 seconds = worker.ask(op="batch", prompts=prompts, new=plan.new)["total_s"]
                 runner.samples[f"total x{n}"].append(n * plan.new / seconds)
         if runner.wants(VERIFY):
+            num_bytes = matrix_bytes(runner.model)
+            before = read_bandwidth(num_bytes, repeat=3).median
             steps = worker.ask(op="rows", ids=text.repeated(offset), rows=ROWS, repeat=VERIFIED)["seconds"]
             if not steps:
                 raise WorkerError(f"no step of {ROWS} rows in {VERIFIED} answers")
-            reading = matrix_bytes(runner.model) / bandwidth
-            runner.samples[VERIFY].append(statistics.median(steps) / reading)
+            bandwidth = (before + read_bandwidth(num_bytes, repeat=3).median) / 2
+            runner.samples[VERIFY].append(statistics.median(steps) * bandwidth / num_bytes)
 
 
 def fresh_processes(runner: Runner, plan: Plan, model: Model, text: Text, turn: int, keeper: Keeper) -> None:

@@ -87,8 +87,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Runner:
-    """A variant, its command and, once it has passed the check, its worker and samples. outside: why it is not in the
-    ratio, if it is not."""
+    """A variant, its command and, once it has passed the check, its worker and samples.
+
+    held: whether its processes run under the variables of the plan. outside: why it is not in the ratio, if it is not.
+    """
 
     variant: Variant
     command: list[str]
@@ -97,6 +99,7 @@ class Runner:
     worker: Worker | None = None
     about: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    held: bool = True
     outside: str | None = None
 
     def wants(self, quantity: str) -> bool:
@@ -115,7 +118,7 @@ def options_of(runner: Runner, model: Model) -> dict[str, Any]:
 def environment_of(runner: Runner, plan: Plan) -> dict[str, str]:
     """Environment variables of its processes."""
     threads = {name: str(plan.threads) for name in ("OMP_NUM_THREADS", "STRETTO_THREADS")}
-    return {**threads, **plan.variables, **runner.variant.variables}
+    return {**threads, **(plan.variables if runner.held else {}), **runner.variant.variables}
 
 
 def launch(runner: Runner, plan: Plan, model: Model, keeper: Keeper) -> tuple[Worker, dict[str, Any], float]:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peers.check import start
 from peers.client import Keeper, Worker, WorkerError, one_process
-from peers.kinds import KINDS, kind_of
+from peers.kinds import AVX2_ONLY, KINDS, kind_of
 from peers.report import report, without_folders
-from peers.runner import Model, Plan, Runner
+from peers.runner import Model, Plan, Runner, Text, environment_of
 from peers.systems import Variant, ours, peers
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +96,7 @@ def test_a_worker_is_closed_with_its_children_and_says_why_it_fails() -> None:
     with Keeper() as keeper:
         with Worker([sys.executable, "-S", "-c", FAKE], {}, "fake", keeper) as worker:
             pids = worker.ask(op="pids")["pids"]
-            with pytest.raises(WorkerError, match=r"^no$"):
+            with pytest.raises(WorkerError, match=r"^no such thing$"):
                 worker.ask(op="else")
             assert worker.peak_bytes() > 4 << 20
         wait(lambda: not any(state_of(pid) for pid in pids))
@@ -203,6 +205,64 @@ def test_a_record_names_no_folder_of_this_machine() -> None:
     text = "RuntimeError: Failed to load /srv/x/.cache/lib/liba.so: '/lib/x86/libc.so.6': version `G_2' (by /a/b)"
     assert without_folders(text) == "RuntimeError: Failed to load liba.so: 'libc.so.6': version `G_2' (by b)"
     assert without_folders("1 / 2, tokens/s, https://x.org/y") == "1 / 2, tokens/s, https://x.org/y"
+
+
+# A worker that says the same token always, which its variables name, and does not start under others.
+SAYS = """
+import json, os, sys
+if os.environ.get("REFUSES", "") in os.environ:
+    sys.exit("cannot")
+token = int(os.environ["TOKEN"])
+for line in sys.stdin:
+    ask = json.loads(line)
+    answer = {
+        "load": lambda: {"version": "1", "settings": {}},
+        "next": lambda: {"token": token},
+        "decode": lambda: {"tokens": [token] * ask["new"]},
+        "batch": lambda: {"tokens": [[token]] * len(ask["prompts"])},
+    }
+    print(json.dumps(answer[ask["op"]]()), flush=True)
+"""
+
+
+class Numbers(Text):
+    """A text without a model."""
+
+    def __init__(self) -> None:
+        self.ids = list(range(2000))
+
+
+def test_who_is_quoted_and_who_is_outside_the_ratio() -> None:
+    """One that says something else is not quoted; one that cannot be held to a level is shown without it."""
+    model = Model(path=Path("m"), title="Tiny", shipped="Q4", matrix_bytes=10, kv_bytes=1)
+    plan = Plan(
+        rounds=1, loads=1, turns=1, new=2, streams=(2,), prompts=(32,), threads=1, variables={**AVX2_ONLY, "LEVEL": "x"}
+    )  # fmt: skip
+
+    def fake(name: str, is_ours: bool = False, **variables: str) -> Runner:
+        variant = Variant(system=name, script="", file="gguf", variables=variables)
+        return Runner(variant, [sys.executable, "-S", "-c", SAYS], Path("m"), is_ours)
+
+    found = [
+        fake("stretto", True, TOKEN="5"),
+        fake("same", TOKEN="5"),
+        fake("other", TOKEN="6"),
+        fake("free", TOKEN="5", REFUSES="LEVEL"),
+        fake("broken", TOKEN="5", REFUSES="PATH"),
+    ]
+    absent: dict[str, str] = {}
+    with ExitStack() as stack:
+        keeper = stack.enter_context(Keeper())
+        ready = start(iter(found), plan, model, Numbers(), keeper, stack, absent, avx2_only=True)
+        assert [runner.variant.name for runner in ready] == ["stretto", "same", "free"]
+        assert [runner.outside for runner in ready[:2]] == [None, None]
+        assert "held to AVX2: the process ended with 1: cannot" in str(ready[2].outside)
+        assert environment_of(ready[2], plan).get("LEVEL") is None and environment_of(ready[1], plan)["LEVEL"] == "x"
+    assert absent["other"] == "not quoted: only 0% of its tokens after a text are those of stretto"
+    assert absent["broken"] == "the process ended with 1: cannot"
+    refuses = [fake("stretto", True, TOKEN="5", REFUSES="LEVEL")]
+    with Keeper() as keeper, ExitStack() as stack, pytest.raises(SystemExit, match="stretto: the process ended"):
+        start(iter(refuses), plan, model, Numbers(), keeper, stack, {}, avx2_only=True)
 
 
 def test_int8_prompts_are_measured_in_the_lengths_of_the_plan() -> None:
