@@ -46,7 +46,7 @@ def serve(make: Callable[[], Peer]) -> None:
     if sys.argv[1:2] == ["once"]:
         request, one = json.loads(sys.argv[2]), make()
         one.load(request["model"], request["threads"], request["options"])
-        print(one.generate([request["ids"]], 1, lambda: None))
+        print(one.generate([request["ids"]], 1, lambda at=None: None))
         return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -74,7 +74,7 @@ def serve(make: Callable[[], Peer]) -> None:
 def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     op = request["op"]
     if op == "next":
-        return {"token": peer.generate([request["ids"]], 1, lambda: None)[0][0]}
+        return {"token": peer.generate([request["ids"]], 1, lambda at=None: None)[0][0]}
     if op == "decode":
         tokens, first_s, total_s = _timed(peer, [request["ids"]], request["new"])
         return {"first_s": first_s, "total_s": total_s, "tokens": tokens[0]}

@@ -74,7 +74,7 @@ def first_sayings(
     stack.push(runner.worker.__exit__)
     began = time.monotonic()
     try:
-        said = sayings(runner.worker, plan, text)
+        said = sayings(runner.worker, plan, text, batches=runner.variant.batches)
     except WorkerError:
         runner.worker.close(gently=False)
         raise
@@ -83,15 +83,22 @@ def first_sayings(
     return said, age, spent
 
 
-def sayings(worker: Worker, plan: Plan, text: Text) -> dict[str, Any]:
-    """What a system says after prefixes, alone and in a batch. Everything that will be timed has run once then."""
-    prompts = [text.part(SHORT, 41 * i) for i in range(MOST_STREAMS)]
+def sayings(worker: Worker, plan: Plan, text: Text, *, batches: bool) -> dict[str, Any]:
+    """What a system says after prefixes, alone and in a batch. Everything that will be timed has run once then.
+
+    batches: whether it is asked for several at once; one that is not says the same prompts one by one.
+    """
+    prompts = [text.part(SHORT, 41 * i) for i in range(MOST_STREAMS)][: max(plan.streams or [PREFIXES])]
     worker.ask(op="decode", ids=text.part(max(plan.prompts), 0), new=2)
-    batches = [worker.ask(op="batch", prompts=prompts[:n], new=8)["tokens"] for n in plan.streams or [PREFIXES]]
+    if batches:
+        several = [worker.ask(op="batch", prompts=prompts[:n], new=8)["tokens"] for n in plan.streams or [PREFIXES]]
+        streams = [tokens[0] for tokens in max(several, key=len)]
+    else:
+        streams = [worker.ask(op="next", ids=prompt)["token"] for prompt in prompts]
     return {
         "next": [worker.ask(op="next", ids=text.part(PREFIX, 61 * i + 7))["token"] for i in range(PREFIXES)],
         "text": [worker.ask(op="decode", ids=text.part(PREFIX, 301 * i), new=64)["tokens"] for i in range(3)],
-        "streams": [tokens[0] for tokens in batches[-1]],
+        "streams": streams,
     }
 
 

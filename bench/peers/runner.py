@@ -106,6 +106,8 @@ class Runner:
         """Whether it is measured in this."""
         if quantity == VERIFY and not self.variant.times_rows:
             return False
+        if (quantity.startswith("total ") or quantity == MEMORY_MANY) and not self.variant.batches:
+            return False
         return not self.variant.quantities or quantity in self.variant.quantities
 
 

@@ -53,7 +53,7 @@ class Stretto:
         tape.run = timed
         try:
             for _ in range(repeat):
-                self.generate([ids], 96, lambda: None)
+                self.generate([ids], 96, lambda at=None: None)
                 if len(found) >= repeat:
                     break
         finally:

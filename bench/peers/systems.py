@@ -27,6 +27,7 @@ class Variant:
 
     file: what it reads, a kind of `install.py: model_file`. options, variables: for its worker and the worker's
     environment. quantities: the only ones it is measured in; empty means all. times_rows: its worker has `rows`.
+    batches: it runs several streams at once.
     """
 
     system: str
@@ -37,6 +38,7 @@ class Variant:
     variables: Mapping[str, str] = field(default_factory=dict)
     quantities: Sequence[str] = ()
     times_rows: bool = False
+    batches: bool = True
 
     @property
     def name(self) -> str:
@@ -220,6 +222,7 @@ def _mistral_rs(shipped: str) -> Peer:
                 script="mistralrs_worker.py",
                 file="gguf" if label == shipped else label,
                 variables=_OFFLINE,
+                batches=False,
             )
             for label in dict.fromkeys((shipped, "Q4_0"))
         ],
