@@ -24,6 +24,14 @@ constexpr bool MANY_REGISTERS = false;
 template <int R>
 constexpr int HALVES = MANY_REGISTERS || R == 1 ? 2 : 1;
 
+// Whether sums are of codes less 128, their zero point: of eight-bit codes where both factors must be signed.
+template <class F>
+#if defined(VEC_128)
+constexpr bool IS_CENTRED = F::Codes::MAX > 127;
+#else
+constexpr bool IS_CENTRED = false;
+#endif
+
 template <int T, int R>
 using Sums = I32[T][R];
 
@@ -90,6 +98,12 @@ INLINE void add_both_bytes(const Codes<F>& codes, const uint8_t* integers, Sums<
         UNROLL for (int r = 0; r < R; r++) acc[t][r] = add(shl<8>(acc[t][r]), low[t][r]);
 }
 
+#if defined(VEC_128)
+}  // namespace dots
+#include "linear/dots_neon.h"
+namespace dots {
+#endif
+
 #if defined(VEC_PAIRS)
 
 template <class F, int T, int R>
@@ -131,6 +145,9 @@ INLINE void add_coarse(const Codes<F>& codes, const uint8_t* integers, Sums<T, R
 // acc[t][r] = the sum over the codes of half t of the tile, for R rows whose integers lie 64 bytes apart.
 template <class F, int T, int R, bool COARSE>
 INLINE void sums_of(const Codes<F>& codes, const uint8_t* integers, Sums<T, R>& acc) {
+#if defined(VEC_128)
+    return signed_sums_of<F, T, R, COARSE>(codes, integers, acc);
+#endif
     clear<T, R>(acc);
 #if defined(VEC_PAIRS)
     if constexpr (!COARSE) add_pairs<F, T, R>(codes, integers, acc);

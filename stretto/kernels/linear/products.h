@@ -38,7 +38,7 @@ struct Ahead {
 // y + the outputs of one part of a group for row r of a block, of which `sum` are the products with the codes.
 template <class F>
 INLINE F32 add_scaled(F32 y, I32 sum, F32 scale, const Block& block, int r, int part) {
-    if constexpr (F::LOG_ZERO >= 0) {
+    if constexpr (F::LOG_ZERO >= 0 && !dots::IS_CENTRED<F>) {
         const int32_t* isum = block.isums[r];
         I32 total = F::PARTS == 2 ? set1i(isum[part]) : add(set1i(isum[0]), set1i(isum[1]));
         sum = sub(sum, shl<(F::LOG_ZERO < 0 ? 0 : F::LOG_ZERO)>(total));
