@@ -4,56 +4,17 @@
 //     bytes together     both halves of a tile and both bytes of the integers at once: needs many registers
 //     bytes in turn      one half of a tile, the high bytes of the integers, then the low ones
 //     pairs              one half of a tile, 16-bit integers: where no instruction multiplies bytes into 32 bits
+//     signed bytes       dots_neon.h
+//
+// Sixteen rows and more have a form of their own in tile registers: dots_tiles.h.
 #pragma once
 
-#include "linear/fixed_point.h"
+#include "linear/codes.h"
+#if defined(VEC_128)
+#include "linear/dots_neon.h"
+#endif
 
 namespace dots {
-
-using namespace vec;
-using formats::HALF;
-
-#if defined(VEC_512)
-constexpr bool MANY_REGISTERS = true;  // for 32 sums of 16 lanes
-#else
-constexpr bool MANY_REGISTERS = false;
-#endif
-
-// Halves of a tile that R rows take at once. One row alone has registers left, and needs sums that do not wait for each
-// other.
-template <int R>
-constexpr int HALVES = MANY_REGISTERS || R == 1 ? 2 : 1;
-
-// Whether sums are of codes less 128, their zero point: of eight-bit codes where both factors must be signed.
-template <class F>
-#if defined(VEC_128)
-constexpr bool IS_CENTRED = F::Codes::MAX > 127;
-#else
-constexpr bool IS_CENTRED = false;
-#endif
-
-template <int T, int R>
-using Sums = I32[T][R];
-
-template <int T, int R>
-INLINE void clear(Sums<T, R>& sums) {
-    UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int r = 0; r < R; r++) sums[t][r] = set1i(0);
-}
-
-// One part of one group of weights: its vectors of codes, four inputs each, of both halves of the tile.
-template <class F>
-struct Codes {
-    static constexpr int COUNT = 8 / F::PARTS;
-    const uint8_t* record;
-    int group, part;
-
-    INLINE I32 at(int t, int i) const { return F::Codes::at(F::codes(record + t * F::RECORD, group), i); }
-    INLINE int first() const { return part * COUNT; }
-};
-
-// Four bytes of the integers of row r, as every level lays them: `at` bytes from the start of the row's 64.
-INLINE I32 integers_at(const uint8_t* integers, int r, int at) { return four(integers + 64 * r + at); }
 
 // acc += codes * bytes, those from `at` on.
 template <class F, int T, int R>
@@ -97,12 +58,6 @@ INLINE void add_both_bytes(const Codes<F>& codes, const uint8_t* integers, Sums<
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < R; r++) acc[t][r] = add(shl<8>(acc[t][r]), low[t][r]);
 }
-
-#if defined(VEC_128)
-}  // namespace dots
-#include "linear/dots_neon.h"
-namespace dots {
-#endif
 
 #if defined(VEC_PAIRS)
 

@@ -9,7 +9,7 @@
 // and run out of registers.
 #pragma once
 
-#include "linear/fixed_point.h"
+#include "linear/codes.h"
 
 namespace dots {
 
@@ -17,6 +17,7 @@ INLINE void in_order() { asm volatile("" ::: "memory"); }
 
 template <class F>
 INLINE I32 signed_codes(const Codes<F>& codes, int half, int i) {
+    static_assert(!IS_CENTRED<F> || F::LOG_ZERO == 7);
     I32 w = codes.at(half, i);
     return IS_CENTRED<F> ? bxor(w, set1i(int32_t(0x80808080))) : w;
 }

@@ -6,7 +6,7 @@
 // the result are the high and the low sums of row r. Coarse blocks have rows of high bytes only.
 #pragma once
 
-#include "linear/dots.h"
+#include "linear/codes.h"
 #include "linear/tile_registers.h"
 
 namespace dots {
