@@ -8,8 +8,9 @@ answer each prompt greedily at the same time, step by step in turn: the one that
 whatever else the machine does meets both within a few steps. The time of an answer is the sum of its engine's steps
 after the first token; a ratio is plain / drafts, above 1 where drafts help, the median over the rounds. The ids must be
 the same, or nothing is written. Forward steps and drafted rows are counted, too: they say without a clock how much was
-tried. The engine that drafts learns from prompt to prompt, as that of a server does; prompts of all kinds come mixed,
-in an order that is the same in every run.
+tried. At last the answers are given once more to the policy with a clock that says what rows cost when nothing else
+runs (`draft_replay.py`), which no noise reaches. The engine that drafts learns from prompt to prompt, as that of a
+server does; prompts of all kinds come mixed, in an order that is the same in every run.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 import torch
+from draft_replay import Machine, replay
 
 from stretto import LLM, Sampling
 from stretto.core.costs import break_even
@@ -86,11 +88,15 @@ def main() -> None:
         for n, (name, text) in enumerate(prompts):
             print(f"\rround {turn + 1}/{options.rounds}, prompt {n + 1}/{len(prompts)} ", end="", file=sys.stderr)
             found[name].append(pair(llm, plain, text, sampling, turn + n))
+            if turn:
+                del found[name][-1]["answer"]  # the same again
     print(file=sys.stderr)
-    stairs = row_seconds(plain.runner)
-    report(found, kinds, stairs)
+    stairs = row_seconds(plain.runner, budget=5.0, rounds=20)
+    answers = {name: runs[0].pop("answer") for name, runs in found.items()}
+    quiet = replay(answers, Machine(rows=stairs), draft=options.draft) if options.draft != "none" else {}
+    report(found, quiet, kinds, stairs)
     if set(kinds) == set(KINDS):
-        write(found, stairs, llm.backend_choice.name)
+        write(found, quiet, stairs, llm.backend_choice.name)
 
 
 def read(kind: str) -> list[tuple[str, str]]:
@@ -110,6 +116,7 @@ def pair(llm: LLM, plain: Engine, text: str, sampling: Sampling, turn: int) -> d
         raise SystemExit(f"drafts change the answer to: {text}")
     line = both[1].request.timeline
     return {
+        "answer": (ids, both[0].tokens),
         "ratio": both[0].seconds / both[1].seconds,
         "plain_s": both[0].seconds,
         "steps": line.steps,
@@ -118,7 +125,9 @@ def pair(llm: LLM, plain: Engine, text: str, sampling: Sampling, turn: int) -> d
     }
 
 
-def report(found: dict[str, list[dict[str, Any]]], kinds: list[str], stairs: dict[int, float]) -> None:
+def report(
+    found: dict[str, list[dict[str, Any]]], quiet: dict[str, float], kinds: list[str], stairs: dict[int, float]
+) -> None:
     """The table, on standard output."""
     for name, runs in sorted(found.items(), key=lambda item: (item[0].split("-")[0], int(item[0].split("-")[1]))):
         line = {key: median(run[key] for run in runs) for key in runs[0]}
@@ -126,11 +135,10 @@ def report(found: dict[str, list[dict[str, Any]]], kinds: list[str], stairs: dic
             f"{name:15} {line['ratio']:6.3f}  steps {line['steps']:4.0f}  drafted {line['drafted']:4.0f}"
             f"  accepted {line['accepted']:4.0f}  plain {line['plain_s']:.2f} s"
         )
-    ratios = by_prompt(found)
-    for kind in kinds:
-        own = [ratio for name, ratio in ratios.items() if name.startswith(f"{kind}-")]
-        print(f"{kind:15} {geometric_mean(own):6.3f}  worst {min(own):.3f}  best {max(own):.3f}")
-    print(f"{'all':15} {geometric_mean(list(ratios.values())):6.3f}  worst {min(ratios.values()):.3f}")
+    for what, ratios in (("measured", by_prompt(found)), ("by what rows cost", quiet)):
+        for kind in (*kinds, "") if ratios else ():
+            own = [ratio for name, ratio in ratios.items() if name.startswith(kind)]
+            print(f"{what}: {kind or 'all':12} {geometric_mean(own):6.3f}  worst {min(own):.3f}  best {max(own):.3f}")
     for rows, seconds in stairs.items():
         least = break_even(seconds / stairs[1], rows - 1) if rows > 1 else 0.0
         print(f"{rows:3} rows {1e3 * seconds:7.2f} ms" + (f"  pays from {least:.2f} per token" if rows > 1 else ""))
@@ -141,7 +149,9 @@ def by_prompt(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     return {name: median(run["ratio"] for run in runs) for name, runs in found.items()}
 
 
-def write(found: dict[str, list[dict[str, Any]]], stairs: dict[int, float], backend: str) -> None:
+def write(
+    found: dict[str, list[dict[str, Any]]], quiet: dict[str, float], stairs: dict[int, float], backend: str
+) -> None:
     """The record of a run over all prompts."""
     rounds = len(next(iter(found.values())))
     samples: dict[str, list[float]] = {}
@@ -153,6 +163,9 @@ def write(found: dict[str, list[dict[str, Any]]], stairs: dict[int, float], back
     medians = by_prompt(found)
     samples["worst prompt: drafts / plain"] = [min(medians.values())]
     worst = min(medians, key=lambda name: medians[name])
+    if quiet:
+        samples["all prompts: drafts / plain by what rows cost, geometric mean"] = [geometric_mean(quiet.values())]
+        samples["worst prompt: drafts / plain by what rows cost"] = [min(quiet.values())]
     for rows, seconds in stairs.items():
         samples[f"step of {rows} rows / step of 1 row"] = [seconds / stairs[1]]
     machine = describe_machine() | {"native": backend, "load_average": os.getloadavg(), "worst_prompt": worst}

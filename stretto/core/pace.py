@@ -20,6 +20,7 @@ _CORRECTION = 0.05
 _FADE = 0.998
 _MOST = math.log(3.0)
 
+_PLAIN, _MANY = ("alone", "few", "many"), 4  # kinds of plain steps: by how many run as one
 Kind = tuple[str, int]
 
 
@@ -45,11 +46,11 @@ class Pace:
 
     def has_seen(self, num_seqs: int) -> bool:
         """Whether there was a plain step of so many sequences."""
-        return ("ahead", num_seqs) in self._corrections or ("alone", num_seqs) in self._corrections
+        return any((name, num_seqs) in self._corrections for name in _PLAIN)
 
     def plain(self, num_seqs: int) -> float:
         """Seconds of a plain step, among several that run as one where that was seen to be shorter."""
-        kinds = [kind for kind in (("ahead", num_seqs), ("alone", num_seqs)) if kind in self._corrections]
+        kinds = [(name, num_seqs) for name in _PLAIN if (name, num_seqs) in self._corrections]
         return min(self._expected(kind, num_seqs) for kind in kinds or [("alone", num_seqs)])
 
     def drafting(self, num_rows: int) -> float:
@@ -58,15 +59,15 @@ class Pace:
 
     def overhead(self, num_seqs: int) -> float | None:
         """How much longer a plain step takes alone than among several, as a share; None = not seen."""
-        kinds = ("alone", num_seqs), ("ahead", num_seqs)
+        kinds = ("alone", num_seqs), ("many", num_seqs)
         if any(kind not in self._corrections for kind in kinds):
             return None
-        alone, ahead = (self._corrections[kind][0] for kind in kinds)
-        return math.exp(alone - ahead) - 1
+        alone, many = (self._corrections[kind][0] for kind in kinds)
+        return math.exp(alone - many) - 1
 
     def observe_plain(self, num_seqs: int, num_steps: int, seconds: float) -> None:
         """seconds: of each step."""
-        kind = ("ahead" if num_steps > 1 else "alone"), num_seqs
+        kind = _PLAIN[0 if num_steps == 1 else 1 if num_steps < _MANY else 2], num_seqs
         if not self._is_known:
             self._speed = math.log(max(seconds, 1e-9) / self._stairs.seconds(num_seqs))
             self._is_known = True
@@ -85,13 +86,11 @@ class Pace:
         return self._stairs.seconds(num_rows) * math.exp(self._speed + self._correction(kind)[0])
 
     def _correction(self, kind: Kind) -> tuple[float, int]:
-        if kind[0] == "drafts":
-            smaller = (
-                "drafts",
-                max((n for name, n in self._corrections if name == "drafts" and n <= kind[1]), default=0),
-            )
-            return self._corrections.get(smaller, (0.0, 0))[0], self._corrections.get(kind, (0.0, 0))[1]
-        return self._corrections.get(kind, (0.0, 0))
+        correction, count = self._corrections.get(kind, (0.0, 0))
+        if kind[0] == "drafts" and not count:
+            tried = (n for name, n in self._corrections if name == "drafts" and n < kind[1])
+            correction = self._corrections.get(("drafts", max(tried, default=0)), (0.0, 0))[0]
+        return correction, count
 
     def _observe(self, kind: Kind, num_rows: int, seconds: float, share: float) -> None:
         off = math.log(max(seconds, 1e-9) / self._expected(kind, num_rows))  # a clock may stand still

@@ -67,9 +67,13 @@ def _read(file: Path) -> dict[int, float] | None:
 
 
 def _write(file: Path, found: Mapping[int, float]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; what is too old to be read goes."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for other in file.parent.iterdir():
+            with suppress(OSError):  # two processes may be at it
+                if time.time() - other.stat().st_mtime > KEEP_SECONDS:
+                    other.unlink()
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
             json.dump(found, part)
         Path(part.name).replace(file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -21,7 +22,7 @@ from stretto.drafters.ngram import Config
 from stretto.engine.engine import Engine
 from stretto.engine.policies.draft.gain import Gain
 from stretto.engine.scheduler import Policies
-from stretto.llm.step_costs import FOLDER, known_row_seconds
+from stretto.llm.step_costs import FOLDER, KEEP_SECONDS, known_row_seconds
 from stretto.models.lm import LM
 from stretto.runner.staircase import ROWS, row_seconds
 
@@ -84,6 +85,10 @@ def test_what_was_measured_is_kept(kept: Any) -> None:
     assert kept.ask() == {1: 0.5, 2: 0.75}, "it is read"
     os.utime(kept.model, (1, 1))  # another model of this name
     assert set(kept.ask()) == set(ROWS) and len(list(kept.folder.iterdir())) == 2
+    old = time.time() - KEEP_SECONDS - 1
+    for one in kept.folder.iterdir():
+        os.utime(one, (old, old))
+    assert set(kept.ask()) == set(ROWS) and len(list(kept.folder.iterdir())) == 1, "machines change"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 How likely is every token that could be verified to be accepted? A lookup says so (`Job.acceptance`), less what it was
 seen to promise too much; of other drafters the share is counted for the first, second, ... token of a draft. How long
-does a step take? `core/pace.py` knows, from a measurement (`know`) and from every step. With those two, of all numbers of
-tokens over all jobs, the one is taken for which
+does a step take? `core/pace.py` knows, from a measurement (`know`) and from every step. With those two, of all numbers
+of tokens over all jobs, the one is taken for which
 
     goodput = expected tokens / seconds
 
@@ -11,10 +11,10 @@ is highest, if it beats plain decoding, whose steps may run several at once.
 
 Both may be wrong. Therefore a job pays for its drafts out of a credit, counted in plain steps:
 
-    credit = at first `_FIRST`, + 0.8% of a step per token, + what drafts gained - what they lost, at most `_MOST`
+    credit = at first `_FIRST`, + 0.6% of a step per token, + what drafts gained - what they lost, at most `_MOST`
 
 and a step may be no longer than the credit of its jobs allows if no token of it is accepted. However wrong drafter and
-clock are, a text of n tokens is never later than plain decoding by more than `_FIRST` + 0.008 n steps, and by what a
+clock are, a text of n tokens is never later than plain decoding by more than `_FIRST` + 0.006 n steps, and by what a
 single step takes longer than any before it.
 
 Goodput: arXiv 2406.14066. Differs from it: probabilities per token in place of a mean acceptance rate, and the credit.
@@ -28,7 +28,7 @@ from stretto.core.pace import Pace
 from stretto.core.policy import DraftPolicy, Job, Record
 
 _MARGIN = 1.08  # a smaller gain than this is not worth the doubt
-_FIRST, _MOST, _PER_TOKEN = 1.1, 8.0, 0.008  # credit, in plain steps
+_FIRST, _MOST, _PER_TOKEN = 0.9, 8.0, 0.006  # credit, in plain steps
 _REFRESH = 48  # steps with drafts that follow one another: then a plain one says what those take now
 _SURPRISE = 1.4  # times as long as expected, or as short: such a step counts as a quarter of those
 _OUTLIER = 5.0  # times as long as expected: what else the machine did then is not the drafter's fault
@@ -102,10 +102,15 @@ class Trust:
 class Chances:
     """How often plain steps are followed by drafts: what a pause between two questions should be."""
 
-    _FADE = 0.97
+    _FADE, _GUESS = 0.97, 200.0  # plain tokens per chance
 
     def __init__(self) -> None:
-        self._begun, self._tokens = 1.0, 200.0
+        self._begun, self._tokens = 1.0, self._GUESS
+
+    def restart(self) -> None:
+        """Another text comes, which may be like those before it or not."""
+        rate = max(self._begun, 0.1) / max(self._tokens, 1.0)
+        self._begun, self._tokens = math.sqrt(rate * self._GUESS), self._GUESS
 
     def add(self, num_steps: int, begun: bool) -> None:
         """So many plain steps, and whether the question after them was answered with drafts."""
@@ -139,6 +144,8 @@ class Gain(DraftPolicy):
         self._pace.know(seconds)
 
     def budgets(self, jobs: Sequence[Job], most: int) -> list[int]:
+        if any(job.rid not in self._credit for job in jobs):
+            self._chances.restart()
         self._credit = {job.rid: self._credit.get(job.rid, _FIRST) for job in jobs}
         self._offers = {job.rid: job.acceptance for job in jobs}
         self._resting &= self._credit.keys()
@@ -153,7 +160,7 @@ class Gain(DraftPolicy):
         if self._draft_steps >= _REFRESH:
             return 1
         if self._resting and len(self._resting) == len(self._credit):  # nobody drafts before one of them has enough
-            wait = min(_RESTED - self._credit[rid] for rid in self._resting) / _PER_TOKEN
+            wait = (self._least(num_seqs, rested=True) - max(map(self._credit.__getitem__, self._resting))) / _PER_TOKEN
             return max(1, min(_LONGEST_PAUSE, math.ceil(wait)))
         if all(offer is None for offer in self._offers.values()):
             return _LONGEST_PAUSE // 4  # what is known of the drafter changes slowly
@@ -197,13 +204,18 @@ class Gain(DraftPolicy):
 
     def _pay(self, amount: float, num_seqs: int) -> None:
         """To every job; who cannot afford the shortest draft rests until it can afford more."""
-        least = self._pace.drafting(num_seqs + 1) / self._pace.plain(num_seqs) - 1
+        least, enough = self._least(num_seqs), self._least(num_seqs, rested=True)
         for rid, credit in self._credit.items():
             self._credit[rid] = credit = min(_MOST, credit + amount)
-            if credit < max(0.0, least):
+            if credit < least:
                 self._resting.add(rid)
-            elif credit >= max(_RESTED, least):
+            elif credit >= enough:
                 self._resting.discard(rid)
+
+    def _least(self, num_seqs: int, *, rested: bool = False) -> float:
+        """Credit for the shortest draft; rested: for a job that had less."""
+        need = self._pace.drafting(num_seqs + 1) / self._pace.plain(num_seqs) - 1
+        return min(_MOST, max(_RESTED if rested else 0.0, need))
 
     def _best(self, jobs: Sequence[Job], most: int) -> list[int]:
         """Tokens per job with the highest goodput that the credit allows."""
@@ -238,7 +250,7 @@ class Gain(DraftPolicy):
 
     def _overhead(self, num_seqs: int) -> float:
         seen = self._pace.overhead(num_seqs)
-        return _OVERHEAD if seen is None else max(0.01, min(0.3, seen))
+        return _OVERHEAD if seen is None else max(_OVERHEAD / 2, min(0.3, seen))
 
 
 CARD = Card(
