@@ -25,7 +25,7 @@ Kind = tuple[str, int]
 
 
 class Pace:
-    """Expects nothing of steps with so many sequences before it has seen a plain one of them."""
+    """What it expects of steps before it has seen a plain one is not worth much."""
 
     def __init__(self) -> None:
         self._stairs, self._speed = _GUESS, 0.0
@@ -44,14 +44,18 @@ class Pace:
         """Rows that a step may have: twice those of any step before it where nothing was measured; None = any."""
         return None if self._is_measured else 2 * self._most_rows
 
-    def has_seen(self, num_seqs: int) -> bool:
-        """Whether there was a plain step of so many sequences."""
-        return any((name, num_seqs) in self._corrections for name in _PLAIN)
+    @property
+    def has_seen_plain(self) -> bool:
+        """Whether there was a plain step."""
+        return self._steps > 0
 
     def plain(self, num_seqs: int) -> float:
-        """Seconds of a plain step, among several that run as one where that was seen to be shorter."""
-        kinds = [(name, num_seqs) for name in _PLAIN if (name, num_seqs) in self._corrections]
-        return min(self._expected(kind, num_seqs) for kind in kinds or [("alone", num_seqs)])
+        """Seconds of a plain step, among several that run as one where that was seen to be shorter. Of a number of
+        sequences that was not seen yet the nearest one is taken that was."""
+        seen = {n for name, n in self._corrections if name in _PLAIN}
+        near = min(seen, key=lambda n: abs(n - num_seqs), default=num_seqs)
+        kinds = [(name, near) for name in _PLAIN if (name, near) in self._corrections] or [("alone", near)]
+        return min(self._expected(kind, num_seqs) for kind in kinds)
 
     def drafting(self, num_rows: int) -> float:
         """Seconds of a step that asks for drafts, with so many rows in all."""

@@ -220,6 +220,30 @@ def test_drafts_that_are_accepted_need_fewer_steps() -> None:
     assert right < 0.75 * plain and wrong == pytest.approx(plain, rel=0.2)
 
 
+@pytest.mark.parametrize(("row", "pays"), [(0.0005, True), (0.05, False)], ids=["cheap rows", "dear rows"])
+def test_a_lookup_is_used_where_rows_are_cheap(row: float, pays: bool) -> None:
+    """The draft policy in a whole schedule: prompts beside it, many texts at once, plain steps in a row."""
+
+    def took(drafts: Drafts) -> tuple[float, int]:
+        tried = [0]
+
+        def cost(plan: Plan, drafted: int) -> float:
+            tried[0] += drafted
+            rows = sum(share.num_rows for share in plan.shares) + drafted
+            return plan.num_steps * (0.01 + row * rows)
+
+        ready = lambda job: (0.95,) * 6 if job.need == 1 else ()  # noqa: E731
+        world = World(seconds=cost, accepted=lambda job, n: n, ready=ready, patience=0.3)
+        few = [replace(one, at=0.0) for one in ARRIVALS[:12]]
+        lives = simulate(few, policies("fcfs", drafts), limits(runs_ahead=True), ROOM, world)
+        assert all(len(life.token_times) == life.output for life in lives)
+        return max(life.finished or 0.0 for life in lives), tried[0]
+
+    (plain, none), (gain, tried) = took(lambda: None), took(Gain)
+    assert none == 0
+    assert (tried > 50 and gain < 0.8 * plain) if pays else gain < 1.03 * plain
+
+
 def test_steps_in_a_row_change_no_token() -> None:
     world = World(seconds=seconds, patience=0.2)
     lives = simulate(ARRIVALS, policies("fcfs", lambda: None), limits(runs_ahead=True), ROOM, world)

@@ -149,13 +149,13 @@ class Gain(DraftPolicy):
         self._credit = {job.rid: self._credit.get(job.rid, _FIRST) for job in jobs}
         self._offers = {job.rid: job.acceptance for job in jobs}
         self._resting &= self._credit.keys()
-        is_fresh = self._pace.has_seen(len(jobs)) and self._draft_steps < _REFRESH
+        is_fresh = self._pace.has_seen_plain and self._draft_steps < _REFRESH
         found = self._best(jobs, min(most, self._num_tokens)) if is_fresh else [0] * len(jobs)
         self._is_asking = any(found)
         return found
 
     def plain_steps(self, num_seqs: int) -> int:
-        if not self._pace.has_seen(num_seqs):
+        if not self._pace.has_seen_plain:
             return _WARM_UP
         if self._draft_steps >= _REFRESH:
             return 1
