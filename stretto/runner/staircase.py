@@ -3,6 +3,7 @@
 What tokens there are does not matter to how long they take, so the context is reserved and not computed.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,8 @@ def row_seconds(
     """Seconds of a step of one sequence by its rows, packing and commit included: the shortest run of up to `rounds`
     after one that warms up, all numbers of rows in turn.
 
+    What took longer than a step of more rows did was disturbed, and takes what that took.
+
     budget: seconds after which nothing more is begun but a step of one row; numbers of rows that were never run are
     left out, and so are those that do not fit into a step or the cache. The runner has no sequences.
     """
@@ -41,7 +44,11 @@ def row_seconds(
                     seconds.append(clock() - started)
     finally:
         runner.cache.release(_RID)
-    return {n: max(1e-9, min(seconds[1:] or seconds)) for n, seconds in runs.items() if seconds}
+    found, least = dict[int, float](), math.inf
+    for n in sorted(runs, reverse=True):
+        if runs[n]:
+            found[n] = least = max(1e-9, min(least, *(runs[n][1:] or runs[n])))
+    return dict(sorted(found.items()))
 
 
 def _pretend(runner: Runner, num_tokens: int) -> None:

@@ -67,6 +67,22 @@ def test_a_budget_that_is_spent_leaves_out_long_steps(make: Callable[..., Engine
     assert max(row_seconds(make(max_rows=20, max_seqs=2).runner)) == 16, "a step has 20 rows"
 
 
+def test_a_step_that_was_disturbed_takes_what_more_rows_take(make: Callable[..., Engine]) -> None:
+    """By a clock that jumps in every run of 2 and of 32 rows but the shortest of each."""
+    runner, clock = make().runner, SimpleNamespace(now=0.0, runs=0)
+    forward = runner.forward
+
+    def timed(step: Any) -> Any:
+        n = step.seqs.num_rows
+        clock.runs += n == 32
+        clock.now += {1: 1.0, 2: 9.0, 4: 2.0, 8: 3.0, 16: 5.0, 32: 8.0}[n] + (n == 32 and clock.runs != 3)
+        return forward(step)
+
+    runner.forward = timed  # type: ignore[method-assign]
+    want = {1: 1.0, 2: 2.0, 4: 2.0, 8: 3.0, 16: 5.0, 32: 8.0}
+    assert row_seconds(runner, budget=1e9, clock=lambda: clock.now) == want
+
+
 @pytest.fixture
 def kept(tmp_path: Path, make: Callable[..., Engine]) -> Any:
     model = tmp_path / "model.gguf"
