@@ -6,6 +6,7 @@ the benchmark ends, its workers end with it: `Keeper` sees to it, from a process
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -118,7 +119,7 @@ class Worker:
             raise WorkerError(self._ended())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise WorkerError(" ".join(str(answer["error"]).split())[:REASON])
+            raise WorkerError(without_folders(" ".join(str(answer["error"]).split()))[:REASON])
         return answer
 
     def _ended(self) -> str:
@@ -207,3 +208,8 @@ def last_line(log: Any) -> str:
     log.seek(0)
     said = [line.strip() for line in log if line.strip()]
     return said[-1] if said else "it said nothing"
+
+
+def without_folders(text: str) -> str:
+    """`text` with absolute paths cut down to the names of their files: a record is read on other machines."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", text)

@@ -1,13 +1,13 @@
 """From samples to a record (bench/records/) and to what the chart shows."""
 
 import os
-import re
 import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peers.client import without_folders
 from peers.runner import Model, Plan, Runner
 from peers.svg import Bar, Group
 from peers.systems import DECODE
@@ -71,8 +71,3 @@ def report(
 def _about(runner: Runner) -> dict[str, Any]:
     outside = {"not_in_ratio": without_folders(runner.outside)} if runner.outside else {}
     return {key: runner.about[key] for key in _SAID} | outside
-
-
-def without_folders(text: str) -> str:
-    """`text` with absolute paths cut down to the names of their files: a record is read on other machines."""
-    return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", text)

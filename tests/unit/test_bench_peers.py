@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from peers.check import start
-from peers.client import Keeper, Worker, WorkerError, one_process
+from peers.client import Keeper, Worker, WorkerError, one_process, without_folders
 from peers.kinds import AVX2_ONLY, KINDS, kind_of
-from peers.report import report, without_folders
+from peers.report import report
 from peers.runner import Model, Plan, Runner, Text, environment_of
 from peers.systems import Variant, ours, peers
 
@@ -28,7 +28,8 @@ import json, os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
 for line in sys.stdin:
     op = json.loads(line)["op"]
-    print(json.dumps({"pids": [os.getpid(), child.pid]} if op == "pids" else {"error": "no\\nsuch thing"}), flush=True)
+    wrong = {"error": "no\\nsuch thing in " + "/a" * 300 + "/b"}
+    print(json.dumps({"pids": [os.getpid(), child.pid]} if op == "pids" else wrong), flush=True)
 """
 # The benchmark with its own beginning and end, and those workers instead of real ones: the first of them is stopped.
 BENCHMARK = f"""
@@ -96,7 +97,7 @@ def test_a_worker_is_closed_with_its_children_and_says_why_it_fails() -> None:
     with Keeper() as keeper:
         with Worker([sys.executable, "-S", "-c", FAKE], {}, "fake", keeper) as worker:
             pids = worker.ask(op="pids")["pids"]
-            with pytest.raises(WorkerError, match=r"^no such thing$"):
+            with pytest.raises(WorkerError, match=r"^no such thing in b$"):
                 worker.ask(op="else")
             assert worker.peak_bytes() > 4 << 20
         wait(lambda: not any(state_of(pid) for pid in pids))
