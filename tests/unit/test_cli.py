@@ -246,15 +246,18 @@ def test_bench_writes_a_record(cli: Run, tiny: Path, tmp_path: Path, monkeypatch
     assert code == 0, err
     record = records.parse(json.loads(path.read_text()))
     assert json.loads(out)["samples"] == record.samples
-    assert [r.quantity for r in record.results] == ["prefill 16", "prefill 24", "decode x1", "decode x2"]
-    assert all(r.median_of == 2 and r.bound > 0 and r.value > 0 for r in record.results)
+    speeds, rows = record.results[:4], record.results[4:]
+    assert [r.quantity for r in speeds] == ["prefill 16", "prefill 24", "decode x1", "decode x2"]
+    assert all(r.median_of == 2 and r.bound > 0 and r.value > 0 for r in speeds)
+    assert [r.quantity for r in rows] == [f"step of {n} rows" for n in (1, 2, 4, 8, 16, 32)]
+    assert all(r.value > 0 and r.unit == "ms" for r in rows)
     again = shlex.split(record.command)
     assert again[:3] == ["stretto", "bench", str(tiny)], "the command that makes the same record"
     assert _flags.parse(bench_verb.Options, again[2:], "bench") == _flags.parse(
         bench_verb.Options, [str(word) for word in words[1:]], "bench"
     )
     code, out, err = cli(*words)
-    assert code == 0 and "of bound" in out and "GB/s" in err
+    assert code == 0 and "of bound" in out and "a draft of 3 pays" in out and "GB/s" in err
 
 
 def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +288,7 @@ def test_doctor(cli: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["one decode step"]["runs on"].startswith("native") and found["one decode step"]["  matmul ms"] > 0
     assert found["one decode step"]["layers"] == {"Attention": "2 native", "Dense": "2 native"}
     assert found["one decode step"]["of these in Python"] == {}
+    assert "a draft of 3 pays" in found["one decode step"]["4 rows"]
     assert bounds["cache bytes per token"] == 2 * 2 * 2 * 8 * 2, "k and v, two layers, two heads of 8, bf16"
     picked = {
         op
