@@ -2,8 +2,8 @@
 
     python bench/draft_auto.py [--rounds 3] [--tokens 160] [--kinds copying,code] [--model smollm2] [--draft auto]
 
-Writes bench/records/draft_auto-<cpu>.json, for a run over all kinds. Two engines over the same weights are in one
-process (two copies of the weights may differ by a tenth in speed), one that decodes plainly and one that drafts. They
+Writes bench/records/draft_auto-<kind of CPU>.json, for a run over all kinds. Two engines over the same weights are in
+one process (two copies may differ by a tenth in speed), one that decodes plainly and one that drafts. They
 answer each prompt greedily at the same time, step by step in turn: the one that has fewer tokens goes on, so that
 whatever else the machine does meets both within a few steps. The time of an answer is the sum of its engine's steps
 after the first token; a ratio is plain / drafts, above 1 where drafts help, the median over the rounds. The ids must be
@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import re
 import shlex
 import sys
 import time
@@ -28,9 +27,11 @@ from typing import Any
 
 import torch
 from draft_replay import Machine, replay
+from peers.kinds import kind_of
 
 from stretto import LLM, Sampling
 from stretto.core.costs import break_even
+from stretto.core.env import read_env
 from stretto.engine.engine import Engine
 from stretto.planner.measure import describe_machine
 from stretto.planner.record import as_record, result
@@ -168,7 +169,9 @@ def write(
         samples["worst prompt: drafts / plain by what rows cost"] = [min(quiet.values())]
     for rows, seconds in stairs.items():
         samples[f"step of {rows} rows / step of 1 row"] = [seconds / stairs[1]]
-    machine = describe_machine() | {"native": backend, "load_average": os.getloadavg(), "worst_prompt": worst}
+    machine = describe_machine()
+    kind = read_env().level or kind_of(machine["features"])
+    machine |= {"kind": kind, "native": backend, "load_average": os.getloadavg(), "worst_prompt": worst}
     command = shlex.join(["python", "bench/draft_auto.py", *sys.argv[1:]])
     results = [result(quantity, "times", runs) for quantity, runs in samples.items()]
     samples |= {f"{name}: drafts / plain": [run["ratio"] for run in runs] for name, runs in sorted(found.items())}
@@ -176,7 +179,6 @@ def write(
     record = as_record(
         "SmolLM2-135M, drafts beside plain decoding", command, machine | {"work": work}, results, samples
     )
-    kind = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {backend.split(',')[0].split()[-1]}".lower()).strip("-")
     path = RECORDS / f"draft_auto-{kind}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}", file=sys.stderr)

@@ -13,9 +13,9 @@ Both may be wrong. Therefore a job pays for its drafts out of a credit, counted 
 
     credit = at first `_FIRST`, + 0.6% of a step per token, + what drafts gained - what they lost, at most `_MOST`
 
-and a step may be no longer than the credit of its jobs allows if no token of it is accepted. However wrong drafter and
-clock are, a text of n tokens is never later than plain decoding by more than `_FIRST` + 0.006 n steps, and by what a
-single step takes longer than any before it.
+and a step may be no longer than the credit of its jobs allows if no token of it is accepted. However wrong a drafter
+is, a text of n tokens is not later than plain decoding by more than `_FIRST` + 0.006 n steps where steps take what they
+are expected to; a step that takes longer is charged for it by half at once and in full when it has become the rule.
 
 Goodput: arXiv 2406.14066. Differs from it: probabilities per token in place of a mean acceptance rate, and the credit.
 """
