@@ -1,9 +1,12 @@
 """Laws of the draft policy `gain`, with a clock that says what a table of costs says: it drafts if and only if that
 pays, as many tokens as pay most, and a drafter that is always wrong costs next to nothing."""
 
+import importlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 from hypothesis import given
@@ -289,6 +292,29 @@ def test_a_text_that_turns_into_a_copy_is_drafted_soon() -> None:
     """Nothing to draft in 100 tokens, then everything."""
     world = World(CHEAP, lambda step, n: n, lambda tokens: chain(0.95) if tokens >= 100 else ())
     assert world.run(knowing(CHEAP), 400) < 0.55
+
+
+# -- with n-grams ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+@pytest.mark.parametrize(("table", "gain"), [(CHEAP, 3.0), (DEAR, 1.4), (PROHIBITIVE, 0.97)])
+def test_ngrams_help_with_copies_and_never_harm(table, gain, is_fresh, monkeypatch) -> None:
+    """Texts of three kinds, mixed: drawn from few words (matches without meaning), copies of their prompt with a slip
+    now and then, and ones that repeat nothing. The replay of the benchmark, by a clock of costs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    draft_replay = importlib.import_module("draft_replay")
+    rng, answers = random.Random(8), {}
+    for n in range(12):
+        prompt = [rng.randrange(1000) for _ in range(160)]
+        answers[f"drawn-{n}"] = [rng.randrange(40) for _ in range(50)], [rng.randrange(40) for _ in range(161)]
+        answers[f"copies-{n}"] = prompt, [t if rng.random() < 0.97 else 5000 for t in [7, *prompt]]
+        answers[f"new-{n}"] = [*range(50)], [*range(100, 261)]
+    machine = draft_replay.Machine(rows={rows: STEP * steps for rows, steps in table.items()})
+    found = draft_replay.replay(answers, machine, is_fresh=is_fresh)
+    assert found.keys() == answers.keys() and min(found.values()) >= 0.97
+    for kind, least in (("drawn", 0.98), ("new", 0.99), ("copies", gain)):
+        assert geometric_mean(ratio for name, ratio in found.items() if name.startswith(kind)) > least
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
