@@ -19,6 +19,7 @@ from stretto.llm.options import make_drafting, make_judge, make_order
 from stretto.llm.sizes import DTYPES, choose_sizes
 from stretto.llm.step_costs import known_row_seconds
 from stretto.models.lm import LM
+from stretto.runner.staircase import row_seconds
 from stretto.text.tokenizer import Tokenizer
 
 
@@ -81,7 +82,9 @@ def load_engine(
         threads=threads,
     )
     if policy is not None and policy.wants_costs:
-        policy.know(known_row_seconds(engine.runner, file.path, env))
+        backend = "torch" if threads is None else f"{threads.library.level} {threads.num_threads}"
+        how = f"{backend} {settings.dtype} {sizes.kv}"
+        policy.know(known_row_seconds(lambda: row_seconds(engine.runner), file.path, how, env))
     for note in engine.notes:
         tell(note)
     return engine

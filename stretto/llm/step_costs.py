@@ -2,7 +2,7 @@
 
 A file is named by a hash of everything that the seconds depend on: the model (path, size, time of change), the version
 and the backend, the processor, threads and format of the cache. What cannot be read, or is not what it should be, is
-measured again; a cache that cannot be written is done without.
+measured again; a cache that cannot be written is done without. Needs no torch.
 """
 
 import hashlib
@@ -10,37 +10,36 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from stretto.core.env import Env
-from stretto.runner.runner import Runner
-from stretto.runner.staircase import row_seconds
 
 FOLDER = "steps"
 KEEP_SECONDS = 30 * 24 * 3600  # a machine may change
 
 
-def known_row_seconds(runner: Runner, model: Path, env: Env) -> Mapping[int, float]:
-    """Seconds of a step by its rows (`runner.staircase`), from the cache if they are there. The runner is idle."""
-    file = None if env.cache is None else env.cache / FOLDER / f"{_key(runner, model)}.json"
+def known_row_seconds(
+    measure: Callable[[], Mapping[int, float]], model: Path, how: str, env: Env
+) -> Mapping[int, float]:
+    """Seconds of a step by its rows, from the cache if they are there, else from `measure` (`runner/staircase.py`).
+
+    how: in words, what they depend on besides model and machine: backend, threads, formats.
+    """
+    file = None if env.cache is None else env.cache / FOLDER / f"{_key(model, how)}.json"
     found = None if file is None else _read(file)
     if found is None:
-        found = row_seconds(runner)
+        found = dict(measure())
         if file is not None:
             _write(file, found)
     return found
 
 
-def _key(runner: Runner, model: Path) -> str:
-    status, team = model.stat(), None if runner.recording is None else runner.recording.tape.team
-    words = (
-        str(model.resolve()), status.st_size, status.st_mtime_ns, version("stretto"), _processor(),
-        "torch" if team is None else f"{team.library.level} {team.num_threads}", str(runner.model.dtype),
-        runner.sizes.kv,
-    )  # fmt: skip
+def _key(model: Path, how: str) -> str:
+    status = model.stat()
+    words = str(model.resolve()), status.st_size, status.st_mtime_ns, version("stretto"), _processor(), how
     return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()[:24]
 
 
