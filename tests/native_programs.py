@@ -15,6 +15,9 @@ DRIVER = Path(__file__).parent / "native_driver"
 FAMILIES = tuple(sorted(path.stem.removeprefix("drive_") for path in DRIVER.glob("drive_*.cpp")))
 SEEN = "-Dalways_inline=unused"
 """Nothing is inlined: what takes minutes to compile with checks, or without optimization, takes seconds."""
+SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow"
+# Reads whose values are not used stay in the program. A null pointer shows without a check of its own.
+SANITIZED = (SANITIZERS, "-fno-sanitize-recover=all", "-O0", "-g1", SEEN, "-fno-sanitize=null,object-size")
 _OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",  # they are looked for with ptrace, which is not allowed everywhere
     "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -8,7 +8,7 @@ from pathlib import Path
 from stretto.core.env import Env
 from stretto.core.errors import RunError, UserError
 from stretto.core.settings import Settings
-from stretto.kernels.native.build import LEVELS, build, supported_levels
+from stretto.kernels.native.build import LEVELS, build, missing_features, supported_levels
 from stretto.kernels.native.library import Team, load
 
 
@@ -59,8 +59,8 @@ def thread_team(env: Env, num_threads: int | None, note: Callable[[str], None] |
     """
     level = env.level or supported_levels()[0]
     if level not in supported_levels():
-        known = ", ".join(LEVELS)
-        raise UserError(f"STRETTO_LEVEL={level}", why=f"this CPU runs {', '.join(supported_levels())} (of {known})")
+        lacks = f"this CPU lacks {' '.join(missing_features()[level])} for it" if level in LEVELS else "no such level"
+        raise UserError(f"STRETTO_LEVEL={level}", why=f"{lacks}; it runs {', '.join(supported_levels())}")
     return _team(build(level, env.cache_dir, compiler=env.cxx, note=note), num_threads)
 
 

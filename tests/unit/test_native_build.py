@@ -191,8 +191,13 @@ def test_levels_are_chosen_by_the_flags_of_the_processor(tmp_path: Path, monkeyp
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UserError, match="STRETTO_LEVEL=avx9"):
+    with pytest.raises(UserError, match="STRETTO_LEVEL=avx9") as caught:
         thread_team(read_env({"STRETTO_LEVEL": "avx9"}), None)
+    assert "no such level" in str(caught.value.why) and LEVEL in str(caught.value.why)
+    other, flags = next((name, flags) for name, flags in missing_features().items() if flags)
+    with pytest.raises(UserError, match=f"STRETTO_LEVEL={other}") as caught:
+        thread_team(read_env({"STRETTO_LEVEL": other}), None)
+    assert f"lacks {' '.join(flags)}" in str(caught.value.why)
     with pytest.raises(UserError, match="STRETTO_THREADS is -1"):
         configure(environ={"STRETTO_THREADS": "-1"})
 

@@ -1,5 +1,5 @@
 """Levels that this CPU lacks: their kernels run in an emulator, or with stand-ins for what it cannot execute, and give
-the bits of the kernels that run here.
+the bits of the kernels that run here. Those of x86 run under sanitizers.
 
 What is shown, and what is not:
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from native_programs import DRIVER, FAMILIES, SEEN, compiled, compiler, driver_units, run
+from native_programs import DRIVER, FAMILIES, SANITIZED, SANITIZERS, SEEN, compiled, compiler, driver_units, run
 
 from stretto.core.env import read_env
 from stretto.kernels.native.build import LEVELS, NEEDS, SOURCES, build, cpu_features, supported_levels
@@ -36,9 +36,10 @@ class Build:
     """How the driver is compiled for a level, and runs. families: those whose code differs from another level's."""
 
     flags: Sequence[str]
+    checks: Sequence[str] = SANITIZED
     families: Sequence[str] = FAMILIES
     program: str | None = None
-    link: Sequence[str] = ()
+    link: Sequence[str] = (SANITIZERS,)
     before: Sequence[str] = ()
     features: frozenset[str] = field(default_factory=frozenset)
 
@@ -54,7 +55,8 @@ class Build:
 
 
 def arm(level: str, families: Sequence[str] = FAMILIES) -> Build:
-    return Build(LEVELS[level], families, CROSS, ("-static",), (EMULATOR,))
+    """Without sanitizers: the emulator would take minutes."""
+    return Build(LEVELS[level], ("-O1",), families, CROSS, ("-static",), (EMULATOR,))
 
 
 def other_encoding() -> list[str]:
@@ -70,12 +72,12 @@ def emulated_tiles() -> list[str]:
 BUILDS = {
     "avx_vnni": Build(
         other_encoding(),
-        ("vectors", "linear", "attention"),
+        families=("vectors", "linear", "attention"),
         features=frozenset({"avx2", "fma", "f16c", "avx512vl", "avx512_vnni"}),
     ),
     "amx": Build(
         emulated_tiles(),
-        ("vectors", "linear"),
+        families=("vectors", "linear"),
         features=frozenset(NEEDS["avx512"]),
     ),
     "neon": arm("neon"),
@@ -104,7 +106,7 @@ def test_levels_of_other_cpus_give_the_bits_of_this_one(level: str, sums: list[s
         if os.environ.get("CI") and how.program is not None:
             pytest.fail(why)
         pytest.skip(why)
-    units = driver_units(tmp_path, ["-O1", *WARNINGS, *how.flags], how.families)
+    units = driver_units(tmp_path, [*how.checks, *WARNINGS, *how.flags], how.families)
     compiled(units, how.program)
     objects = [made for _, made, _ in units]
     run([how.program or compiler(), *how.link, "-pthread", *objects, "-ldl", "-o", tmp_path / "driver"])

@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from native_programs import DRIVER, SEEN, compiled, compiler, driver_units, run
+from native_programs import DRIVER, SANITIZED, compiled, compiler, driver_units, run
 
 from stretto.core.env import read_env
 from stretto.kernels.native.build import LEVELS, LOG, SOURCES, build, supported_levels
 
 pytestmark = pytest.mark.timeout(900)  # a machine that does other things compiles for minutes
 COMPILERS = ("", "clang++")  # "": what a user gets
-# Reads whose values are not used stay in the program. A null pointer shows without a check of its own.
-PLAIN = ("-O0", "-g1", SEEN, "-fno-sanitize=null,object-size")
-MEMORY = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", *PLAIN)
 
 
 def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
@@ -37,7 +34,7 @@ def linked(objects: Sequence[Path], sanitizer: str, program: Path) -> Path:
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The driver for every level of this CPU, with the kernels compiled into it."""
     root = tmp_path_factory.mktemp("drivers")
-    units = {level: driver_units(root / level, [*MEMORY, *LEVELS[level]]) for level in supported_levels()}
+    units = {level: driver_units(root / level, [*SANITIZED, *LEVELS[level]]) for level in supported_levels()}
     compiled([unit for of_level in units.values() for unit in of_level])
     return {
         level: linked([made for _, made, _ in of_level], "address,undefined", root / level / "driver")
