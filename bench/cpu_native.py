@@ -63,8 +63,8 @@ class Bench:
         self.llm = LLM("smollm2", draft="none", **sizes)
         self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
         self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)
-        self.cost = model_cost(self.llm.engine.runner.model, torch.bfloat16)
-        self.prompt_cost = prefill_cost(self.llm.engine.runner.model, torch.bfloat16)
+        self.cost = model_cost(self.llm.engine.runner.lm, torch.bfloat16)
+        self.prompt_cost = prefill_cost(self.llm.engine.runner.lm, torch.bfloat16)
         assert self.llm.backend_choice.threads is not None
         self.threads = self.llm.backend_choice.threads
         x, weight = torch.randn(CACHED[:2]), tile([Q4_1().encode(torch.randn(CACHED[2], CACHED[1]))], self.threads)
@@ -157,7 +157,7 @@ def steps(llm: LLM, prompts: list[list[int]], new: int, rows: int = 1) -> tuple[
     """Seconds inside the tape for every step with `rows` rows, and from the first such step to the last, all told."""
     recording = llm.engine.runner.recording
     assert recording is not None
-    tape, ahead = recording.tape, recording.ahead
+    tape, ahead = recording.operations, recording.ahead
     calls: list[tuple[float, float]] = []  # into the tape with so many rows: when they began and ended
     seconds: list[float] = []
 
@@ -189,7 +189,7 @@ def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
     """Seconds of a prompt by what they were for, every operation timed by itself."""
     recording, found = llm.engine.runner.recording, {"products": 0.0, "attention": 0.0, "everything else": 0.0}
     assert recording is not None
-    run, profile = recording.tape.run, recording.tape.profile
+    run, profile = recording.operations.run, recording.operations.profile
     names = {"matmul": "products", "gated": "products", "attention": "attention"}
 
     def profiled() -> None:
@@ -197,11 +197,11 @@ def parts_of_prompt(llm: LLM, prompt: list[int]) -> dict[str, float]:
         for operation, seconds in profile(1).items():
             found[names.get(operation, "everything else")] += seconds
 
-    recording.tape.run = profiled  # type: ignore[method-assign]
+    recording.operations.run = profiled  # type: ignore[method-assign]
     try:
         llm.generate(prompt, greedy(1))
     finally:
-        del recording.tape.run
+        del recording.operations.run
     return found
 
 
@@ -211,12 +211,12 @@ def scores(llm: LLM, prompt: list[int]) -> Tensor:
     recording, cache = engine.runner.recording, engine.runner.cache
     assert recording is not None
     cache.admit(-1)
-    for first in range(0, len(prompt), recording.tape.room):
-        part = prompt[first : first + recording.tape.room]
+    for first in range(0, len(prompt), recording.operations.room):
+        part = prompt[first : first + recording.operations.room]
         seqs = Seqs.of([len(part)], [first])
         assert cache.reserve(-1, len(part))
         caches = cache.pack([-1], seqs)
-        scores, _ = recording(StepPlan(part, seqs, range(len(part)), caches))
+        scores = recording(StepPlan(part, seqs, range(len(part)), caches)).scores
         found.append(scores.logits.double().log_softmax(1))
         cache.commit([-1], seqs, [()])
     cache.release(-1)

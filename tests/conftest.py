@@ -14,6 +14,7 @@ from stretto.hub import models
 torch.set_num_threads(1)
 for _one in options_of(Settings):
     os.environ.pop(_one.variable, None)
+os.environ["STRETTO_NO_PROGRAMS"] = "1"  # nothing of the many small models is kept; tests of that say so
 
 
 # Files whose tests take longest together, in that order. A process takes a whole file at a time, so one of

@@ -41,7 +41,7 @@ class Stretto:
 
     def rows(self, ids: Ids, rows: int, repeat: int) -> list[float]:
         """Steps of the text said again, with drafts as long as they may be (`rows` less the pending row)."""
-        tape, found = self.llm.engine.runner.recording.tape, []
+        tape, found = self.llm.engine.runner.recording.operations, []
         run = tape.run
 
         def timed() -> None:

@@ -10,18 +10,32 @@ request at position p of its block table, its fixed-size state in its own slot. 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from stretto.cache.ledger import Holding, Ledger
-from stretto.cache.pools import Caches, PagePlacement, Placement, Pools
+from stretto.cache.ledger import Holding, Ledger, Room
+from stretto.cache.placement import PagePlacement, Placed, Placement
 from stretto.core.pages import PAGE_SIZE, num_pages
-from stretto.core.seqs import Accepted, Seqs
+from stretto.core.seqs import Accepted, Seqs, check_paths
+
+
+class Memory(Protocol):
+    """The memory that is managed: `Pools`, or `PoolMemory`."""
+
+    @property
+    def room(self) -> Room: ...
+    @property
+    def has_slots(self) -> bool: ...
+    def caches(self, placement: Placement) -> Placed: ...
+    def move(self, group: int, source: Sequence[int], destination: Sequence[int]) -> None: ...
+    def clear(self, group: int, pages: Sequence[int]) -> None: ...
+    def check(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     rids: tuple[int, ...]
     seqs: Seqs
-    caches: Caches
+    caches: Placed
 
 
 class CacheManager:
@@ -30,7 +44,7 @@ class CacheManager:
     clears: whether new pages are cleared, for readers that look at a page beyond the tokens it holds.
     """
 
-    def __init__(self, pools: Pools, *, clears: bool = True) -> None:
+    def __init__(self, pools: Memory, *, clears: bool = True) -> None:
         self.pools, self._clears = pools, clears
         self.ledger = Ledger(pools.room)
         self._open: set[int] = set()  # packed, not yet committed
@@ -63,7 +77,7 @@ class CacheManager:
                 self.pools.clear(group, table.blocks[held:])
         return found
 
-    def pack(self, rids: Sequence[int], seqs: Seqs) -> Caches:
+    def pack(self, rids: Sequence[int], seqs: Seqs) -> Placed:
         """One cache per layer for a forward pass over `seqs`; its rows must have been reserved.
 
         The caches are valid until `commit`. A request without context starts from the zero state.
@@ -83,7 +97,7 @@ class CacheManager:
             placements.append(PagePlacement([list(request.tables[group].blocks) for request in requests], mapping))
         slots = [self._slot(request) for request in requests]
         source = [slot if request.length else 0 for slot, request in zip(slots, requests, strict=True)]
-        caches = Caches(self.pools, Placement(placements, source, slots))
+        caches = self.pools.caches(Placement(placements, source, slots))
         self._open.update(rids)
         self._step = _Step(tuple(rids), seqs, caches)
         return caches
@@ -97,14 +111,15 @@ class CacheManager:
         assert step is not None and step.rids == tuple(rids) and step.seqs == seqs, (
             "only the packed step can be committed"
         )
-        # also where no state is advanced: it checks the paths
-        accepted = Accepted.of(seqs, paths) if self.pools.has_slots or any(paths) else None
+        check_paths(seqs, paths)
         requests = [self.ledger.holdings[rid] for rid in rids]
         assert self._open.issuperset(rids), "a request of this step was admitted again"
         for group in range(len(self.ledger.blocks)):
             self._move(group, requests, seqs, paths)
-        for slot in step.caches.slots:
-            slot.commit(accepted)
+        if step.caches.slots:
+            accepted = Accepted.of(seqs, paths)
+            for slot in step.caches.slots:
+                slot.commit(accepted)
         for rid, definite, path in zip(rids, seqs.definite, paths, strict=True):
             self.ledger.advance(rid, definite + len(path))
         self._open.difference_update(rids)
@@ -131,7 +146,7 @@ class CacheManager:
                     source.append(where[kept])
                     destination.append(where[row])
         if source:
-            self.pools.move(group, self.pools.index(source), self.pools.index(destination))
+            self.pools.move(group, source, destination)
 
     def _slot(self, request: Holding) -> int:
         assert not self.pools.has_slots or request.slot is not None, "reserve before pack"

@@ -14,46 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stretto.cache.layout import PoolArray, PoolLayout
 from stretto.cache.ledger import Room
+from stretto.cache.placement import PagePlacement, Placed, Placement
 from stretto.core.errors import UserError
 from stretto.core.page_format import PageFormat
 from stretto.core.pages import PAGE_SIZE, Locations, PageGroup
-from stretto.core.state import LayerCache, PageRef, SlotRef, StateSpec
+from stretto.core.state import PageRef, SlotRef, StateSpec
 
 LayerSpecs = Sequence[Sequence[StateSpec]]
 
 
-@dataclass(frozen=True, slots=True)
-class PagePlacement:
-    """Where the keys of one page group lie: `Locations` as integers.
-
-    tables: per sequence, its pages. slot_mapping: per row, page * PAGE_SIZE + offset. key_positions: per sequence, the
-    positions of the keys that it holds; None: all of its context, in order.
-    """
-
-    tables: Sequence[Sequence[int]] = ()
-    slot_mapping: Sequence[int] = ()
-    key_positions: Sequence[Sequence[int]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the states of a call's sequences lie, as integers.
-
-    pages: one per page group, in the order of `Pools.groups` (an empty placement may leave them out). source,
-    destination: per sequence, the slots of its entry state and of its next state.
-    """
-
-    pages: Sequence[PagePlacement] = ()
-    source: Sequence[int] = ()
-    destination: Sequence[int] = ()
-
-
-class Caches(Sequence[LayerCache]):
+class Caches(Placed):
     """The states of every layer for one call. A tape reads `placement` only; the views are made if somebody asks."""
 
     def __init__(self, pools: "Pools", placement: Placement) -> None:
-        self.placement = placement
+        super().__init__(placement)
         self._pools, self._layers = pools, list[dict[str, PageRef | SlotRef]]()
 
     @property
@@ -97,8 +73,8 @@ class Pools:
         lanes: bool = False,
     ) -> None:
         stored = _stored(layer_specs, kv, state_dtype)
-        self._page_bytes, self.bytes_per_sequence = _bytes(stored)
-        self.groups: tuple[PageGroup, ...] = tuple(self._page_bytes)
+        self.layout = _layout(stored, lanes=lanes)
+        self.groups = self.layout.groups
         self.num_blocks = (num_blocks,) * len(self.groups) if isinstance(num_blocks, int) else tuple(num_blocks)
         self.num_slots, self.device = num_slots, torch.device(device)
         assert len(self.num_blocks) == len(self.groups)
@@ -120,15 +96,13 @@ class Pools:
                 self._paged[group] += parts
             for layer, *views in zip(layers, *(part.unbind(0) for part in parts), strict=True):
                 self._layers[layer][state.name] = _View(views, group, state.format)
+        order = iter(self._slots), *map(iter, self._paged)
+        # As in the layout: in the order of the states.
+        self._arrays = [next(order[0 if a.group is None else a.group + 1]) for a in self.layout.arrays]
 
     @property
     def num_layers(self) -> int:
         return len(self._layers)
-
-    @property
-    def has_pages(self) -> bool:
-        """Whether any layer keeps something per token."""
-        return bool(self.groups)
 
     @property
     def room(self) -> Room:
@@ -149,14 +123,21 @@ class Pools:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return [*(tensor for group in self._paged for tensor in group), *self._slots]
+        """All of them, in the order of `layout.arrays`."""
+        return self._arrays
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, touched or not."""
-        pages = sum(n * size for n, size in zip(self.num_blocks, self._page_bytes.values(), strict=True))
-        return pages + self.num_slots * self.bytes_per_sequence
+        return self.layout.nbytes(self.num_blocks, self.num_slots)
+
+    def address(self, number: int, layer: int) -> int:
+        """Where a layer of an array of `layout` begins."""
+        return self._arrays[number][layer].data_ptr()
+
+    def caches(self, placement: Placement) -> Caches:
+        """The states of every layer for one call."""
+        return Caches(self, placement)
 
     def refs(self, placement: Placement) -> list[dict[str, PageRef | SlotRef]]:
         """The states of every layer for one call, with the placement as tensors that all layers share."""
@@ -188,20 +169,19 @@ class Pools:
         """int64, where the pools are."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    def move(self, group: int, source_slots: Tensor, destination_slots: Tensor) -> None:
-        """Copy token rows in every layer and state of a page group: [n] int64 each, page * PAGE_SIZE + offset.
+    def move(self, group: int, source: Sequence[int], destination: Sequence[int]) -> None:
+        """Copy token rows in every layer and state of a page group: page * PAGE_SIZE + offset.
 
         All rows are read before any is written, so the two may overlap; destinations are distinct.
         """
+        source_slots, destination_slots = self.index(source), self.index(destination)
         for tensor in self._paged[group]:
             if tensor.is_contiguous():
                 rows = tensor.flatten(1, 2)
                 rows.index_copy_(1, destination_slots, rows.index_select(1, source_slots))
             else:  # lane by lane, which no view shows token by token
-                source, destination = (
-                    (slots // PAGE_SIZE, slots % PAGE_SIZE) for slots in (source_slots, destination_slots)
-                )
-                tensor[:, *destination] = tensor[:, *source]
+                read, written = ((slots // PAGE_SIZE, slots % PAGE_SIZE) for slots in (source_slots, destination_slots))
+                tensor[:, *written] = tensor[:, *read]
 
     def clear(self, group: int, pages: Sequence[int]) -> None:
         """Fill pages of a group with zeros in every layer."""
@@ -233,12 +213,6 @@ class _State:
     format: PageFormat  # of a page
     dtype: torch.dtype  # of a slot
 
-    @property
-    def nbytes(self) -> int:
-        """Per token, or per sequence."""
-        numbers = int(torch.Size(self.shape).numel())
-        return numbers * self.dtype.itemsize if self.group is None else self.format.nbytes(self.shape)
-
 
 @dataclass(frozen=True, slots=True)
 class _View:
@@ -266,19 +240,26 @@ def _stored(layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype) -
     return found
 
 
-def bytes_of(layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype) -> tuple[dict[PageGroup, int], int]:
-    """(bytes of a page of every group, in the order of `Pools.groups`; bytes of the slots of a sequence)."""
-    return _bytes(_stored(layer_specs, kv, state_dtype))
+def layout_of(layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype) -> PoolLayout:
+    """The memory that these states take. The arguments are those of `Pools`."""
+    return _layout(_stored(layer_specs, kv, state_dtype), lanes=False)
 
 
-def _bytes(stored: Mapping[_State, Sequence[int]]) -> tuple[dict[PageGroup, int], int]:
-    pages, slots = dict[PageGroup, int](), 0
+def _layout(stored: Mapping[_State, Sequence[int]], *, lanes: bool) -> PoolLayout:
+    groups: list[PageGroup] = []
+    arrays: list[PoolArray] = []
     for state, layers in stored.items():
+        numbers = int(torch.Size(state.shape).numel())
         if state.group is None:
-            slots += state.nbytes * len(layers)
-        else:
-            pages[state.group] = pages.get(state.group, 0) + PAGE_SIZE * state.nbytes * len(layers)
-    return pages, slots
+            arrays.append(PoolArray(None, len(layers), numbers, state.dtype.itemsize))
+            continue
+        if state.group not in groups:
+            groups.append(state.group)
+        group, by_lanes = groups.index(state.group), lanes and state.lanes
+        arrays.append(PoolArray(group, len(layers), numbers, state.format.dtype.itemsize, by_lanes))
+        heads = int(torch.Size(state.shape[:-1]).numel())
+        arrays += [PoolArray(group, len(layers), heads, 4, by_lanes)] * state.format.sides
+    return PoolLayout(tuple(groups), tuple(arrays))
 
 
 def _pages(

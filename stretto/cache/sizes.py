@@ -8,12 +8,9 @@ window that is no shorter than the context counts as the first part.
 from bisect import bisect_right
 from dataclasses import dataclass
 
-import torch
-
-from stretto.cache.pools import LayerSpecs, bytes_of
+from stretto.cache.layout import PoolLayout
 from stretto.core.errors import FitError
 from stretto.core.memory import show_size
-from stretto.core.page_format import PageFormat
 from stretto.core.pages import PAGE_SIZE, num_pages
 
 ENDLESS = 1 << 62  # tokens
@@ -21,16 +18,15 @@ ENDLESS = 1 << 62  # tokens
 
 @dataclass(frozen=True, slots=True)
 class PoolSizes:
-    """num_blocks: pages per page group, in the order of `Pools.groups`, page 0 included. num_slots: slot 0 included."""
+    """num_blocks: pages per page group, in the order of `PoolLayout.groups`, page 0 included. num_slots: slot 0
+    included."""
 
     num_blocks: tuple[int, ...]
     num_slots: int
 
 
 def size_pools(
-    layer_specs: LayerSpecs,
-    kv: PageFormat,
-    state_dtype: torch.dtype,
+    layout: PoolLayout,
     *,
     context: int,
     max_seqs: int,
@@ -44,12 +40,12 @@ def size_pools(
     Raises FitError if not even one sequence fits.
     """
     assert context >= 1 and max_seqs >= 1
-    page_bytes, slot_bytes = bytes_of(layer_specs, kv, state_dtype)
+    page_bytes, slot_bytes = layout.page_bytes, layout.slot_bytes
     most, pages = [group.most_pages(context, max_rows) for group in page_bytes], num_pages(context)
-    spare = memory_bytes - sequence_bytes(layer_specs, kv, state_dtype, context, max_rows)
+    spare = memory_bytes - sequence_bytes(layout, context, max_rows)
     if spare < 0:
-        fits = longest_context(layer_specs, kv, state_dtype, max_rows, memory_bytes)
-        raise _does_not_fit(layer_specs, kv, state_dtype, context, memory_bytes, memory_bytes - spare, fits)
+        fits = longest_context(layout, max_rows, memory_bytes)
+        raise _does_not_fit(layout, context, memory_bytes, memory_bytes - spare, fits)
     sizes = list(zip(most, page_bytes.values(), strict=True))
     per_page = sum(size for n, size in sizes if n == pages)
     per_seq = slot_bytes + sum(n * size for n, size in sizes if n != pages)
@@ -66,22 +62,18 @@ def size_pools(
     )
 
 
-def sequence_bytes(
-    layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype, context: int, max_rows: int
-) -> int:
+def sequence_bytes(layout: PoolLayout, context: int, max_rows: int) -> int:
     """What a cache for one sequence of `context` tokens takes, null pages and zero state included."""
-    page_bytes, slot_bytes = bytes_of(layer_specs, kv, state_dtype)
+    page_bytes, slot_bytes = layout.page_bytes, layout.slot_bytes
     pages = sum((group.most_pages(context, max_rows) + 1) * size for group, size in page_bytes.items())
     return pages + 2 * slot_bytes
 
 
-def longest_context(
-    layer_specs: LayerSpecs, kv: PageFormat, state_dtype: torch.dtype, max_rows: int, memory_bytes: int
-) -> int:
+def longest_context(layout: PoolLayout, max_rows: int, memory_bytes: int) -> int:
     """The longest sequence that `memory_bytes` hold: 0 if none, 2^62 if nothing grows with the sequence."""
 
     def need(pages: int) -> int:
-        return sequence_bytes(layer_specs, kv, state_dtype, pages * PAGE_SIZE, max_rows)
+        return sequence_bytes(layout, pages * PAGE_SIZE, max_rows)
 
     if need(ENDLESS // PAGE_SIZE) <= memory_bytes:
         return ENDLESS
@@ -89,15 +81,13 @@ def longest_context(
 
 
 def _does_not_fit(
-    layer_specs: LayerSpecs,
-    kv: PageFormat,
-    state_dtype: torch.dtype,
+    layout: PoolLayout,
     context: int,
     memory_bytes: int,
     need: int,
     fits: int,
 ) -> FitError:
-    page_bytes, slot_bytes = bytes_of(layer_specs, kv, state_dtype)
+    page_bytes, slot_bytes = layout.page_bytes, layout.slot_bytes
     windows = sorted({group.window for group in page_bytes if group.window is not None})
     per_token = sum(page_bytes.values()) // PAGE_SIZE
     limited = f", some of them for a window of {', '.join(f'{w:,}' for w in windows)} tokens only," if windows else ""

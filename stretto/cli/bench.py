@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,9 @@ def run(options: Options) -> int:
     if "max_seqs" not in options.configuration.sources:
         how = how.replace(max_seqs=max(options.streams))
     dtype = DTYPES[how.dtype]
-    llm = LLM(path, how, progress=progress("loading"), note=note)
-    lm = llm.engine.runner.model
+    env = replace(read_env(), no_programs=True)  # bounds are those of the model itself
+    llm = LLM(path, how, env=env, progress=progress("loading"), note=note)
+    lm = llm.engine.runner.lm
     samples = measure(llm, options)
     rows_of = row_seconds(llm.engine.runner)
     # afterwards: on a shared machine the neighbours of the runs just measured

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._settings import said, settings
@@ -72,6 +72,7 @@ def run(options: Options) -> int:
     if file is not None:
         report["bounds through torch"] = bounds(file, machine, dtype)
         report["one decode step"] = decode_step(file, how, env)
+        report["next start"] = next_start(options.model or "", report["one decode step"], how, env, threads)
     if options.json:
         print_json(report)
     else:
@@ -123,6 +124,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
     """One token of one stream on the native kernels: its time, its bound, and what its operations take one by one."""
     import time
 
+    from stretto.core.page_format import page_format
     from stretto.core.sampling import Sampling
     from stretto.engine.abilities import where_parts_run
     from stretto.llm import LLM
@@ -130,7 +132,7 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
     from stretto.runner.staircase import row_seconds
 
     context = settings.context or min(2 * _STEP_CONTEXT, file.config.context)
-    llm = LLM(file.path, settings, context=context, env=env)
+    llm = LLM(file.path, settings, context=context, env=replace(env, no_programs=True))
     recording, threads = llm.engine.runner.recording, llm.backend_choice.threads
     if recording is None or threads is None:
         return {"runs on": "torch", "why": str(llm.backend_choice.why)}
@@ -138,24 +140,44 @@ def decode_step(file: "ModelFile", settings: Settings, env: Env) -> dict[str, An
     runs = []
     for _ in range(_STEP_RUNS):
         started = time.perf_counter()
-        recording.tape.run()
+        recording.operations.run()
         runs.append(time.perf_counter() - started)
-    weights = model_cost(llm.engine.runner.model, llm.engine.runner.kv).weight_bytes
+    lm = llm.engine.runner.lm
+    weights = model_cost(lm, page_format(llm.engine.runner.sizes.kv)).weight_bytes
     bound = weights / native_bandwidth(threads, num_bytes=weights).median
     median = sorted(runs)[len(runs) // 2]
-    parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in recording.tape.profile().items()}
+    parts = {f"  {name} ms": round(1e3 * seconds, 3) for name, seconds in recording.operations.profile().items()}
     return {
         "runs on": llm.backend_choice.name,
         "bytes streamed": weights,
         "bound ms": round(1e3 * bound, 3),
         "achieved ms": round(1e3 * median, 3),
         "share of the bound": f"{bound / median:.0%}",
-        "layers": where_parts_run(llm.engine.runner.model, recording.host_operations),
-        "operations": len(recording.tape.names),
+        "layers": where_parts_run(lm, recording.host_operations),
+        "operations": len(recording.operations.names),
         "of these in Python": recording.host_operations,
         **parts,
         **{f"{rows} rows": said for rows, said in verified_rows(row_seconds(llm.engine.runner)).items()},
     }
+
+
+def next_start(
+    model: str, step: dict[str, Any], settings: Settings, env: Env, threads: "Team | None"
+) -> dict[str, Any]:
+    """Whether `stretto run` finds what an earlier run kept, and where; else why it records the model, with torch."""
+    from stretto.hub.models import resolve
+    from stretto.llm.loading import look_up
+
+    if threads is None or step["runs on"] == "torch":
+        return {"torch": "needed: it runs the model"}
+    if step["of these in Python"]:
+        return {"torch": f"needed in every step: Python computes {', '.join(step['of these in Python'])}"}
+    if env.no_programs:
+        return {"torch": "needed: STRETTO_NO_PROGRAMS is set"}
+    found = look_up(resolve(model, env=env), settings.replace(max_seqs=Settings().max_seqs), env.cache_dir, threads)
+    if found.kept is None:
+        return {"torch": f"needed: {found.why}; the first `stretto run` keeps what later ones need"}
+    return {"torch": "not needed", "kept": str(found.place)}
 
 
 def kernels(dtype: Any) -> dict[str, dict[str, str]]:

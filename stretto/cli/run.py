@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.cli._input import check_utf8, read_prompt
 from stretto.cli._run_options import Options
 from stretto.cli._terminal import note, print_json, progress
+from stretto.core.collector import collector_paused
 from stretto.core.env import read_env
 from stretto.core.errors import UserError
 
@@ -99,10 +100,11 @@ def _answer(llm: "LLM", options: Options, prompt: str) -> "Result":
 
 @contextmanager
 def _loading(model: str) -> "Iterator[Any]":
-    """A progress line from the import of torch to the last tensor."""
+    """A progress line from the first import to the last tensor."""
     show = progress(f"loading {model}")
     show(0, 1)
     try:
-        yield show
+        with collector_paused(for_good=True):
+            yield show
     finally:
         show(1, 1)

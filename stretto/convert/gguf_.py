@@ -30,6 +30,7 @@ from stretto.convert._shared import (
 from stretto.core.card import CODECS
 from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
+from stretto.core.file_rows import FileRows
 
 MAGIC = b"GGUF"
 _TYPES = [(number, name) for name in CODECS.names() if (number := codec_named(name).gguf_type) is not None]
@@ -126,7 +127,10 @@ class GGUFFile:
         codec = codec_named(info.codec)
         width = info.shape[-1] if info.shape else 1
         data = self._bytes[info.start : info.start + info.nbytes]
-        stored = Stored(codec, info.shape, data.view(*info.shape[:-1], codec.row_bytes(width)))
+        place = None
+        if len(info.shape) == 2:
+            place = FileRows(str(self.path), info.start, codec.row_bytes(width), info.shape[0])
+        stored = Stored(codec, info.shape, data.view(*info.shape[:-1], codec.row_bytes(width)), place)
         if check:
             check_finite(stored, name, str(self.path))
         return stored

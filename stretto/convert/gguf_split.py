@@ -4,39 +4,17 @@ The first part holds the metadata; every part says by `split.no` and `split.coun
 `split.tensors.count` is the number of tensors of all of them together.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stretto.convert._shared import absent, damaged, quoted
 from stretto.convert.gguf_ import GGUFFile, TensorInfo
+from stretto.convert.split_names import parts_of
 from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError
 
 MAX_PARTS = 99_999  # five digits
-_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What the name of a part says. number: from 1."""
-
-    stem: str
-    number: int
-    count: int
-    suffix: str
-
-    def name(self, number: int) -> str:
-        """The name of another part of the same model."""
-        return f"{self.stem}-{number:05d}-of-{self.count:05d}{self.suffix}"
-
-
-def parts_of(path: Path) -> Part | None:
-    """What the name of `path` says; None if it is not the name of a part."""
-    found = _NAME.fullmatch(path.name)
-    return Part(found["stem"], int(found["number"]), int(found["count"]), found["suffix"]) if found else None
 
 
 class SplitGGUF:

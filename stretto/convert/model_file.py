@@ -18,9 +18,10 @@ import torch
 import stretto.models
 from stretto.convert._shared import codec_named
 from stretto.convert.gguf_ import MAGIC
-from stretto.convert.gguf_split import open_gguf, parts_of
+from stretto.convert.gguf_split import open_gguf
 from stretto.convert.quantized import method_of
 from stretto.convert.safetensors_ import open_checkpoint
+from stretto.convert.split_names import parts_of
 from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
 from stretto.core.files import read_json

@@ -30,6 +30,7 @@ from stretto.convert._shared import (
 from stretto.convert.quantized.compressed_tensors import INT8, SCALE
 from stretto.core.codec import Stored
 from stretto.core.errors import ModelFileError, UserError
+from stretto.core.file_rows import FileRows
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_MARKS = 1 << 22  # commas and brackets of the header: bounds what parsing it can allocate
@@ -111,7 +112,10 @@ class SafetensorsFile:
         codec = codec_named(codec_name)
         # Not `row_bytes` of the last dimension: a scalar has none.
         width = shape[-1] if shape else 1
-        return Stored(codec, shape, self.raw(name).view(*shape[:-1], codec.row_bytes(width)))
+        row_bytes, place = codec.row_bytes(width), None
+        if len(shape) == 2:
+            place = FileRows(str(self.path), self._start + self._entry_of(name).begin, row_bytes, shape[0])
+        return Stored(codec, shape, self.raw(name).view(*shape[:-1], row_bytes), place)
 
     def _entry_of(self, name: str) -> _Entry:
         entry = self._entries.get(name)

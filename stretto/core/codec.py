@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stretto.core.errors import UserError
+from stretto.core.file_rows import FileRows
 from stretto.core.page_format import PageFormat
 
 
@@ -17,11 +18,13 @@ class Stored:
     data: the canonical payload, `uint8 [*shape[:-1], bytes per row]`: rows (the last dimension) are encoded
     independently, so slicing, permuting and concatenating leading dimensions acts on raw bytes. Often a read-only
     view of a memory-mapped file. Device-specific layouts are derived from it by kernels and never saved.
+    place: of a matrix whose bytes are rows of a file, where they are.
     """
 
     codec: "Codec"
     shape: tuple[int, ...]
     data: torch.Tensor
+    place: FileRows | None = None
 
     @property
     def nbytes(self) -> int:
@@ -31,13 +34,14 @@ class Stored:
     def rows(self, first: int, last: int) -> "Stored":
         """Rows [first, last) of the leading dimension: a view."""
         part = self.data[first:last]
-        return Stored(self.codec, (part.shape[0], *self.shape[1:]), part)
+        place = None if self.place is None else self.place.rows(first, last)
+        return Stored(self.codec, (part.shape[0], *self.shape[1:]), part, place)
 
     def permute_rows(self, index: torch.Tensor) -> "Stored":
         """The leading dimension reordered by `index` [rows] (a copy of the bytes, exact for every codec)."""
-        return Stored(
-            self.codec, self.shape, self.data.index_select(0, index)
-        )  # row by row: indexing goes byte by byte
+        place = None if self.place is None else self.place.permuted(index.tolist())
+        # row by row: indexing goes byte by byte
+        return Stored(self.codec, self.shape, self.data.index_select(0, index), place)
 
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The values, `[*shape]` in `dtype`; computed in fp32 and rounded once."""

@@ -49,8 +49,8 @@ class Env(Display):
     cache: Path | None = field(
         metadata=_says(
             "STRETTO_CACHE",
-            "where pulled models and compiled kernels live (default: stretto/ in `XDG_CACHE_HOME`, if that is an"
-            " absolute path, or in ~/.cache)",
+            "where pulled models, compiled kernels and what is kept of models live (default: stretto/ in"
+            " `XDG_CACHE_HOME`, if that is an absolute path, or in ~/.cache)",
         )
     )
     offline: bool = field(metadata=_says("STRETTO_OFFLINE", "1 refuses every download"))
@@ -64,6 +64,9 @@ class Env(Display):
             "STRETTO_CXX",
             "the C++ compiler of the native kernels (default: c++, g++ or clang++, whichever is there)",
         )
+    )
+    no_programs: bool = field(
+        metadata=_says("STRETTO_NO_PROGRAMS", "1 records every model anew at every start, and keeps nothing of it")
     )
     level: str = field(
         metadata=_says(
@@ -111,6 +114,7 @@ def read_env(environ: Mapping[str, str] | None = None) -> Env:
         offline=_flag(e, "STRETTO_OFFLINE"),
         wheel_index=expand_home(e.get("STRETTO_WHEEL_INDEX", ""), e),
         cxx=expand_home(e.get("STRETTO_CXX", ""), e),
+        no_programs=_flag(e, "STRETTO_NO_PROGRAMS"),
         level=e.get("STRETTO_LEVEL", ""),
     )
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stretto.core.seqs import Seqs
-from stretto.core.state import LayerCache, Notes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stretto.core.state import LayerCache, Notes
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,18 @@ class StepPlan:
     token_ids: Sequence[int]
     seqs: Seqs
     wanted: Sequence[int]
-    caches: Sequence[LayerCache] | None = None
-    notes: dict[str, Notes] | None = None
+    caches: "Sequence[LayerCache] | None" = None
+    notes: "dict[str, Notes] | None" = None
 
     @cached_property
-    def tokens(self) -> Tensor:
+    def tokens(self) -> "Tensor":
         """[T] int64."""
-        return torch.tensor(self.token_ids, dtype=torch.int64, device=self.seqs.device)
+        return self._tensor(self.token_ids)
 
     @cached_property
-    def out_rows(self) -> Tensor:
+    def out_rows(self) -> "Tensor":
         """[R] int64."""
-        return torch.tensor(self.wanted, dtype=torch.int64, device=self.seqs.device)
+        return self._tensor(self.wanted)
 
     @cached_property
     def out_seqs(self) -> Seqs:
@@ -45,9 +47,14 @@ class StepPlan:
     @staticmethod
     def of(
         prompts: Sequence[Sequence[int]],
-        caches: Sequence[LayerCache] | None = None,
-        notes: dict[str, Notes] | None = None,
+        caches: "Sequence[LayerCache] | None" = None,
+        notes: "dict[str, Notes] | None" = None,
     ) -> "StepPlan":
         """Whole sequences without context, every row wanted: training, scoring and tests."""
         seqs = Seqs.of([len(p) for p in prompts])
         return StepPlan([t for p in prompts for t in p], seqs, range(seqs.num_rows), caches, notes)
+
+    def _tensor(self, values: Sequence[int]) -> "Tensor":
+        import torch
+
+        return torch.tensor(values, dtype=torch.int64, device=self.seqs.device)

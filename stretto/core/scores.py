@@ -1,6 +1,7 @@
-"""`Scores`: what the head says about the rows of a step."""
+"""What a forward pass says: scores of the rows that the head was asked for, hidden states of all."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
 class Scores:
     """The logits of R rows.
 
-    logits: computes or finds [R, W] fp32 or wider; asked once, and only if somebody needs them. top, argmax: per row,
-    if they are known already, its largest logit (NaN if there is one) and the lowest id that has it. threads: native
-    ones, if they shall draw tokens (`kernels.native.library.Team`).
+    logits: computes or finds [R, W] fp32 or wider; asked once, and only if somebody needs tensors. top, argmax: per
+    row, if they are known already, its largest logit (NaN if there is one) and the lowest id that has it. rows: where
+    native threads find the logits (`kernels.sampling.native.LogitRows`), None if they are tensors.
     """
 
     def __init__(
@@ -21,11 +22,19 @@ class Scores:
         logits: "Callable[[], Tensor]",
         top: Sequence[float] | None = None,
         argmax: Sequence[int] | None = None,
-        threads: Any = None,
+        rows: Any = None,
     ) -> None:
-        self._logits, self.top, self.argmax, self.threads = logits, top, argmax, threads
+        self._logits, self.top, self.argmax, self.rows = logits, top, argmax, rows
 
     @cached_property
     def logits(self) -> "Tensor":
         """[R, W]."""
         return self._logits()
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a forward pass gives, valid until the next one. features: per layer that was asked for, [T, D]."""
+
+    scores: Scores
+    features: "tuple[Tensor, ...]" = ()

@@ -8,6 +8,8 @@ A sequence's rows are definite (prompt tokens, the pending token) followed by `n
 draft tree. `trees[b]` says which row, inside sequence b, every row continues (-1: the context); `None` says that the
 rows are a chain.
 
+Native kernels read the integers, so torch is imported by whoever asks for tensors.
+
 *Tags* are integers that parts of a model may ask for by name (`Seqs.tag`): one for each row (the adapter or the tenant
 of its request), or one for all rows of a call (which of its layers a shared block computes).
 """
@@ -17,12 +19,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from stretto.core.tree import MAX_TREE_ROWS, Tree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _V = TypeVar("_V")
 Tags = Mapping[str, int | tuple[int, ...]]
@@ -37,7 +40,7 @@ class Seqs:
     num_draft: tuple[int, ...]  # trailing provisional rows per sequence
     trees: tuple[Tree | None, ...]  # see the module docstring
     num_step: int = 0  # leading sequences that run in step form
-    device: torch.device = torch.device("cpu")
+    device: "torch.device | str" = "cpu"
     tags: Tags = field(default_factory=dict, hash=False)  # see the module docstring
     _memo: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
 
@@ -49,7 +52,7 @@ class Seqs:
         num_draft: Sequence[int] | None = None,
         parents: Sequence[Tree | Sequence[int] | None] | None = None,
         num_step: int = 0,
-        device: torch.device | str = "cpu",
+        device: "torch.device | str" = "cpu",
         tags: Mapping[str, int | Sequence[int]] | None = None,
     ) -> "Seqs":
         """Packed sequences of `lens` rows after `contexts` tokens (default: none).
@@ -64,7 +67,7 @@ class Seqs:
             num_draft=tuple(num_draft) if num_draft is not None else (0,) * n,
             trees=trees,
             num_step=num_step,
-            device=torch.device(device),
+            device=device,
             tags={name: value if isinstance(value, int) else tuple(value) for name, value in (tags or {}).items()},
         )
 
@@ -144,7 +147,7 @@ class Seqs:
             self._memo[key] = make()
         return self._memo[key]  # type: ignore[return-value]
 
-    def tag(self, name: str) -> int | Tensor | None:
+    def tag(self, name: str) -> "int | Tensor | None":
         """The number that all rows have, or those of the rows [T] int64; None if nobody gave any."""
         value = self.tags.get(name)
         return self.memo(("tag", name), lambda: self._tensor(value)) if isinstance(value, tuple) else value
@@ -155,20 +158,21 @@ class Seqs:
 
     # -- tensors, derived once -------------------------------------------------------------------------------------
 
-    def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
+    def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> "Tensor":
+        import torch
+
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     @cached_property
-    def positions(self) -> Tensor:
+    def positions(self) -> "Tensor":
         """[T] int64: absolute position, context + depth (siblings of a tree share one)."""
-        parts = [
-            torch.arange(c, c + n, device=self.device) if t is None else self._tensor([c + d for d in t.depths])
-            for n, c, t in zip(self.lens, self.contexts, self.trees, strict=True)
-        ]
-        return torch.cat(parts) if parts else self._tensor([])
+        found: list[int] = []
+        for n, c, t in zip(self.lens, self.contexts, self.trees, strict=True):
+            found += range(c, c + n) if t is None else [c + d for d in t.depths]
+        return self._tensor(found)
 
     @cached_property
-    def ancestors(self) -> Tensor:
+    def ancestors(self) -> "Tensor":
         """[T] int64: bit j of row i is set iff row j of the same sequence is i or an ancestor of i.
 
         Defined for sequences of at most 64 rows; longer ones (always chains) get 0.
@@ -189,20 +193,16 @@ class Accepted:
     """
 
     seqs: Seqs
-    rows: Tensor
-    which: Tensor
+    rows: "Tensor"
+    which: "Tensor"
 
     @staticmethod
     def of(seqs: Seqs, paths: Sequence[Sequence[int]]) -> "Accepted | None":
         """`paths[b]`: accepted rows of sequence b (row numbers inside it, topological); None if there are none."""
+        check_paths(seqs, paths)
         kept = [b for b, path in enumerate(paths) if path]
         if not kept:
             return None
-        for b in kept:
-            parents, last = seqs.tree(b).parents, seqs.definite[b] - 1
-            for row in paths[b]:
-                assert row > seqs.definite[b] - 1 and parents[row] == last, "an accepted path starts at the pending row"
-                last = row
         return Accepted(
             seqs=Seqs.of(
                 [len(paths[b]) for b in kept],
@@ -213,6 +213,15 @@ class Accepted:
             rows=seqs._tensor([seqs.starts[b] + row for b in kept for row in paths[b]]),
             which=seqs._tensor(kept),
         )
+
+
+def check_paths(seqs: Seqs, paths: Sequence[Sequence[int]]) -> None:
+    """Assert that `paths[b]` is a path of provisional rows of sequence b, from the pending row on."""
+    for b, path in enumerate(paths):
+        parents, last = seqs.tree(b).parents, seqs.definite[b] - 1
+        for row in path:
+            assert row > seqs.definite[b] - 1 and parents[row] == last, "an accepted path starts at the pending row"
+            last = row
 
 
 def _tree(rows: Tree | Sequence[int] | None) -> Tree | None:

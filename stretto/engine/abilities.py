@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from stretto.core.card import Can
 from stretto.core.drafter import Needs
@@ -9,20 +10,22 @@ from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.core.sampling import Sampling
 from stretto.engine.scheduler import Limits
-from stretto.models.lm import LM
+from stretto.runner.kept import KeptModel
 from stretto.runner.runner import Runner
 
+if TYPE_CHECKING:
+    from stretto.models.lm import LM
 
-def check(model: LM, max_seqs: int) -> None:
+
+def check(model: "LM | KeptModel", max_seqs: int) -> None:
     """Raises UserError, which names the layer, for a model that an engine of `max_seqs` sequences cannot run."""
-    for index, part in model.parts:
-        name = type(part).__name__
-        if Can.CAUSAL not in part.can:
+    for index, name, can in model.abilities:
+        if Can.CAUSAL not in can:
             raise UserError(
                 "this model cannot generate",
                 why=f"layer {index} ({name}) is not causal: what it says of a token depends on later ones",
             )
-        if Can.PACKED not in part.can and max_seqs > 1:
+        if Can.PACKED not in can and max_seqs > 1:
             raise UserError(
                 f"this model cannot run {max_seqs} sequences at once",
                 why=f"layer {index} ({name}) takes one sequence per call",
@@ -61,7 +64,7 @@ def notes(host_operations: Mapping[str, str], can: Can, *, drafts: bool) -> tupl
     return tuple(found)
 
 
-def where_parts_run(model: LM, in_python: Mapping[str, str]) -> dict[str, str]:
+def where_parts_run(model: "LM", in_python: Mapping[str, str]) -> dict[str, str]:
     """How many mixers and channels of each kind run where. in_python: names of parts that have no native kernel."""
     found: dict[str, Counter[str]] = {}
     for i, block in enumerate(model.blocks):

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-
 from stretto.core.drafter import Branch, Draft, Needs, Verdict
 from stretto.core.errors import UserError
 from stretto.core.judge import Judge
 from stretto.core.scores import Scores
 from stretto.core.tree import Tree
 from stretto.engine.request import Request, TokenLogprobs
-from stretto.kernels.sampling import RowSampling, logprobs, score_picks, score_probs
+from stretto.kernels.sampling import RowSampling, score_logprobs, score_picks, score_probs
 
 NOTHING = Verdict((), ())
 NO_DRAFT, NO_BRANCH = Draft(), Branch((), ())
@@ -118,10 +116,8 @@ def _ended_early(draft: Draft, verdict: Verdict) -> bool:
 
 def _with_top(decision: Decision, scores: Scores, first: int, count: int) -> Decision:
     row = first + (decision.verdict.path[-1] if decision.verdict.path else 0)
-    chosen = torch.tensor(decision.verdict.emitted[-1:])
-    result = logprobs(scores.logits[row : row + 1], chosen, count)
-    top = tuple(zip(result.ids[0].tolist(), result.values[0].tolist(), strict=True))
-    return Decision(decision.verdict, picks=decision.picks, top=top)
+    ((_, top),) = score_logprobs(scores, [row], decision.verdict.emitted[-1:], count)
+    return Decision(decision.verdict, picks=decision.picks, top=tuple(top.items()))
 
 
 def emitted_logprobs(
@@ -134,10 +130,8 @@ def emitted_logprobs(
         k = asked.request.sampling.logprobs
         own: list[TokenLogprobs] = []
         if k is not None and verdict.emitted:
-            rows = torch.tensor([first, *(first + row for row in verdict.path)])
-            result = logprobs(scores.logits[rows], torch.tensor(verdict.emitted), k)
-            for chosen, ids, values in zip(*(t.tolist() for t in result), strict=True):
-                own.append(TokenLogprobs(chosen, dict(zip(ids, values, strict=True))))
+            rows = [first, *(first + row for row in verdict.path)]
+            own = [TokenLogprobs(*found) for found in score_logprobs(scores, rows, verdict.emitted, k)]
         found.append(own)
         first += 1 + len(asked.tokens)
     return found

@@ -3,8 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stretto.core.card import Can
 from stretto.core.drafter import Ask, Branch, Draft, Drafter, Needs, Piece, Round, Verdict
@@ -13,6 +12,9 @@ from stretto.engine.decide import NO_BRANCH, Asked, Decision
 from stretto.engine.request import Request
 from stretto.engine.scheduler import Plan, Scheduler
 from stretto.runner.runner import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOOK_AHEAD = 31  # tokens that a lookup has ready
 
@@ -134,7 +136,7 @@ class Drafting:
             found.append(branch if fits else NO_BRANCH)
         return found
 
-    def read(self, step: Step, paths: Sequence[Sequence[int]], features: Sequence[Tensor]) -> None:
+    def read(self, step: Step, paths: Sequence[Sequence[int]], features: "Sequence[Tensor]") -> None:
         """These rows were committed. paths: as in `Runner.commit`."""
         if self.drafter is None or not (self.needs.rows or self.needs.features):
             return

@@ -9,6 +9,7 @@ engines live in one process. It is not thread-safe; `AsyncLLM` owns one in a thr
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from stretto.core.drafter import Drafter, Needs
 from stretto.core.judge import Judge
@@ -23,21 +24,24 @@ from stretto.engine.step import Outcome, run_ahead, run_one
 from stretto.engine.trace import Event as TraceEvent
 from stretto.engine.trace import make_scheduler
 from stretto.kernels.native.library import Team
-from stretto.models.lm import LM
+from stretto.runner.kept import KeptModel
 from stretto.runner.runner import Runner, Sizes
+
+if TYPE_CHECKING:
+    from stretto.models.lm import LM
 
 
 class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are in their layout).
-    trace: gets every call of the scheduler (`engine/trace.py`). notes: what a user should know about how it runs.
+    trace: gets every call of the scheduler (`engine/trace.py`). room: see `Runner`. notes: for the user.
     Raises UserError for a model that cannot be run as asked.
     """
 
     def __init__(
         self,
-        model: LM,
+        model: "LM | KeptModel",
         sizes: Sizes,
         *,
         drafter: Drafter | None = None,
@@ -48,13 +52,14 @@ class Engine:
         threads: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
         trace: Callable[[TraceEvent], None] | None = None,
+        room: int = 0,
     ) -> None:
         policies = policies or Policies()
         assert (drafter is None) == (policies.draft is None), "a drafter comes with the policy that limits it"
         abilities.check(model, sizes.max_seqs)
         self.judge = judge or Coupled()
         needs = drafter.needs if drafter is not None else Needs()
-        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size)
+        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size, room=room)
         self.drafting = Drafting(drafter, model.can & self.judge.can, self.runner.vocab_size)
         limits = abilities.limits(self.runner, self.judge, needs, self.drafting.extra)
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from stretto.core.env import Env
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
@@ -61,3 +63,13 @@ def _table() -> dict[str, Alias]:
 def aliases() -> dict[str, Alias]:
     """Every alias by name."""
     return dict(_table())
+
+
+def place(name: str, alias: Alias, env: Env) -> Path:
+    """Where the file of an alias lies in the cache, or will. Raises RunError if there is no cache."""
+    return env.cache_dir / "models" / name / alias.filename
+
+
+def is_whole(file: Path, alias: Alias) -> bool:
+    """Whether a file is there, in its full size (it was checked before it got its name)."""
+    return file.is_file() and file.stat().st_size == alias.num_bytes

@@ -10,8 +10,7 @@ from typing import Any
 
 from stretto.core.env import Env, expand_home
 from stretto.core.errors import MissingDependency, RunError, UserError
-from stretto.hub.aliases import Alias, aliases
-from stretto.hub.pull import fetch_alias, is_whole, place
+from stretto.hub.aliases import Alias, aliases, is_whole, place
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+\.gguf)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -52,6 +51,8 @@ def pull(name: str, *, env: Env, progress: bool = True, known: Mapping[str, Alia
     known = aliases() if known is None else known
     if name not in known:
         raise UserError(f"unknown alias {name!r}", try_=f"one of: {', '.join(sorted(known))}")
+    from stretto.hub.pull import fetch_alias  # most starts find their file
+
     return fetch_alias(name, known[name], env=env, progress=progress)
 
 

@@ -25,19 +25,9 @@ from typing import BinaryIO
 from stretto.core.env import Env
 from stretto.core.errors import RunError
 from stretto.hub import wheels
-from stretto.hub.aliases import Alias, Part
+from stretto.hub.aliases import Alias, Part, is_whole, place
 
 _BLOCK = 1 << 20
-
-
-def place(name: str, alias: Alias, env: Env) -> Path:
-    """Where the file of an alias lies in the cache, or will. Raises RunError if there is no cache."""
-    return env.cache_dir / "models" / name / alias.filename
-
-
-def is_whole(file: Path, alias: Alias) -> bool:
-    """Whether a file is there, in its full size (it was checked before it got its name)."""
-    return file.is_file() and file.stat().st_size == alias.num_bytes
 
 
 def fetch_alias(name: str, alias: Alias, *, env: Env, progress: bool) -> Path:

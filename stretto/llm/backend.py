@@ -27,29 +27,36 @@ class Choice:
         return f"native {self.threads.library.level}, {self.threads.num_threads} threads"
 
 
-def choose(settings: Settings, codecs: Iterable[str], env: Env, note: Callable[[str], None] | None = None) -> Choice:
+def choose(settings: Settings, codecs: Iterable[str], env: Env, team: Team | RunError | None = None) -> Choice:
     """Who runs a model whose matrices are stored in `codecs`.
 
-    note: gets one line when kernels are compiled. Raises UserError if what is asked for needs the native kernels, and
+    team: what `find_team` found, if it was asked. Raises UserError if what is asked for needs the native kernels, and
     they cannot be had.
     """
     if settings.backend == "torch":
         return Choice(None, "torch was asked for")
     if settings.dtype == "float32":
         return Choice(None, "float32 is the reference mode")
-    why = None
-    try:
-        threads = thread_team(env, settings.threads, note)
-        why = _no_layout(codecs, threads)
-    except RunError as problem:
-        why = f"{problem.error}: " + "; ".join(filter(None, (problem.why, problem.try_)))
-    if why is None:
-        return Choice(threads, None)
+    team = team or find_team(settings, env)
+    if isinstance(team, RunError):
+        why: str | None = f"{team.error}: " + "; ".join(filter(None, (team.why, team.try_)))
+    else:
+        why = _no_layout(codecs, team)
+        if why is None:
+            return Choice(team, None)
     if settings.backend == "native":
         raise UserError("this model cannot run on the native kernels", why=why, try_="backend auto")
     if settings.prefill != "exact":
         raise UserError(f"prefill {settings.prefill} needs the native kernels", why=why, try_="prefill exact")
     return Choice(None, why)
+
+
+def find_team(settings: Settings, env: Env, note: Callable[[str], None] | None = None) -> Team | RunError:
+    """The team of this process (`thread_team`), or why there is none. note: gets one line when kernels are compiled."""
+    try:
+        return thread_team(env, settings.threads, note)
+    except RunError as problem:
+        return problem
 
 
 def thread_team(env: Env, num_threads: int | None, note: Callable[[str], None] | None = None) -> Team:

@@ -1,96 +1,142 @@
-"""From an opened model to an engine that runs it: backend, sizes, weights, drafter, judge and policies."""
+"""From the name of a model to an engine that runs it: with what an earlier run kept, or anew. No torch here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from stretto.convert.load import Progress, load_model
-from stretto.convert.model_file import ModelFile, open_model
-from stretto.convert.show import ignored_hints
+from stretto.convert.kept import Found, Kept, Wanted, find
 from stretto.core.drafter import Target
 from stretto.core.env import Env
+from stretto.core.errors import UserError
 from stretto.core.settings import Settings
+from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.engine import Engine
 from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
+from stretto.llm.backend import Choice, find_team
 from stretto.llm.options import make_drafting, make_judge, make_order
-from stretto.llm.sizes import DTYPES, choose_sizes
+from stretto.llm.sizes import choose_sizes, rows_of_step
 from stretto.llm.step_costs import known_row_seconds
-from stretto.models.lm import LM
+from stretto.runner.sizes import Sizes
 from stretto.runner.staircase import row_seconds
+from stretto.text.plain import vocabulary_from_plain
 from stretto.text.tokenizer import Tokenizer
 
-
-def open_file(model: str | Path, env: Env) -> ModelFile:
-    """The files of a model: an alias, a .gguf file or a checkpoint directory."""
-    return open_model(resolve(str(model), env=env, progress=True))
+Progress = Callable[[int, int], None]
+Tell = Callable[[str], None]
 
 
-def open_tokenizer(file: ModelFile) -> Tokenizer:
-    """The tokenizer that belongs to an opened model."""
-    return Tokenizer.from_gguf(file.metadata) if file.is_gguf else Tokenizer.from_dir(file.path)
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready. hints: how its authors want it sampled. program: where what later runs need is kept, None
+    with the reason `why_not_kept`."""
+
+    tokenizer: Tokenizer
+    hints: Mapping[str, float]
+    choice: Choice
+    engine: Engine
+    kv_is_approximate: bool
+    program: Path | None = None
+    why_not_kept: str | None = None
 
 
-def load_engine(
-    file: ModelFile,
-    tokenizer: Tokenizer,
-    settings: Settings,
-    threads: Team | None,
-    env: Env,
-    *,
-    progress: Progress | None,
-    tell: Callable[[str], None],
-) -> Engine:
+def load(
+    model: str | Path, settings: Settings, env: Env, *, progress: Progress | None, note: Tell | None, tell: Tell
+) -> Loaded:
     """An engine that runs the model as `settings` say.
 
-    threads: native ones; None = torch. progress: called with (done, total) while weights are read. tell: gets what is
-    to be known of the file and the sizes, before any weight is read, and of the engine. Raises FitError if it does not
-    fit.
+    progress: called with (done, total) while weights are read. note: gets a line when kernels are compiled. tell: gets
+    what is to be known of the file and the sizes, before any weight is read, and of the engine. Raises UserError,
+    FitError if it does not fit.
     """
-    sizes, short = choose_sizes(file, settings, native=threads is not None)
-    for note in (*file.notes, *ignored_hints(file), *filter(None, [short])):
-        tell(note)
-    lm = _load(file, settings, threads, progress)
+    path = resolve(str(model), env=env, progress=True)
+    is_native = settings.backend != "torch" and settings.dtype != "float32"
+    team = find_team(settings, env, note) if is_native else None
+    if isinstance(team, Team) and env.cache is not None and not (_needs_torch(settings) or env.no_programs):
+        kept = look_up(path, settings, env.cache, team).kept
+        loaded = None if kept is None else _load_kept(kept, path, settings, env, team, progress=progress, tell=tell)
+        if loaded is not None:
+            return loaded
+    from stretto.llm.anew import load_anew  # with torch
 
-    def load_other(path: str) -> tuple[LM, Tokenizer]:
-        other = open_file(path, env)
-        return _load(other, settings, threads), open_tokenizer(other)
+    loaded = load_anew(path, settings, env, team, progress=progress, tell=tell)
+    for line in loaded.engine.notes:
+        tell(line)
+    return loaded
 
+
+def look_up(path: Path, settings: Settings, cache: Path, threads: Team) -> Found:
+    """What earlier runs kept of a model for such settings."""
+    max_rows = rows_of_step(settings, native=True)
+    return find(Wanted(path, settings.kv, max_rows, settings.prefill), cache, threads.library)
+
+
+def make_engine(
+    target: Target, sizes: Sizes, settings: Settings, path: Path, env: Env, *, room: int = 0
+) -> Engine:
+    """The engine of a loaded model, with drafter, judge and policies. path: of the model."""
+    drafter, policy = make_drafting(settings.draft, target)
+    engine = Engine(
+        target.model,
+        sizes,
+        drafter=drafter,
+        judge=make_judge(settings.judge),
+        policies=Policies(order=make_order(settings.order), draft=policy),
+        eos_ids=target.eos_ids,
+        vocab_size=target.vocab_size,
+        threads=target.threads,
+        room=room,
+    )
+    if policy is not None and policy.wants_costs:
+        threads = target.threads
+        backend = "torch" if threads is None else f"{threads.library.level} {threads.num_threads}"
+        how = f"{backend} {settings.dtype} {sizes.kv}"
+        policy.know(known_row_seconds(lambda: row_seconds(engine.runner), path, how, env))
+    return engine
+
+
+def _needs_torch(settings: Settings) -> bool:
+    """Whether a drafter may ask for parts of the model: one that a caller made, or a small model."""
+    draft = settings.draft
+    return not isinstance(draft, str) or draft.partition(":")[0] == "model"
+
+
+def _load_kept(
+    kept: Kept,
+    path: Path,
+    settings: Settings,
+    env: Env,
+    threads: Team,
+    *,
+    progress: Progress | None,
+    tell: Tell,
+) -> Loaded | None:
+    """None: its program has no room for the context."""
+    sizes, short = choose_sizes(kept.facts, settings)
+    if sizes.context + MAX_TREE_ROWS > kept.context:
+        return None
+    for line in (*kept.notes, *filter(None, [short])):
+        tell(line)
+    tokenizer = Tokenizer(vocabulary_from_plain(dict(kept.text), kept.tokenizer_json))
+
+    def load_other(path: str) -> tuple[object, Tokenizer]:
+        raise UserError(f"{path} cannot be loaded here", why="this engine runs what was kept of its model")
+
+    model = kept.load(threads, progress)
     target = Target(
-        model=lm,
+        model=model,
         context=sizes.context,
         max_seqs=sizes.max_seqs,
         max_rows=sizes.max_rows,
-        vocab_size=min(tokenizer.vocab_size, lm.config.vocab_size),
+        vocab_size=model.vocab_size,
         threads=threads,
         tokenizer=tokenizer,
         kv=sizes.kv,
         load=load_other,
         eos_ids=tokenizer.eos_ids,
     )
-    drafter, policy = make_drafting(settings.draft, target)
-    engine = Engine(
-        lm,
-        sizes,
-        drafter=drafter,
-        judge=make_judge(settings.judge),
-        policies=Policies(order=make_order(settings.order), draft=policy),
-        eos_ids=tokenizer.eos_ids,
-        vocab_size=tokenizer.vocab_size,
-        threads=threads,
-    )
-    if policy is not None and policy.wants_costs:
-        backend = "torch" if threads is None else f"{threads.library.level} {threads.num_threads}"
-        how = f"{backend} {settings.dtype} {sizes.kv}"
-        policy.know(known_row_seconds(lambda: row_seconds(engine.runner), file.path, how, env))
-    for note in engine.notes:
-        tell(note)
-    return engine
-
-
-def _load(file: ModelFile, settings: Settings, threads: Team | None, progress: Progress | None = None) -> LM:
-    if threads is None:
-        return load_model(file, DTYPES[settings.dtype], progress).prepack()
-    return load_model(file, torch.float32, progress, team=threads)
+    engine = make_engine(target, sizes, settings, path, env)
+    for line in engine.notes:
+        tell(line)
+    return Loaded(tokenizer, kept.hints, Choice(threads, None), engine, kept.kv_is_approximate, kept.place)

@@ -1,6 +1,6 @@
 """Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`."""
 
-from stretto.core.card import CODECS, JUDGES, ORDERS, Exactness
+from stretto.core.card import JUDGES, ORDERS, Exactness
 from stretto.core.drafter import Drafter, DrafterConfig, Target
 from stretto.core.judge import Judge
 from stretto.core.policy import DraftPolicy, OrderPolicy
@@ -38,11 +38,13 @@ def make_order(order: str | OrderPolicy) -> OrderPolicy:
     return made
 
 
-def approximations(settings: Settings) -> tuple[str, ...]:
-    """What of these settings, by their cards, may change the output. Objects that a caller made are not known here."""
+def approximations(settings: Settings, *, kv_is_approximate: bool) -> tuple[str, ...]:
+    """What of these settings, by their cards, may change the output. Objects that a caller made are not known here.
+
+    kv_is_approximate: what the card of `settings.kv` says, which is not read here: codecs need torch."""
     draft, judge = settings.draft, settings.judge
     found = [] if settings.prefill == "exact" else [f"prefill {settings.prefill}"]
-    if settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE:
+    if kv_is_approximate:
         found.append(f"kv {settings.kv}")
     spec = read_draft(draft) if isinstance(draft, str) else None
     cards = [spec.filler.card] if spec is not None else []

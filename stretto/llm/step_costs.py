@@ -8,13 +8,12 @@ measured again; a cache that cannot be written is done without. Needs no torch.
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
+import stretto
 from stretto.core.env import Env
 
 FOLDER = "steps"
@@ -39,7 +38,7 @@ def known_row_seconds(
 
 def _key(model: Path, how: str) -> str:
     status = model.stat()
-    words = str(model.resolve()), status.st_size, status.st_mtime_ns, version("stretto"), _processor(), how
+    words = str(model.resolve()), status.st_size, status.st_mtime_ns, stretto.__version__, _processor(), how
     return hashlib.sha256("\0".join(map(str, words)).encode()).hexdigest()[:24]
 
 
@@ -67,6 +66,8 @@ def _read(file: Path) -> dict[int, float] | None:
 
 def _write(file: Path, found: Mapping[int, float]) -> None:
     """Whole or not at all; what is too old to be read goes."""
+    import tempfile  # most starts find their file
+
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for other in file.parent.iterdir():

@@ -3,12 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stretto.convert.load import Progress, matrix_codecs
-from stretto.convert.model_file import ModelFile
-from stretto.convert.show import generation_hints
 from stretto.core.collector import collector_paused
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
@@ -16,13 +14,15 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
-from stretto.llm.backend import choose
-from stretto.llm.loading import load_engine, open_file, open_tokenizer
+from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.stream import Text
+
+if TYPE_CHECKING:
+    from stretto.convert.model_file import ModelFile
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -36,10 +36,11 @@ class LLM:
         LLM("smollm2", draft="none", context=4096)
 
     model: an alias ("smollm2"), a .gguf file or a checkpoint directory. settings: how it is run; None is what the
-    environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken, and
-    `backend_choice` who computes, and why. progress: called with (done, total) while weights are read. note: gets a
-    line when the kernels are compiled, which happens once, and what is to be known of the model and its sizes (default
-    for that: a warning by `logging`). Raises UserError and its subclasses (see stretto.core.errors).
+    environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken,
+    `backend_choice` who computes, and why, and `program` where what later starts need is kept (else `why_not_kept`).
+    progress: called with (done, total) while weights are read. note: gets a line when the kernels are compiled, which
+    happens once, and what is to be known of the model and its sizes (default for that: a warning by `logging`). Raises
+    UserError and its subclasses (see stretto.core.errors).
     """
 
     @collector_paused()
@@ -56,16 +57,22 @@ class LLM:
         started = time.perf_counter()
         env = env or read_env()
         self.settings = (settings or configure(besides=changes).settings).replace(**changes)
-        self.file: ModelFile = open_file(model, env)
-        self.tokenizer = open_tokenizer(self.file)
-        self.template = ChatTemplate.of(self.tokenizer, self.settings.read_template())
-        self.hints = generation_hints(self.file)
-        self.backend_choice = choose(self.settings, matrix_codecs(self.file), env, note)
-        approximate, threads = approximations(self.settings), self.backend_choice.threads
-        tell = note or _log.warning
-        engine = load_engine(self.file, self.tokenizer, self.settings, threads, env, progress=progress, tell=tell)
+        source = self.settings.read_template()
+        self._model, self._env, tell = model, env, note or _log.warning
+        loaded = load(model, self.settings, env, progress=progress, note=note, tell=tell)
+        self.tokenizer, self.hints, self.backend_choice = loaded.tokenizer, loaded.hints, loaded.choice
+        self.template = ChatTemplate.of(self.tokenizer, source)
+        self.program, self.why_not_kept = loaded.program, loaded.why_not_kept
+        approximate = approximations(self.settings, kv_is_approximate=loaded.kv_is_approximate)
         self.load_s = time.perf_counter() - started
-        self._streams = Streams(engine, self.load_s, approximate)
+        self._streams = Streams(loaded.engine, self.load_s, approximate)
+
+    @cached_property
+    def file(self) -> "ModelFile":
+        """The opened files of the model (read when it is asked for)."""
+        from stretto.llm.anew import open_file
+
+        return open_file(self._model, self._env)
 
     @property
     def engine(self) -> Engine:

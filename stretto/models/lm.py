@@ -81,6 +81,16 @@ class LM(nn.Module):
         return self.norm.weight.dtype
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that have scores."""
+        return self.config.vocab_size
+
+    @property
+    def abilities(self) -> tuple[tuple[int, str, Can], ...]:
+        """Of every part: the number of its layer, its name and what it can do."""
+        return tuple((i, type(part).__name__, part.can) for i, part in self.parts)
+
+    @property
     def parts(self) -> list[tuple[int, Mixer | Channel]]:
         """The mixers and channels, with the numbers of their layers."""
         return [(i, part) for i, block in enumerate(self.blocks) for part in block.parts]  # type: ignore[union-attr]

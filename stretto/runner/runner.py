@@ -3,42 +3,29 @@
     reserve -> pack -> forward -> commit        (CacheManager says what each step of this means)
 
 The engine runs its model through one, a draft model has one of its own, and so has the first half of a model that
-drafts for the whole. On native threads the forward pass was recorded when the runner was made (`recording.py`).
+drafts for the whole. On native threads the forward pass was recorded when the runner was made (`recording.py`), or by
+an earlier process (`kept.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import Pools
-from stretto.cache.sizes import size_pools
-from stretto.core.page_format import Plain, page_format
 from stretto.core.plan import StepPlan
-from stretto.core.scores import Scores
+from stretto.core.scores import Outputs
 from stretto.core.seqs import Seqs
-from stretto.core.tree import MAX_TREE_ROWS, Tree
+from stretto.core.tree import Tree
 from stretto.kernels.native.library import Team
-from stretto.kernels.sampling import Refusals
 from stretto.kernels.sampling.native import Draw
-from stretto.models.lm import LM
-from stretto.runner.recording import Recording
+from stretto.kernels.sampling.rows import Refusals
+from stretto.runner.kept import KeptModel
+from stretto.runner.sizes import Sizes
 
+if TYPE_CHECKING:
+    from stretto.models.lm import LM
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
-    cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype;
-    coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention."""
-
-    context: int
-    max_seqs: int = 32
-    max_rows: int = 512
-    memory_bytes: int = 2 << 30
-    kv: str = "auto"
-    coarse_prompts: bool = False
+__all__ = ["Outputs", "Rows", "Runner", "Sizes", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,55 +58,48 @@ class Step:
         return self.plan.seqs
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a forward pass gives, valid until the next one. features: per layer that was asked for, [T, D]."""
-
-    scores: Scores
-    features: tuple[Tensor, ...] = ()
-
-
 class Runner:
-    """threads: native ones that run the model (its matrices are in their layout); None = torch. taps: layers whose
-    hidden states are wanted (`LM.features`). vocab_size: ids from here on have no scores. blocks: run the first so
-    many blocks only, then norm and head.
+    """model: an `LM`, or what was kept of one, which needs no torch. threads: native ones that run it (its matrices are
+    in their layout); None = torch. taps: layers whose hidden states are wanted (`LM.features`). vocab_size: ids from
+    here on have no scores. blocks: run the first so many blocks only, then norm and head. room: a program that is
+    recorded has room for so many positions at least, for runs with a longer context.
 
     Raises FitError if not even one sequence of `sizes.context` tokens fits into the memory.
     """
 
     def __init__(
         self,
-        model: LM,
+        model: "LM | KeptModel",
         sizes: Sizes,
         threads: Team | None = None,
         *,
         taps: Sequence[int] = (),
         vocab_size: int | None = None,
         blocks: int | None = None,
+        room: int = 0,
     ) -> None:
-        self.model = model if blocks is None else model.first(blocks)
         self.sizes, self.taps = sizes, tuple(taps)
-        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+        self.vocab_size = min(vocab_size or model.vocab_size, model.vocab_size)
         self.max_rows = max(sizes.max_rows, sizes.max_seqs + 1)
-        specs, dtype, context = self.model.state_specs, model.dtype, sizes.context + MAX_TREE_ROWS
-        memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
-        self.kv = Plain(model.dtype) if sizes.kv == "auto" else page_format(sizes.kv)
-        found = size_pools(specs, self.kv, dtype, max_rows=self.max_rows, **memory)
-        pools = Pools(
-            specs,
-            num_blocks=found.num_blocks,
-            num_slots=found.num_slots,
-            kv=self.kv,
-            state_dtype=dtype,
-            lanes=threads is not None,
-        )
-        self.recording: Recording | None = None
-        if threads is not None:
-            room = {"max_rows": self.max_rows, "context": context, "vocab_size": self.vocab_size}
-            coarse = sizes.coarse_prompts
-            self.recording = Recording(self.model, pools, threads, **room, taps=self.taps, coarse_prompts=coarse)
+        if isinstance(model, KeptModel):
+            assert threads is not None and not taps and blocks is None, "a program computes what was recorded"
+            opened = model.open(sizes, threads, max_rows=self.max_rows, vocab_size=self.vocab_size)
+        else:
+            from stretto.runner.opening import open_lm  # with torch
+
+            model = model if blocks is None else model.first(blocks)
+            how = {"max_rows": self.max_rows, "vocab_size": self.vocab_size, "room": room}
+            opened = open_lm(model, sizes, threads, taps=self.taps, **how)
+        self.model, self.recorded = model, opened.recorded
+        self.recording, self._compute, self._scope = opened.replay, opened.compute, opened.scope
         # Native attention reads what a row sees and no more.
-        self.cache = CacheManager(pools, clears=self.recording is None or bool(self.host_operations))
+        self.cache = CacheManager(opened.pools, clears=self.recording is None or bool(self.host_operations))
+
+    @property
+    def lm(self) -> "LM":
+        """The model itself: not there where only its program was kept."""
+        assert not isinstance(self.model, KeptModel)
+        return self.model
 
     @property
     def host_operations(self) -> dict[str, str]:
@@ -154,24 +134,19 @@ class Runner:
 
     def forward(self, step: Step) -> Outputs:
         """Scores of the wanted rows, hidden states of all."""
-        if self.recording is not None:
-            return Outputs(*self.recording(step.plan))
-        with torch.inference_mode():
-            h_RD, features = self.model.features(step.plan, self.taps)
-            logits = self.model.logits(h_RD, len(h_RD))[:, : self.vocab_size]
-        return Outputs(Scores(lambda: logits), features)
+        return self._compute(step.plan)
 
     def commit(self, step: Step, paths: Sequence[Sequence[int]]) -> None:
         """Keep the certain rows, and of the provisional ones a path per sequence: numbers of rows among its tokens."""
         if self.recording is not None and any(paths):
             self.recording.commit(step.seqs, paths)
-        with torch.inference_mode():
+        with self._scope():
             self.cache.commit(step.rids, step.seqs, paths)
 
     def ahead(
         self, parts: Sequence[Rows], how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
     ) -> tuple[list[list[int]], Refusals]:
-        """Up to `num_steps` plain steps, packed and committed; see `Recording.ahead`. parts: of the first one, a
+        """Up to `num_steps` plain steps, packed and committed; see `Replay.ahead`. parts: of the first one, a
         pending token each; rows for all steps must have been reserved.
 
         To the cache the rows after the first are a chain of which some are kept.

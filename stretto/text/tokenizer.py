@@ -48,6 +48,11 @@ class Tokenizer:
         return cls(read_gguf(metadata))
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """What the files say, as values."""
+        return self._vocabulary
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids; the model's matrices may have more rows."""
         return len(self._vocabulary.tokens)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from stretto.cache.blocks import BlockPool, SlotPool
 from stretto.cache.manager import CacheManager
-from stretto.cache.pools import LayerSpecs, PagePlacement, Placement, Pools
+from stretto.cache.placement import PagePlacement, Placement
+from stretto.cache.pools import LayerSpecs, Pools, layout_of
 from stretto.cache.sizes import longest_context, sequence_bytes, size_pools
 from stretto.cache.tables import Table
 from stretto.core.card import CODECS, Can
@@ -397,8 +398,8 @@ def test_a_state_that_layers_share_is_one_tensor_and_views_are_disjoint() -> Non
         assert not view.any()
         view.fill_(number + 1)
     assert all((view == number + 1).all() for number, view in enumerate(views))
-    assert pools.bytes_per_sequence == 2 * 2 * 4
-    assert pools.nbytes == 3 * PAGE_SIZE * (2 * 2 * 2 + 2 * 4) + 2 * pools.bytes_per_sequence
+    assert pools.layout.slot_bytes == 2 * 2 * 4
+    assert pools.nbytes == 3 * PAGE_SIZE * (2 * 2 * 2 + 2 * 4) + 2 * pools.layout.slot_bytes
     assert pools.nbytes == sum(v.numel() * v.element_size() for v in views)
 
 
@@ -406,7 +407,7 @@ def test_slot_states_are_at_least_as_wide_as_the_activations() -> None:
     narrow = StateSpec(name="S", shape=(1,), dtype=torch.float32, kind="slot")
     for activations, stored in ((torch.bfloat16, 4), (torch.float32, 4), (torch.float64, 8)):
         pools = Pools([[narrow]], num_blocks=1, num_slots=2, kv=Plain(torch.bfloat16), state_dtype=activations)
-        assert pools.bytes_per_sequence == stored
+        assert pools.layout.slot_bytes == stored
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
@@ -437,7 +438,7 @@ def test_move_reads_everything_before_it_writes(model: str) -> None:
         rows = view.flatten(0, 1).clone()
         rows[[16, 17, 40]] = rows[[17, 18, 16]]
         want.append(rows.view(view.shape))
-    pools.move(0, torch.tensor([17, 18, 16]), torch.tensor([16, 17, 40]))
+    pools.move(0, [17, 18, 16], [16, 17, 40])
     assert all(torch.equal(view, expected) for view, expected in zip(views, want, strict=True))
 
 
@@ -559,9 +560,7 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
     for memory in (1 << 14, 1 << 17, 1 << 20, 3_000_001, 1 << 32):
         try:
             fits = size_pools(
-                specs,
-                Plain(torch.bfloat16),
-                torch.bfloat16,
+                layout_of(specs, Plain(torch.bfloat16), torch.bfloat16),
                 context=context,
                 max_seqs=max_seqs,
                 max_rows=512,
@@ -586,14 +585,18 @@ def test_sizes_fit_the_memory_and_are_capped(specs: LayerSpecs, context: int, ma
         assert manager.reserve(0, context)
         assert num_blocks <= max_seqs * pages + 1 and num_slots <= max_seqs + 1
         if memory == 1 << 32:
-            assert num_blocks == (max_seqs * pages + 1 if pools.has_pages else 1)
+            assert num_blocks == (max_seqs * pages + 1 if pools.groups else 1)
             assert num_slots == (max_seqs + 1 if pools.has_slots else 1)
 
 
 def test_too_little_memory_is_refused_with_numbers() -> None:
     with pytest.raises(FitError) as caught:
         size_pools(
-            [[KV]], Plain(torch.bfloat16), torch.bfloat16, context=8192, max_seqs=4, max_rows=512, memory_bytes=3 << 20
+            layout_of([[KV]], Plain(torch.bfloat16), torch.bfloat16),
+            context=8192,
+            max_seqs=4,
+            max_rows=512,
+            memory_bytes=3 << 20,
         )
     assert caught.value.exit_code == 4
     text = str(caught.value)
@@ -601,14 +604,18 @@ def test_too_little_memory_is_refused_with_numbers() -> None:
     assert "8,192 tokens" in text and "4.01 MiB" in text and "3.00 MiB" in text and "512 bytes per token" in text
     assert "at most 6,128 tokens" in text
     how = {"context": 6128, "max_seqs": 4, "max_rows": 512, "memory_bytes": 3 << 20}
-    fits = size_pools([[KV]], Plain(torch.bfloat16), torch.bfloat16, **how)
+    fits = size_pools(layout_of([[KV]], Plain(torch.bfloat16), torch.bfloat16), **how)
     assert (fits.num_blocks, fits.num_slots) == ((384,), 1)
 
 
 def test_two_states_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two states of one name"):
         size_pools(
-            [[KV, KV]], Plain(torch.float32), torch.float32, context=1, max_seqs=1, max_rows=1, memory_bytes=1 << 30
+            layout_of([[KV, KV]], Plain(torch.float32), torch.float32),
+            context=1,
+            max_seqs=1,
+            max_rows=1,
+            memory_bytes=1 << 30,
         )
 
 
@@ -655,14 +662,14 @@ def test_sizes_count_a_window_once(specs: LayerSpecs, growing: int, max_seqs: in
         return (pages + 1) * growing + (min(pages, most) + 1) * windows + 2 * slots
 
     for pages in (1, 50, most, 100, 5000):
-        assert sequence_bytes(specs, *types, pages * PAGE_SIZE, max_rows) == need(pages)
-        longest = longest_context(specs, *types, max_rows, need(pages))
+        assert sequence_bytes(layout_of(specs, *types), pages * PAGE_SIZE, max_rows) == need(pages)
+        longest = longest_context(layout_of(specs, *types), max_rows, need(pages))
         assert longest == (pages * PAGE_SIZE if growing or pages < most else 1 << 62)
     for context in (40, 1000, 100_000):
         pages = -(-context // PAGE_SIZE)
         for memory in (need(pages), need(pages) + 3_000_000, 1 << 40):
             how = {"context": context, "max_seqs": max_seqs, "max_rows": max_rows, "memory_bytes": memory}
-            fits = size_pools(specs, *types, **how)
+            fits = size_pools(layout_of(specs, *types), **how)
             pools = Pools(
                 specs,
                 num_blocks=fits.num_blocks,
@@ -677,7 +684,9 @@ def test_sizes_count_a_window_once(specs: LayerSpecs, growing: int, max_seqs: in
                 assert 1 + one <= blocks <= 1 + max_seqs * one
                 assert memory < 1 << 40 or blocks == 1 + max_seqs * one
         with pytest.raises(FitError, match="needs"):
-            size_pools(specs, *types, context=context, max_seqs=1, max_rows=max_rows, memory_bytes=need(pages) - 1)
+            size_pools(
+                layout_of(specs, *types), context=context, max_seqs=1, max_rows=max_rows, memory_bytes=need(pages) - 1
+            )
 
 
 RESIDENT = """

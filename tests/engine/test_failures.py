@@ -375,7 +375,7 @@ def test_an_interrupt_goes_through_and_leaves_the_engine_empty(case: Case) -> No
 def test_drafters_survive_rows_without_a_token(case: Case, kind: str, sampling: Sampling) -> None:
     """Guesses after a row that gave no token, and a draft model with the same damage."""
     plain = case.engine()
-    lm, threads = plain.runner.model, plain.runner.recording and plain.runner.recording.tape.team
+    lm, threads = plain.runner.model, plain.runner.recording and plain.runner.recording.operations.team
     target = replace(toy_target(lm, threads=threads), load=lambda path: (lm, LetterIds()))
     card = DRAFTERS.card(kind)
     drafter = card.make(**card.tiny).build(target)

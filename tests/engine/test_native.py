@@ -13,7 +13,7 @@ from torch import Tensor
 from toy import WIRINGS, Nodes, finish, lively_model, nodes, plain_decode, tiny, toy_config, toy_lm
 from toy_channels import Tenants
 
-from stretto.cache.pools import Placement
+from stretto.cache.placement import Placement
 from stretto.convert.load import tile_model
 from stretto.core.card import CHANNELS, MIXERS, Can
 from stretto.core.errors import RunError
@@ -199,7 +199,7 @@ def test_what_asks_for_tags_is_computed_by_the_host() -> None:
     for rid, rows in ((-1, 8), (-2, 6)):
         one.runner.cache.admit(rid)
         assert one.runner.cache.reserve(rid, rows)
-    scores, _ = one.runner.recording(replace(plan, caches=one.runner.cache.pack([-1, -2], plan.seqs)))
+    scores = one.runner.recording(replace(plan, caches=one.runner.cache.pack([-1, -2], plan.seqs))).scores
     torch.testing.assert_close(scores.logits.double(), oracle(plan), rtol=0, atol=2e-5)
 
 

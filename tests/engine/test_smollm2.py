@@ -142,7 +142,7 @@ def native_logits(engine: Engine, plan: StepPlan) -> Tensor:
     engine.runner.cache.admit(-1)
     assert engine.runner.cache.reserve(-1, plan.seqs.num_rows)
     caches = engine.runner.cache.pack([-1], plan.seqs)
-    scores, _ = engine.runner.recording(replace(plan, caches=caches))
+    scores = engine.runner.recording(replace(plan, caches=caches)).scores
     logits = scores.logits.clone()
     engine.runner.cache.release(-1)
     return logits

@@ -9,6 +9,7 @@ from test_engine import Moody
 from test_native import tiled
 from toy import finish, nodes, plain_decode, toy_lm
 
+from stretto.cache.pools import layout_of
 from stretto.cache.sizes import sequence_bytes
 from stretto.core.page_format import Plain
 from stretto.core.pages import PAGE_SIZE, PageGroup
@@ -91,7 +92,7 @@ def test_the_same_bits_as_with_every_page_kept(
 
 @pytest.mark.parametrize("room", [1.1, 1.7])
 def test_requests_that_push_each_other_out(lm: LM, want: dict[tuple[int, ...], list[int]], room: float) -> None:
-    one = sequence_bytes(lm.state_specs, Plain(lm.dtype), lm.dtype, CONTEXT + MAX_TREE_ROWS, 40)
+    one = sequence_bytes(layout_of(lm.state_specs, Plain(lm.dtype), lm.dtype), CONTEXT + MAX_TREE_ROWS, 40)
     tight = engine(
         lm,
         memory_bytes=int(room * one),

@@ -27,7 +27,7 @@ from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
 from stretto.engine.abilities import where_parts_run
 from stretto.hub.aliases import aliases
-from stretto.hub.pull import place
+from stretto.hub.aliases import place
 from stretto.kernels.native.build import LEVELS
 
 # -- help --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from attention_cases import CONTEXT, LAYERS, PAGE, SOFT_CAPPED, Cache, Layer, attend, decode, equal
 from native import LEVELS, team
 
-from stretto.cache.pools import Placement, Pools
+from stretto.cache.placement import Placement
+from stretto.cache.pools import Pools
 from stretto.core.errors import UserError
 from stretto.core.page_format import Plain
 from stretto.core.pages import Locations

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto import LLM, Sampling
-from stretto.cache.pools import Pools
+from stretto.cache.pools import Pools, layout_of
 from stretto.cache.sizes import longest_context, sequence_bytes, size_pools
 from stretto.convert.model_file import open_model
 from stretto.core.errors import FitError, UserError
@@ -20,6 +20,7 @@ from stretto.core.page_format import Plain
 from stretto.core.settings import Settings
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.llm import sizes
+from stretto.llm.facts import facts_of, weight_bytes
 from stretto.llm.sizes import SHARE, choose_sizes
 from stretto.models.lm import LM
 
@@ -147,14 +148,14 @@ def test_the_default_context_is_the_largest_whose_cache_fits_when_full(long: Pat
         lm = LM(file.config)
     for there in (GIB // 4, GIB, 2 * GIB):
         machine(there)
-        found, note = choose_sizes(file, Settings(), native=False)
-        weights = sizes.weight_bytes(file, lm, torch.bfloat16, native=False)
+        found, note = choose_sizes(facts_of(file, Settings(), native=False), Settings())
+        weights = weight_bytes(file, lm, torch.bfloat16, native=False)
         budget = SHARE * there - weights - 4 * 512 * (258 + 16 * 32)
-        full = sequence_bytes(lm.state_specs, BF16, torch.bfloat16, found.context + MAX_TREE_ROWS, 512)
+        full = sequence_bytes(layout_of(lm.state_specs, BF16, torch.bfloat16), found.context + MAX_TREE_ROWS, 512)
         assert budget - 32 * PER_TOKEN < full <= budget  # one more page would not fit
         assert note is not None and "--ctx" in note and "--mem" in note and f"{found.context:,}" in note
     machine(8 * GIB)
-    found, note = choose_sizes(file, Settings(), native=False)
+    found, note = choose_sizes(facts_of(file, Settings(), native=False), Settings())
     assert (found.context, note) == (1 << 24, None)
 
 
@@ -164,25 +165,27 @@ def test_what_weights_take_is_what_is_there_after_loading(tmp_path: Path) -> Non
         lm = LM(file.config)
     params = sum(p.numel() for p in lm.parameters())
     head = 258 * 32
-    assert sizes.weight_bytes(file, lm, torch.bfloat16, native=False) == 2 * (params + head)
-    assert sizes.weight_bytes(file, lm, torch.bfloat16, native=True) == 4 * params  # the file is fp32
+    assert weight_bytes(file, lm, torch.bfloat16, native=False) == 2 * (params + head)
+    assert weight_bytes(file, lm, torch.bfloat16, native=True) == 4 * params  # the file is fp32
 
 
 def test_refusals_name_both_flags_and_sizes_that_work(long: Path, machine: Machine) -> None:
     file = open_model(long)
     machine(GIB)
     with pytest.raises(FitError, match=r"16,777,216 tokens needs 2\.00 GiB") as caught:
-        choose_sizes(file, Settings(context=1 << 24), native=False)
+        choose_sizes(facts_of(file, Settings(context=1 << 24), native=False), Settings(context=1 << 24))
     flag, fits = str(caught.value.try_).split(",")[0].split()
     assert flag == "--ctx" and "--mem" in str(caught.value.try_) and "1.00 GiB" in str(caught.value.why)
-    assert choose_sizes(file, Settings(context=int(fits)), native=False)[0].context == int(fits)
+    assert choose_sizes(facts_of(file, Settings(context=int(fits)), native=False), Settings(context=int(fits)))[
+        0
+    ].context == int(fits)
     with pytest.raises(FitError):
-        choose_sizes(file, Settings(context=int(fits) + 1), native=False)
+        choose_sizes(facts_of(file, Settings(context=int(fits) + 1), native=False), Settings(context=int(fits) + 1))
     asked = Settings(context=1 << 24, memory=str(caught.value.try_).split("--mem ")[1].split()[0])
-    assert choose_sizes(file, asked, native=False)[0].context == 1 << 24
+    assert choose_sizes(facts_of(file, asked, native=False), asked)[0].context == 1 << 24
     machine(1 << 20)
     with pytest.raises(FitError, match="--mem") as caught:
-        choose_sizes(file, Settings(), native=False)
+        choose_sizes(facts_of(file, Settings(), native=False), Settings())
     assert "--ctx" in str(caught.value.try_)
 
 
@@ -227,9 +230,11 @@ def test_longest_context_is_what_size_pools_takes(memory: int, paged: int, slots
         [StateSpec(name=f"p{i}", shape=(2, 8), kind="paged") for i in range(paged)]
         + [StateSpec(name=f"s{i}", shape=(4, 4), kind="slot") for i in range(slots)]
     ]
-    longest = longest_context(specs, BF16, torch.float32, 64, memory)
+    longest = longest_context(layout_of(specs, BF16, torch.float32), 64, memory)
     if longest:
-        fits = size_pools(specs, BF16, torch.float32, context=longest, max_seqs=1, max_rows=64, memory_bytes=memory)
+        fits = size_pools(
+            layout_of(specs, BF16, torch.float32), context=longest, max_seqs=1, max_rows=64, memory_bytes=memory
+        )
         pools = Pools(
             specs,
             num_blocks=fits.num_blocks,
@@ -238,6 +243,8 @@ def test_longest_context_is_what_size_pools_takes(memory: int, paged: int, slots
             state_dtype=torch.float32,
             device="meta",
         )
-        assert pools.nbytes == sequence_bytes(specs, BF16, torch.float32, longest, 64) <= memory
+        assert pools.nbytes == sequence_bytes(layout_of(specs, BF16, torch.float32), longest, 64) <= memory
     with pytest.raises(FitError):
-        size_pools(specs, BF16, torch.float32, context=longest + 1, max_seqs=1, max_rows=64, memory_bytes=memory)
+        size_pools(
+            layout_of(specs, BF16, torch.float32), context=longest + 1, max_seqs=1, max_rows=64, memory_bytes=memory
+        )

@@ -125,7 +125,7 @@ def _inverse(order: list[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-def _index(values: list[int], length: int, device: torch.device) -> Tensor | None:
+def _index(values: list[int], length: int, device: torch.device | str) -> Tensor | None:
     """`values` as an index into `length` rows; None if it would change nothing."""
     return None if values == list(range(length)) else torch.tensor(values, dtype=torch.int64, device=device)
 

@@ -83,7 +83,7 @@ def _scaled(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else scale * x
 
 
-def _index(values: list[int], length: int, device: torch.device) -> Tensor | None:
+def _index(values: list[int], length: int, device: torch.device | str) -> Tensor | None:
     """`values` as an index into `length` rows; None if it would change nothing."""
     return None if values == list(range(length)) else torch.tensor(values, dtype=torch.int64, device=device)
 

@@ -15,19 +15,25 @@ from stretto.kernels.native.buffers import ALL_ROWS, aligned
 from stretto.kernels.native.guard import require
 from stretto.kernels.native.library import Fields, Team
 from stretto.kernels.native.tape import Tape, current, why_not_here
+from stretto.kernels.native.tiles import TILE, StoredRows, TileSpec, tile_bytes, write_tiles
 
-TILE = 32  # rows of a tile
+__all__ = [
+    "TILE", "NativeWeight", "Tiles", "fixed_point", "fixed_point_rows", "linear", "lookup", "product", "read_bytes",
+    "storage", "tile", "why_not",
+]  # fmt: skip
 _GROUP, _BLOCK = 32, 640  # inputs of a group, bytes of eight rows and one group
 _READ_CHUNK = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Rows of a weight that share a codec: `data` uint8, tiles of 32 rows."""
+    """Rows of a weight that share a codec: `data` uint8, tiles of 32 rows. spec: how a later process makes them from
+    files, None where the rows are not those of a file."""
 
     codec: Codec
     num_rows: int
     data: Tensor
+    spec: TileSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +75,14 @@ def tile(segments: Sequence[Stored], team: Team) -> NativeWeight:
 
 def _tiles(run: Sequence[Stored], team: Team) -> Tiles:
     codec, d_in = run[0].codec, run[0].shape[1]
-    d_out = sum(stored.shape[0] for stored in run)
-    layout = team.library.code("Format", storage(codec, d_in))
-    tile_bytes = team.library.tile_bytes(layout, d_in)
-    data = aligned((-(-d_out // TILE) * tile_bytes,), torch.uint8)
-    if all(stored.shape[0] % TILE == 0 for stored in run[:-1]):
-        pieces = list(run)
-    else:  # a tile spans two segments: join their bytes first
-        joined = torch.cat([stored.data for stored in run])
-        pieces = [Stored(codec, (d_out, d_in), joined)]
-    calls: list[Fields] = []
-    first = 0
-    for stored in pieces:
-        source = stored.data.contiguous()
-        call: Fields = {"d_in": d_in, "d_out": stored.shape[0], "format": layout, "source": source}
-        calls.append(call | {"row_bytes": source.shape[-1], "tiles": data[first // TILE * tile_bytes :]})
-        first += stored.shape[0]
-    team.run_once("tile_weight", calls)
-    return Tiles(codec, d_out, data)
+    d_out, format = sum(stored.shape[0] for stored in run), storage(codec, d_in)
+    data = aligned((tile_bytes(team.library, format, d_in, d_out),), torch.uint8)
+    held = [stored.data.contiguous() for stored in run]
+    pieces = [StoredRows(rows.data_ptr(), len(rows), rows.shape[-1]) for rows in held]
+    write_tiles(team, format, d_in, pieces, data.data_ptr())
+    places = [stored.place for stored in run if stored.place is not None]
+    spec = TileSpec(format, d_in, d_out, tuple(places)) if len(places) == len(run) else None
+    return Tiles(codec, d_out, data, spec)
 
 
 def why_not(x: Tensor, weight: object) -> str | None:

@@ -9,11 +9,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Union
 
 from stretto.core.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPIN_SECONDS = 200e-6  # how long idle threads watch for work before they sleep: the pause between two steps
 
@@ -24,7 +25,7 @@ class Op(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("chunks", "run", "args", "reads")]
 
 
-Value = Tensor | ctypes.Structure | ctypes.Array[Any] | int | float | None
+Value = Union["Tensor", ctypes.Structure, "ctypes.Array[Any]", int, float, None]
 """What a field of an argument struct takes."""
 Fields = dict[str, Value]
 _KINDS: Mapping[str, type] = {
@@ -37,7 +38,8 @@ _KINDS: Mapping[str, type] = {
 
 
 class Library:
-    """A loaded library. level: the instruction-set level it was compiled for.
+    """A loaded library. level: the instruction-set level it was compiled for; build: the name of its folder, which
+    stands for its sources, compiler and flags.
 
     Raises RunError if it cannot be loaded: its file is damaged, or nothing may be executed where the cache is.
     """
@@ -49,6 +51,7 @@ class Library:
             raise RunError(
                 "the native kernels cannot be loaded", why=str(problem), try_=f"remove {path.parent}, or STRETTO_CACHE"
             ) from problem
+        self.build = path.parent.name
         self._lib.level.restype = ctypes.c_char_p
         self.level: str = self._lib.level().decode()
         for name in ("team_new", "weight_tile_bytes"):
@@ -73,29 +76,32 @@ class Library:
             self._structs[name] = made
         return self._structs[name]
 
-    def args(self, name: str, fields: Mapping[str, Value]) -> tuple[ctypes.Structure, list[Tensor]]:
+    def find_struct(self, name: str) -> type[ctypes.Structure] | None:
+        """The same, None if there is none."""
+        return self.struct(name) if getattr(self._lib, f"{name}_fields", None) is not None else None
+
+    def args(self, name: str, fields: Mapping[str, Value]) -> "tuple[ctypes.Structure, list[Tensor]]":
         """The arguments of operation `name`, and the tensors that they point to: those must outlive them.
 
-        A pointer takes a tensor, an array of ctypes (which its caller keeps) or None. `x_stride` is the distance of the
-        rows of `x` unless it is given. What is not named is 0.
+        A pointer takes a tensor, an array of ctypes or an address (which its caller keeps), or None. `x_stride` is the
+        distance of the rows of `x` unless it is given. What is not named is 0.
         """
         args = self.struct(name)()
         kinds = {field: kind for field, kind, *_ in args._fields_}
         held: list[Tensor] = []
         for field, value in fields.items():
             assert field in kinds, f"{name} has no field {field}: {', '.join(kinds)}"
-            if isinstance(value, Tensor):
+            if isinstance(value, ctypes.Array):
+                setattr(args, field, ctypes.addressof(value))
+            elif isinstance(value, int | float | ctypes.Structure):
+                setattr(args, field, value)
+            elif value is not None:  # a tensor: not asked for by its type, which would import torch
                 assert kinds[field] is ctypes.c_void_p, f"{name}.{field} is no pointer"
                 held.append(value)
                 setattr(args, field, value.data_ptr() or None)
                 stride = f"{field}_stride"
                 if stride in kinds and stride not in fields and value.dim() > 1:
                     setattr(args, stride, value.stride(0))
-            elif isinstance(value, ctypes.Array):
-                setattr(args, field, ctypes.addressof(value))
-            elif value is not None:
-                assert kinds[field] is not ctypes.c_void_p, f"{name}.{field} takes a tensor"
-                setattr(args, field, value)
         return args, held
 
     def code(self, enum: str, name: str) -> int:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from stretto.core.plan import StepPlan
 from stretto.kernels.native.library import Op, Team
 
-Compute = Callable[[Tensor, StepPlan], Tensor]
+Host = Callable[[StepPlan], None]
+"""An operation that Python computes, for the rows of a plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +20,13 @@ class Call:
 
     name: str
     args: ctypes.Structure | None = None
-    host: Callable[[], None] | None = None
+    host: Host | None = None
     why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    spans: Sequence["ctypes.Array[Op] | Callable[[], None]"]
+    spans: Sequence["ctypes.Array[Op] | Host"]
     with_between: ctypes.Array[Op]
     commits: ctypes.Array[Op]
 
@@ -71,7 +69,7 @@ class Operations:
             if isinstance(span, ctypes.Array):
                 self.team.run(span, self.step)
             else:
-                span()
+                self._run_host(span)
 
     def run_while(self, left: ctypes.c_int64) -> None:
         """Run and do what lies between two runs, until `left` is 0: one of those operations counts it down. Only a list
@@ -94,25 +92,17 @@ class Operations:
         for _ in range(repeat):
             for name, host, op in singles:
                 started = time.perf_counter()
-                self.team.run(op, self.step) if host is None else host()
+                self.team.run(op, self.step) if host is None else self._run_host(host)
                 spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) / repeat
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
-    def host_call(self, source: Tensor, target: Tensor, compute: Compute, *, of_wanted: bool) -> Callable[[], None]:
-        """`target = compute(source, plan)` for the rows of the plan, or for those that it wants scores of."""
-
-        def run() -> None:
-            assert self.plan is not None, "operations of the host are run with a plan"
-            n = len(self.plan.wanted) if of_wanted else self.plan.seqs.num_rows
-            with torch.inference_mode():
-                if n:
-                    target[:n] = compute(source[:n], self.plan)
-
-        return run
+    def _run_host(self, host: Host) -> None:
+        assert self.plan is not None, "operations of the host are run with a plan"
+        host(self.plan)
 
     def _compile(self) -> _Compiled:
         if self._compiled is None:
-            spans: list[ctypes.Array[Op] | Callable[[], None]] = []
+            spans: list[ctypes.Array[Op] | Host] = []
             for host, calls in groupby(self.calls, key=lambda call: call.host):
                 spans.append(self._array(list(calls)) if host is None else host)
             between = [] if self.host_operations else self.calls + self.between

@@ -28,10 +28,12 @@ from stretto.core.plan import StepPlan
 from stretto.kernels.native.buffers import ALL_ROWS, OUT_ROWS, Buffers, padded
 from stretto.kernels.native.guard import Guard, NotRecordable
 from stretto.kernels.native.library import Team, Value
-from stretto.kernels.native.operations import Call, Compute, Operations
+from stretto.kernels.native.operations import Call, Host, Operations
+from stretto.kernels.native.program import Constant, Program, Regions, Scratch
 from stretto.kernels.native.vocabulary import record
 
 _V = TypeVar("_V")
+Compute = Callable[[Tensor, StepPlan], Tensor]
 
 
 class Tape(Operations):
@@ -56,7 +58,7 @@ class Tape(Operations):
         self.context, self.coarse_prompts = context, coarse_prompts
         self.buffers = Buffers(max_rows, max_out)
         self._constants: dict[Hashable, Any] = {}
-        self._kept: list[Tensor] = []
+        self.kept: list[Tensor] = []
         self._guard = Guard(self.holds, partial(record, self), {x.untyped_storage().data_ptr() for x in live})
 
     # -- rows and constants ----------------------------------------------------------------------------------------
@@ -138,13 +140,13 @@ class Tape(Operations):
         y = self.like(x, width)
         with self.outside():
             source, target = self.buffers.borrowed(x), self.buffers.borrowed(y)
-        run = self.host_call(source, target, compute, of_wanted=self.kind(x) == OUT_ROWS)
+        run = _host_call(source, target, compute, of_wanted=self.kind(x) == OUT_ROWS)
         self.calls.append(Call(name, host=run, why=why))
         return y
 
     def part(self, name: str, x: Tensor, plan: StepPlan, compute: Compute) -> Tensor:
         """`compute(x, plan)`, recorded operation by operation, or as one host operation where that is not possible."""
-        recorded: list[list[Any]] = [self.calls, self.commits, self._kept]
+        recorded: list[list[Any]] = [self.calls, self.commits, self.kept]
         lengths = [len(part) for part in recorded]
         try:
             return compute(x, plan)
@@ -168,8 +170,52 @@ class Tape(Operations):
     def _args(self, name: str, fields: Mapping[str, Value], *, keeps_buffers: bool = False) -> ctypes.Structure:
         assert not self.has_run, "the tape has run: it cannot grow"
         args, held = self.library.args(name, fields)
-        self._kept += [x for x in held if keeps_buffers or not self.holds(x)]
+        self.kept += [x for x in held if keeps_buffers or not self.holds(x)]
         return args
+
+
+def as_program(tape: Tape, given: Regions, outputs: Mapping[str, Tensor]) -> Program:
+    """What was recorded, as a program. given: the memory of others, to which that of this tape is added; outputs:
+    buffers that are read after a run. To be asked before the first run: memory that holds zeros now (partial results)
+    is not kept as numbers."""
+    assert not tape.has_run
+    for memory in tape.buffers.memory:
+        given.add(ctypes.addressof(ctypes.c_char.from_buffer(memory)), Scratch(len(memory)))
+    for start, end in _extents(x for x in tape.kept if x.numel() and given.find(x.data_ptr()) is None):
+        data = ctypes.string_at(start, end - start)
+        given.add(start, Constant(data) if data.strip(b"\0") else Scratch(len(data)))
+    return given.program(tape, {name: x.data_ptr() for name, x in outputs.items()})
+
+
+def _extents(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """The memory of these tensors, as ranges that do not overlap: views of one storage that touch become one."""
+    spans = [(x.untyped_storage().data_ptr(), x.data_ptr(), x.data_ptr() + _nbytes(x)) for x in tensors]
+    found: list[tuple[int, int]] = []
+    last = -1
+    for storage, start, end in sorted(spans):
+        if found and storage == last and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+        last = storage
+    return found
+
+
+def _nbytes(x: Tensor) -> int:
+    """From its first number to its last."""
+    return (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * x.itemsize
+
+
+def _host_call(source: Tensor, target: Tensor, compute: Compute, *, of_wanted: bool) -> Host:
+    """`target = compute(source, plan)` for the rows of the plan, or for those that it wants scores of."""
+
+    def run(plan: StepPlan) -> None:
+        n = len(plan.wanted) if of_wanted else plan.seqs.num_rows
+        with torch.inference_mode():
+            if n:
+                target[:n] = compute(source[:n], plan)
+
+    return run
 
 
 _current: ContextVar[Tape | None] = ContextVar("stretto_tape", default=None)

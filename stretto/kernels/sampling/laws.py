@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stretto.kernels.sampling.rows import RowSampling, adjust, refusal, wide
+from stretto.kernels.sampling.adjust import adjust, wide
+from stretto.kernels.sampling.rows import RowSampling, refusal
 
 _FIRST_LOOK = (256, 4096, 16384)  # top_p sorts so many of the likeliest tokens before it sorts all
 

@@ -13,11 +13,6 @@ from stretto.kernels.sampling.reference import Purpose
 _FEW = 6  # up to here Python integers are faster than arrays
 
 
-def draw(noise: Noise, position: int, purpose: Purpose) -> float:
-    """One u in (0, 1): the draw of token 0."""
-    return reference.uniform(noise, position, purpose, 0)
-
-
 def uniform(noise: Noise, position: int, purpose: Purpose, tokens: range | Tensor) -> Tensor:
     """[n] float64 in (0, 1) (exclusive; float32 would round to 1) for consecutive tokens or chosen ids [n] int64."""
     if len(tokens) <= _FEW:

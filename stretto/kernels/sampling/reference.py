@@ -19,14 +19,15 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stretto.core.errors import UserError
 from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.native.library import Team
 from stretto.kernels.sampling.rows import Logprobs, Refusals, RowSampling, check_ids, refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85
@@ -135,13 +136,13 @@ def law(
     return {t: z[t] for t in sorted(order) if math.exp(z[t]) >= sampling.min_p}
 
 
-def why_not(x: Tensor, threads: Team | None) -> str | None:
+def why_not(x: "Tensor", threads: Team | None) -> str | None:
     """It always can."""
     return None
 
 
 def choose(
-    xs: Sequence[Tensor], rows: Sequence[RowSampling], argmax: Sequence[int], threads: Team | None
+    xs: "Sequence[Tensor]", rows: Sequence[RowSampling], argmax: Sequence[int], threads: Team | None
 ) -> tuple[list[int], Refusals]:
     """The largest sum of processed logit and noise among the survivors of every row [W]."""
     chosen, refused = list(argmax), Refusals()
@@ -156,8 +157,10 @@ def choose(
     return chosen, refused
 
 
-def probs(x: Tensor, rows: Sequence[RowSampling]) -> tuple[Tensor, Refusals]:
+def probs(x: "Tensor", rows: Sequence[RowSampling]) -> "tuple[Tensor, Refusals]":
     """[R, W]: the law of every row; token 0 where there is none."""
+    import torch
+
     found, refused = torch.zeros_like(x), Refusals()
     for r, row in enumerate(rows):
         try:
@@ -170,8 +173,10 @@ def probs(x: Tensor, rows: Sequence[RowSampling]) -> tuple[Tensor, Refusals]:
     return found, refused
 
 
-def logprobs(x: Tensor, chosen: Tensor, k: int) -> Logprobs:
+def logprobs(x: "Tensor", chosen: "Tensor", k: int) -> Logprobs:
     """Of the raw logits [R, W]; k <= W."""
+    import torch
+
     values = torch.empty_like(x)
     best = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
     for r, row in enumerate(x.tolist()):
@@ -182,7 +187,7 @@ def logprobs(x: Tensor, chosen: Tensor, k: int) -> Logprobs:
     return Logprobs(values.gather(1, chosen[:, None]).squeeze(1), best, values.gather(1, best))
 
 
-def _law_of(x: Tensor, row: RowSampling) -> dict[int, float]:
+def _law_of(x: "Tensor", row: RowSampling) -> dict[int, float]:
     """`law` as a row says. Raises UserError if no token is allowed, RunError for NaN or +inf."""
     check_ids(row.sampling.logit_bias, len(x))
     check_ids(row.banned, len(x))

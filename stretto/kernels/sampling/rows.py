@@ -1,19 +1,15 @@
-"""How the token after a row is chosen, what that changes in its logits, and why a row may give no token.
-
-Order: logit_bias, penalties, mask; what follows is in laws.py.
-"""
+"""How the token after a row is chosen, and why a row may give no token."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.core.errors import RunError, UserError
 from stretto.core.sampling import Noise, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +28,7 @@ class RowSampling:
     output: Sequence[int] = ()
     path: Sequence[int] = ()
     banned: Sequence[int] = ()
-    allowed: Tensor | None = None
+    allowed: "Tensor | None" = None
 
     @property
     def is_plain(self) -> bool:
@@ -53,9 +49,9 @@ Refusals = dict[int, UserError]
 class Logprobs(NamedTuple):
     """Of the model's own law (raw logits): the chosen token's, and the k likeliest tokens, likeliest first."""
 
-    chosen: Tensor  # [R] fp32
-    ids: Tensor  # [R, k] int64
-    values: Tensor  # [R, k] fp32
+    chosen: "Tensor"  # [R] fp32
+    ids: "Tensor"  # [R, k] int64
+    values: "Tensor"  # [R, k] fp32
 
 
 def refusals(top: Sequence[float]) -> Refusals:
@@ -73,47 +69,6 @@ def refusal(top: float) -> UserError:
         f"a logit is {'NaN' if math.isnan(top) else 'infinite'}",
         why="the model's arithmetic overflowed, or its weights are damaged",
     )
-
-
-def wide(logits: Tensor) -> Tensor:
-    """fp32, fp64 for fp64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def adjusted(x: Tensor, row: RowSampling) -> tuple[Tensor, int]:
-    """One row [W] with bias, penalties and masks, and the lowest id of its largest logit. Raises as `process`."""
-    x = adjust(x, row)
-    best, at = x.max(dim=0)
-    if not math.isfinite(top := best.item()):
-        raise refusal(top)
-    return x, int(at)
-
-
-def adjust(x: Tensor, row: RowSampling) -> Tensor:
-    """Bias, penalties and masks, on a copy of one row [W]."""
-    s, x = row.sampling, x.clone()
-    check_ids(s.logit_bias, len(x))
-    check_ids(row.banned, len(x))
-    if s.logit_bias:
-        ids = torch.tensor(list(s.logit_bias), device=x.device)
-        x[ids] += torch.tensor(list(s.logit_bias.values()), dtype=x.dtype, device=x.device)
-    if s.has_penalties:
-        counts = Counter(row.output)
-        counts.update(row.path)
-        repetition = 1.0 if s.repetition_penalty is None else s.repetition_penalty
-        if repetition != 1.0 and (seen := {*row.prompt, *counts}):
-            ids = torch.tensor(sorted(seen), device=x.device)
-            held = x[ids]
-            x[ids] = torch.where(held > 0, held / repetition, held * repetition)
-        if counts and (s.frequency_penalty or s.presence_penalty):
-            ids = torch.tensor(list(counts), device=x.device)
-            times = torch.tensor(list(counts.values()), dtype=x.dtype, device=x.device)
-            x[ids] -= s.frequency_penalty * times + s.presence_penalty
-    if row.allowed is not None:
-        x.masked_fill_(~row.allowed, -math.inf)
-    if row.banned:
-        x[list(row.banned)] = -math.inf
-    return x
 
 
 def check_ids(ids: Iterable[int], vocab: int) -> None:

@@ -1,0 +1,92 @@
+"""What later runs need of a model that was recorded here, as one file (`kept.py` reads it)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from stretto.convert.kept import FORMAT, Wanted, files_of, stamp
+from stretto.convert.program_file import Blob, pack, program_to_plain
+from stretto.core.file_rows import FileRows
+from stretto.kernels.linear.native import Tiles
+from stretto.models.lm import LM
+from stretto.runner.recording import Recorded
+from stretto.runner.sizes import Facts
+from stretto.text.plain import vocabulary_to_plain
+from stretto.text.tokenizer import Tokenizer
+
+
+def why_not(recorded: Recorded | None, taps: Sequence[int]) -> str | None:
+    """Why a model that is running cannot be kept, None if it can be."""
+    if recorded is None:
+        return "it runs through torch"
+    if recorded.program.host_operations:
+        return f"Python computes {', '.join(recorded.program.host_operations)}"
+    return "hidden states are read as tensors" if taps else None
+
+
+def keep(
+    wanted: Wanted,
+    lm: LM,
+    recorded: Recorded,
+    tokenizer: Tokenizer,
+    facts: Facts,
+    *,
+    hints: Mapping[str, float],
+    notes: Sequence[str],
+    kv_is_approximate: bool,
+) -> bytes:
+    """The file. hints, notes, kv_is_approximate: see `Kept`."""
+    blob, orders = Blob(), dict[tuple[int, ...], int]()
+    files = files_of(wanted.path)
+    numbers = {path: number for number, (path, _) in enumerate(files)}
+    first: dict[int, int] = {}
+    for own in recorded.tiles:
+        for place in own.spec.pieces if own.spec is not None else ():
+            number = numbers[str(Path(place.path).resolve())]
+            first[number] = min(place.start, first.get(number, place.start))
+
+    def piece(place: FileRows) -> list[int | None]:
+        order = None if place.order is None else orders.setdefault(place.order, len(orders))
+        number = numbers[str(Path(place.path).resolve())]
+        return [number, place.start, place.row_bytes, place.num_rows, order]
+
+    def tile(own: Tiles) -> dict[str, object]:
+        spec = own.spec
+        if spec is None:
+            return {"data": blob.add(own.data.numpy().tobytes())}
+        pieces = [piece(place) for place in spec.pieces]
+        return {"format": spec.format, "d_in": spec.d_in, "d_out": spec.d_out, "pieces": pieces}
+
+    text, tokenizer_json = vocabulary_to_plain(tokenizer.vocabulary)
+    layout = facts.layout
+    kept = recorded.layout
+    document = {
+        "format": FORMAT,
+        "files": [list(asdict(stamp(path, status, first.get(i))).values()) for i, (path, status) in enumerate(files)],
+        "program": program_to_plain(recorded.program, blob),
+        "tiles": [tile(own) for own in recorded.tiles],
+        "orders": [list(order) for order in orders],
+        "head": [recorded.head.num_rows, recorded.head.stride, recorded.head.vocab_size],
+        "layout": {
+            "groups": [group.window for group in kept.groups],
+            "arrays": [[a.group, a.layers, a.numbers, a.item_bytes, a.by_lanes] for a in kept.arrays],
+        },
+        "abilities": [[i, name, can.value] for i, name, can in lm.abilities],
+        "max_rows": recorded.max_rows,
+        "context": recorded.context,
+        "facts": {
+            "context": facts.context,
+            "kv": facts.kv,
+            "weight_bytes": facts.weight_bytes,
+            "vocab_size": facts.vocab_size,
+            "d_model": facts.d_model,
+            "native": facts.native,
+        },
+        "text": text,
+        "tokenizer": blob.add(tokenizer_json.encode()),
+        "hints": dict(hints),
+        "notes": list(notes),
+        "kv_is_approximate": kv_is_approximate,
+    }
+    assert layout.page_bytes == kept.page_bytes and layout.slot_bytes == kept.slot_bytes
+    return pack(document, blob)

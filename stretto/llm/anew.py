@@ -1,0 +1,99 @@
+"""A model from its files to an engine that runs it, with torch: what a first run does, and every run through torch.
+
+On native kernels, what a later run needs is kept (`convert/keeping.py`).
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from stretto.convert.keeping import keep, why_not
+from stretto.convert.kept import Wanted, place_of, save
+from stretto.convert.load import Progress, load_model, matrix_codecs
+from stretto.convert.model_file import ModelFile, open_model
+from stretto.convert.show import generation_hints, ignored_hints
+from stretto.core.card import CODECS, Exactness
+from stretto.core.drafter import Target
+from stretto.core.env import Env
+from stretto.core.errors import RunError
+from stretto.core.settings import Settings
+from stretto.hub.models import resolve
+from stretto.kernels.native.library import Team
+from stretto.llm.backend import choose
+from stretto.llm.facts import DTYPES, facts_of
+from stretto.llm.loading import Loaded, Tell, make_engine
+from stretto.llm.sizes import choose_sizes
+from stretto.models.lm import LM
+from stretto.text.tokenizer import Tokenizer
+
+ROOM = 8192
+"""Positions that a program has room for at least, where the model was made for so many: later runs may ask for more
+context than the first did."""
+_log = logging.getLogger(__name__)
+
+
+def open_file(model: str | Path, env: Env) -> ModelFile:
+    """The files of a model: an alias, a .gguf file or a checkpoint directory."""
+    return open_model(resolve(str(model), env=env, progress=True))
+
+
+def open_tokenizer(file: ModelFile) -> Tokenizer:
+    """The tokenizer that belongs to an opened model."""
+    return Tokenizer.from_gguf(file.metadata) if file.is_gguf else Tokenizer.from_dir(file.path)
+
+
+def load_anew(
+    path: Path, settings: Settings, env: Env, team: Team | RunError | None, *, progress: Progress | None, tell: Tell
+) -> Loaded:
+    """An engine that runs the model as `settings` say. team: what `find_team` found, if it was asked; the other
+    arguments are those of `load`."""
+    file = open_model(path)
+    tokenizer = open_tokenizer(file)
+    hints = generation_hints(file)
+    choice = choose(settings, matrix_codecs(file), env, team)
+    threads = choice.threads
+    facts = facts_of(file, settings, native=threads is not None)
+    sizes, short = choose_sizes(facts, settings)
+    notes = (*file.notes, *ignored_hints(file))
+    for line in (*notes, *filter(None, [short])):
+        tell(line)
+    lm = _load(file, settings, threads, progress)
+
+    def load_other(path: str) -> tuple[LM, Tokenizer]:
+        other = open_file(path, env)
+        return _load(other, settings, threads), open_tokenizer(other)
+
+    target = Target(
+        model=lm,
+        context=sizes.context,
+        max_seqs=sizes.max_seqs,
+        max_rows=sizes.max_rows,
+        vocab_size=min(tokenizer.vocab_size, lm.config.vocab_size),
+        threads=threads,
+        tokenizer=tokenizer,
+        kv=sizes.kv,
+        load=load_other,
+        eos_ids=tokenizer.eos_ids,
+    )
+    engine = make_engine(target, sizes, settings, path, env, room=min(facts.context, ROOM))
+    kv_is_approximate = settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE
+    recorded, place, why = engine.runner.recorded, None, why_not(engine.runner.recorded, engine.runner.taps)
+    if env.no_programs:
+        why = "STRETTO_NO_PROGRAMS is set"
+    if why is None and recorded is not None and threads is not None and env.cache is not None:
+        wanted = Wanted(path, settings.kv, engine.runner.max_rows, settings.prefill)
+        try:
+            place = place_of(wanted, env.cache, threads.library)
+            how = wanted, lm, recorded, tokenizer, facts
+            save(place, keep(*how, hints=hints, notes=notes, kv_is_approximate=kv_is_approximate))
+        except OSError as problem:  # the next start is as slow as this one
+            place, why = None, f"it cannot be written: {problem}"
+            _log.info("the program of %s is not kept: %s", path, problem)
+    return Loaded(tokenizer, hints, choice, engine, kv_is_approximate, place, why)
+
+
+def _load(file: ModelFile, settings: Settings, threads: Team | None, progress: Progress | None = None) -> LM:
+    if threads is None:
+        return load_model(file, DTYPES[settings.dtype], progress).prepack()
+    return load_model(file, torch.float32, progress, team=threads)
