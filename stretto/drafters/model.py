@@ -153,4 +153,5 @@ CARD = Card(
     tiny={"path": "tiny"},
     state="what the small model carries",
     cost="N steps of the small model",
+    reads_model=True,
 )

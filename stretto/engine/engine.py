@@ -35,7 +35,7 @@ class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are in their layout).
-    trace: gets every call of the scheduler (`engine/trace.py`). room: see `Runner`. notes: for the user.
+    trace: gets every call of the scheduler (`engine/trace.py`). notes: for the user.
     Raises UserError for a model that cannot be run as asked.
     """
 
@@ -52,14 +52,13 @@ class Engine:
         threads: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
         trace: Callable[[TraceEvent], None] | None = None,
-        room: int = 0,
     ) -> None:
         policies = policies or Policies()
         assert (drafter is None) == (policies.draft is None), "a drafter comes with the policy that limits it"
         abilities.check(model, sizes.max_seqs)
         self.judge = judge or Coupled()
         needs = drafter.needs if drafter is not None else Needs()
-        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size, room=room)
+        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size)
         self.drafting = Drafting(drafter, model.can & self.judge.can, self.runner.vocab_size)
         limits = abilities.limits(self.runner, self.judge, needs, self.drafting.extra)
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)

@@ -4,6 +4,7 @@ On native kernels, what a later run needs is kept (`convert/keeping.py`).
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def load_anew(
         load=load_other,
         eos_ids=tokenizer.eos_ids,
     )
-    engine = make_engine(target, sizes, settings, path, env, room=min(facts.context, ROOM))
+    engine = make_engine(target, replace(sizes, room=min(facts.context, ROOM)), settings, path, env)
     kv_is_approximate = settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE
     recorded, place, why = engine.runner.recorded, None, why_not(engine.runner.recorded, engine.runner.taps)
     if env.no_programs:

@@ -8,7 +8,7 @@ from stretto.convert.kept import Found, Kept, Wanted, find
 from stretto.core.drafter import Target
 from stretto.core.env import Env
 from stretto.core.errors import UserError
-from stretto.core.settings import Settings
+from stretto.core.settings import Settings, read_draft
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.engine import Engine
 from stretto.engine.scheduler import Policies
@@ -72,9 +72,7 @@ def look_up(path: Path, settings: Settings, cache: Path, threads: Team) -> Found
     return find(Wanted(path, settings.kv, max_rows, settings.prefill), cache, threads.library)
 
 
-def make_engine(
-    target: Target, sizes: Sizes, settings: Settings, path: Path, env: Env, *, room: int = 0
-) -> Engine:
+def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, env: Env) -> Engine:
     """The engine of a loaded model, with drafter, judge and policies. path: of the model."""
     drafter, policy = make_drafting(settings.draft, target)
     engine = Engine(
@@ -86,7 +84,6 @@ def make_engine(
         eos_ids=target.eos_ids,
         vocab_size=target.vocab_size,
         threads=target.threads,
-        room=room,
     )
     if policy is not None and policy.wants_costs:
         threads = target.threads
@@ -97,9 +94,11 @@ def make_engine(
 
 
 def _needs_torch(settings: Settings) -> bool:
-    """Whether a drafter may ask for parts of the model: one that a caller made, or a small model."""
-    draft = settings.draft
-    return not isinstance(draft, str) or draft.partition(":")[0] == "model"
+    """Whether a drafter may ask for the model itself: one that a caller made, or one that says so."""
+    if not isinstance(settings.draft, str):
+        return True
+    spec = read_draft(settings.draft)
+    return spec is not None and spec.filler.card.reads_model
 
 
 def _load_kept(

@@ -18,7 +18,7 @@ from stretto.runner.sizes import Sizes
 
 
 def open_lm(
-    lm: LM, sizes: Sizes, threads: Team | None, *, taps: Sequence[int], max_rows: int, vocab_size: int, room: int
+    lm: LM, sizes: Sizes, threads: Team | None, *, taps: Sequence[int], max_rows: int, vocab_size: int
 ) -> Opened:
     """Its arguments are those of `Runner`. Raises FitError."""
     specs, dtype, context = lm.state_specs, lm.dtype, sizes.context + MAX_TREE_ROWS
@@ -34,7 +34,7 @@ def open_lm(
         lanes=threads is not None,
     )
     if threads is not None:
-        how = {"max_rows": max_rows, "context": max(context, room + MAX_TREE_ROWS), "vocab_size": vocab_size}
+        how = {"max_rows": max_rows, "context": max(context, sizes.room + MAX_TREE_ROWS), "vocab_size": vocab_size}
         made = record(lm, pools, threads, **how, taps=taps, coarse_prompts=sizes.coarse_prompts)
         return Opened(pools, made.replay, made.replay, made.replay.scope, made)
 

@@ -61,8 +61,7 @@ class Step:
 class Runner:
     """model: an `LM`, or what was kept of one, which needs no torch. threads: native ones that run it (its matrices are
     in their layout); None = torch. taps: layers whose hidden states are wanted (`LM.features`). vocab_size: ids from
-    here on have no scores. blocks: run the first so many blocks only, then norm and head. room: a program that is
-    recorded has room for so many positions at least, for runs with a longer context.
+    here on have no scores. blocks: run the first so many blocks only, then norm and head.
 
     Raises FitError if not even one sequence of `sizes.context` tokens fits into the memory.
     """
@@ -76,7 +75,6 @@ class Runner:
         taps: Sequence[int] = (),
         vocab_size: int | None = None,
         blocks: int | None = None,
-        room: int = 0,
     ) -> None:
         self.sizes, self.taps = sizes, tuple(taps)
         self.vocab_size = min(vocab_size or model.vocab_size, model.vocab_size)
@@ -88,7 +86,7 @@ class Runner:
             from stretto.runner.opening import open_lm  # with torch
 
             model = model if blocks is None else model.first(blocks)
-            how = {"max_rows": self.max_rows, "vocab_size": self.vocab_size, "room": room}
+            how = {"max_rows": self.max_rows, "vocab_size": self.vocab_size}
             opened = open_lm(model, sizes, threads, taps=self.taps, **how)
         self.model, self.recorded = model, opened.recorded
         self.recording, self._compute, self._scope = opened.replay, opened.compute, opened.scope

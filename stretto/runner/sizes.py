@@ -9,7 +9,8 @@ from stretto.cache.layout import PoolLayout
 class Sizes:
     """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
     cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype;
-    coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention."""
+    coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention; room: positions that a
+    program has room for at least, so that later runs with a longer context need no other."""
 
     context: int
     max_seqs: int = 32
@@ -17,6 +18,7 @@ class Sizes:
     memory_bytes: int = 2 << 30
     kv: str = "auto"
     coarse_prompts: bool = False
+    room: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,8 +26,7 @@ from stretto.core.env import read_env
 from stretto.core.errors import UserError
 from stretto.core.option import argument, option, options_of
 from stretto.engine.abilities import where_parts_run
-from stretto.hub.aliases import aliases
-from stretto.hub.aliases import place
+from stretto.hub.aliases import aliases, place
 from stretto.kernels.native.build import LEVELS
 
 # -- help --------------------------------------------------------------------------------------------------------------
