@@ -1,7 +1,7 @@
 """What later runs need of a model that was recorded here, as one file (`kept.py` reads it)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stretto.convert.kept import FORMAT, Wanted, files_of, stamp
@@ -13,6 +13,15 @@ from stretto.runner.recording import Recorded
 from stretto.runner.sizes import Facts
 from stretto.text.plain import vocabulary_to_plain
 from stretto.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What of a model its users are told: see `Kept`."""
+
+    hints: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    kv_is_approximate: bool = False
 
 
 def why_not(recorded: Recorded | None, taps: Sequence[int]) -> str | None:
@@ -30,33 +39,28 @@ def keep(
     recorded: Recorded,
     tokenizer: Tokenizer,
     facts: Facts,
-    *,
-    hints: Mapping[str, float],
-    notes: Sequence[str],
-    kv_is_approximate: bool,
+    extras: Extras,
 ) -> bytes:
-    """The file. hints, notes, kv_is_approximate: see `Kept`."""
+    """The file."""
     blob, orders = Blob(), dict[tuple[int, ...], int]()
     files = files_of(wanted.path)
     numbers = {path: number for number, (path, _) in enumerate(files)}
-    first: dict[int, int] = {}
-    for own in recorded.tiles:
-        for place in own.spec.pieces if own.spec is not None else ():
-            number = numbers[str(Path(place.path).resolve())]
-            first[number] = min(place.start, first.get(number, place.start))
+    first: dict[int, int] = {}  # tensors of a file begin there
 
     def piece(place: FileRows) -> list[int | None]:
         order = None if place.order is None else orders.setdefault(place.order, len(orders))
         number = numbers[str(Path(place.path).resolve())]
+        first[number] = min(place.start, first.get(number, place.start))
         return [number, place.start, place.row_bytes, place.num_rows, order]
 
     def tile(own: Tiles) -> dict[str, object]:
         spec = own.spec
-        if spec is None:
-            return {"data": blob.add(own.data.numpy().tobytes())}
+        if spec is None or any(str(Path(place.path).resolve()) not in numbers for place in spec.pieces):
+            return {"data": blob.add(own.data.numpy().tobytes())}  # what no file holds as rows is kept itself
         pieces = [piece(place) for place in spec.pieces]
         return {"format": spec.format, "d_in": spec.d_in, "d_out": spec.d_out, "pieces": pieces}
 
+    tiles = [tile(own) for own in recorded.tiles]
     text, tokenizer_json = vocabulary_to_plain(tokenizer.vocabulary)
     layout = facts.layout
     kept = recorded.layout
@@ -64,7 +68,7 @@ def keep(
         "format": FORMAT,
         "files": [list(asdict(stamp(path, status, first.get(i))).values()) for i, (path, status) in enumerate(files)],
         "program": program_to_plain(recorded.program, blob),
-        "tiles": [tile(own) for own in recorded.tiles],
+        "tiles": tiles,
         "orders": [list(order) for order in orders],
         "head": [recorded.head.num_rows, recorded.head.stride, recorded.head.vocab_size],
         "layout": {
@@ -84,9 +88,9 @@ def keep(
         },
         "text": text,
         "tokenizer": blob.add(tokenizer_json.encode()),
-        "hints": dict(hints),
-        "notes": list(notes),
-        "kv_is_approximate": kv_is_approximate,
+        "hints": dict(extras.hints),
+        "notes": list(extras.notes),
+        "kv_is_approximate": extras.kv_is_approximate,
     }
     assert layout.page_bytes == kept.page_bytes and layout.slot_bytes == kept.slot_bytes
     return pack(document, blob)

@@ -84,6 +84,11 @@ class Kept:
         """Positions of a sequence that its program has room for, provisional rows too."""
         return self.model.context
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that have scores."""
+        return self.model.vocab_size
+
     def load(self, team: Team, progress: Callable[[int, int], None] | None = None) -> KeptModel:
         """The model, with its weights in tiles. progress: called with (done, total) bytes."""
         return self.model.load(team, progress)
@@ -104,6 +109,7 @@ class _Model:
 
     arguments: Mapping[str, Any]
     context: int
+    vocab_size: int
     tiles: Sequence[TileSpec | memoryview]
 
     def load(self, team: Team, progress: Callable[[int, int], None] | None) -> KeptModel:
@@ -237,7 +243,7 @@ def _read(place: Path, wanted: Wanted, library: Library) -> Kept:
     }
     return Kept(
         place,
-        _Model(arguments, int(plain["context"]), tiles),
+        _Model(arguments, int(plain["context"]), arguments["head"].vocab_size, tiles),
         Facts(**plain["facts"], layout=layout),
         plain["text"],
         str(part(blob, plain["tokenizer"]), "utf-8"),

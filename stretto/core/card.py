@@ -53,7 +53,7 @@ class Card:
     state: str = "none"  # what a sequence must carry, per layer
     cost: str = ""  # work, in the letters of core/shapes.py
     exactness: Exactness = Exactness.EXACT
-    reads_model: bool = False  # drafter: it asks the target for its parts or for another model, which takes torch
+    reads_model: bool = False  # drafter: it asks the target for parts of its model, which takes torch
 
     def tiny_module(self) -> Any:
         """The small module that law tests run (mixers and channels)."""

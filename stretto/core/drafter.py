@@ -208,6 +208,8 @@ class Drafter(ABC):
     """
 
     needs: Needs = Needs()
+    runners: Sequence[Any] = ()
+    """What it runs models with (`runner.Runner`), each over a cache of its own."""
     is_lookup: bool = False
     """Whether `propose` only looks at what the host holds and changes nothing: it takes microseconds, may be asked at
     any time, and what it says may not be verified. Its drafts have scores."""

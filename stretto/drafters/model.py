@@ -11,14 +11,18 @@ Source: arXiv 2211.17192. The two must share a tokenizer.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stretto.core.card import Can, Card
 from stretto.core.drafter import Ask, Draft, Drafter, Needs, Piece, Round, Target
 from stretto.core.errors import FitError, UserError
 from stretto.core.memory import parse_size
 from stretto.kernels.sampling import RowSampling, score_picks
-from stretto.models.lm import LM
+from stretto.runner.kept import KeptModel
 from stretto.runner.runner import Rows, Runner, Sizes
+
+if TYPE_CHECKING:
+    from stretto.models.lm import LM
 
 _CATCH_UP = 16  # tokens that are read in the step that drafts: more are read as a prompt is, before it
 
@@ -37,7 +41,7 @@ class Config:
         if not self.path or target.load is None:
             raise UserError("the drafter `model` needs a model", try_="model:path=smollm2")
         lm, tokenizer = target.load(self.path)
-        if lm.config.vocab_size < target.vocab_size or not tokenizer.shares_ids(target.tokenizer):
+        if lm.vocab_size < target.vocab_size or not tokenizer.shares_ids(target.tokenizer):
             raise UserError(
                 f"{self.path} cannot draft for this model",
                 why="their tokenizers differ",
@@ -65,7 +69,7 @@ class Model(Drafter):
 
     needs = Needs(rows=True)
 
-    def __init__(self, lm: LM, target: Target, memory_bytes: int = 256 << 20) -> None:
+    def __init__(self, lm: "LM | KeptModel", target: Target, memory_bytes: int = 256 << 20) -> None:
         sizes = Sizes(
             context=target.context,
             max_seqs=target.max_seqs,
@@ -74,6 +78,7 @@ class Model(Drafter):
             kv=target.kv,
         )
         self._runner = Runner(lm, sizes, target.threads, vocab_size=target.vocab_size)
+        self.runners = (self._runner,)
         self._texts: dict[int, list[int]] = {}
 
     def admit(self, rid: int, tokens: Sequence[int]) -> None:
@@ -153,5 +158,4 @@ CARD = Card(
     tiny={"path": "tiny"},
     state="what the small model carries",
     cost="N steps of the small model",
-    reads_model=True,
 )

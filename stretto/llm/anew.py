@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stretto.convert.keeping import keep, why_not
+from stretto.convert.keeping import Extras, keep, why_not
 from stretto.convert.kept import Wanted, place_of, save
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
@@ -23,9 +23,11 @@ from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
 from stretto.llm.backend import choose
 from stretto.llm.facts import DTYPES, facts_of
-from stretto.llm.loading import Loaded, Tell, make_engine
+from stretto.llm.loading import Loaded, Tell, make_engine, wanted_by_drafter
 from stretto.llm.sizes import choose_sizes
 from stretto.models.lm import LM
+from stretto.runner.runner import Runner
+from stretto.runner.sizes import Facts
 from stretto.text.tokenizer import Tokenizer
 
 ROOM = 8192
@@ -61,9 +63,12 @@ def load_anew(
         tell(line)
     lm = _load(file, settings, threads, progress)
 
-    def load_other(path: str) -> tuple[LM, Tokenizer]:
-        other = open_file(path, env)
-        return _load(other, settings, threads), open_tokenizer(other)
+    others: list[tuple[Path, ModelFile, Tokenizer, LM]] = []
+
+    def load_other(name: str) -> tuple[LM, Tokenizer]:
+        other = open_file(name, env)
+        others.append((resolve(name, env=env), other, open_tokenizer(other), _load(other, settings, threads)))
+        return others[-1][3], others[-1][2]
 
     target = Target(
         model=lm,
@@ -79,19 +84,31 @@ def load_anew(
     )
     engine = make_engine(target, replace(sizes, room=min(facts.context, ROOM)), settings, path, env)
     kv_is_approximate = settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE
-    recorded, place, why = engine.runner.recorded, None, why_not(engine.runner.recorded, engine.runner.taps)
-    if env.no_programs:
-        why = "STRETTO_NO_PROGRAMS is set"
-    if why is None and recorded is not None and threads is not None and env.cache is not None:
-        wanted = Wanted(path, settings.kv, engine.runner.max_rows, settings.prefill)
-        try:
-            place = place_of(wanted, env.cache, threads.library)
-            how = wanted, lm, recorded, tokenizer, facts
-            save(place, keep(*how, hints=hints, notes=notes, kv_is_approximate=kv_is_approximate))
-        except OSError as problem:  # the next start is as slow as this one
-            place, why = None, f"it cannot be written: {problem}"
-            _log.info("the program of %s is not kept: %s", path, problem)
+    extras = Extras(hints, notes, kv_is_approximate)
+    wanted = Wanted(path, settings.kv, engine.runner.max_rows, settings.prefill)
+    place, why = _keep(wanted, engine.runner, tokenizer, facts, extras, env)
+    for runner in engine.drafting.drafter.runners if engine.drafting.drafter is not None and why is None else ():
+        for other_path, other, other_tokenizer, other_lm in others:
+            if runner.model is other_lm:
+                own = facts_of(other, settings.replace(kv=sizes.kv), native=True)
+                _keep(wanted_by_drafter(other_path, target), runner, other_tokenizer, own, Extras(), env)
     return Loaded(tokenizer, hints, choice, engine, kv_is_approximate, place, why)
+
+
+def _keep(
+    wanted: Wanted, runner: Runner, tokenizer: Tokenizer, facts: Facts, extras: Extras, env: Env
+) -> tuple[Path | None, str | None]:
+    """Where the program of a runner is kept now, or why it is not."""
+    why = "STRETTO_NO_PROGRAMS is set" if env.no_programs else why_not(runner.recorded, runner.taps)
+    if why is not None or runner.recorded is None or env.cache is None:
+        return None, why or "there is no folder for a cache"
+    try:
+        place = place_of(wanted, env.cache, runner.recorded.replay.operations.library)
+        save(place, keep(wanted, runner.lm, runner.recorded, tokenizer, facts, extras))
+    except OSError as problem:  # the next start is as slow as this one
+        _log.info("the program of %s is not kept: %s", wanted.path, problem)
+        return None, f"it cannot be written: {problem}"
+    return place, None
 
 
 def _load(file: ModelFile, settings: Settings, threads: Team | None, progress: Progress | None = None) -> LM:

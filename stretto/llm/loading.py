@@ -1,13 +1,13 @@
 """From the name of a model to an engine that runs it: with what an earlier run kept, or anew. No torch here."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.convert.kept import Found, Kept, Wanted, find
 from stretto.core.drafter import Target
 from stretto.core.env import Env
-from stretto.core.errors import UserError
 from stretto.core.settings import Settings, read_draft
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.engine import Engine
@@ -18,6 +18,7 @@ from stretto.llm.backend import Choice, find_team
 from stretto.llm.options import make_drafting, make_judge, make_order
 from stretto.llm.sizes import choose_sizes, rows_of_step
 from stretto.llm.step_costs import known_row_seconds
+from stretto.runner.kept import KeptModel
 from stretto.runner.sizes import Sizes
 from stretto.runner.staircase import row_seconds
 from stretto.text.plain import vocabulary_from_plain
@@ -25,6 +26,10 @@ from stretto.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
+
+
+class _NotKept(Exception):
+    """What was kept is not enough for these settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,9 @@ def load(
     team = find_team(settings, env, note) if is_native else None
     if isinstance(team, Team) and env.cache is not None and not (_needs_torch(settings) or env.no_programs):
         kept = look_up(path, settings, env.cache, team).kept
-        loaded = None if kept is None else _load_kept(kept, path, settings, env, team, progress=progress, tell=tell)
-        if loaded is not None:
-            return loaded
+        if kept is not None:
+            with suppress(_NotKept):
+                return _load_kept(kept, path, settings, env, team, progress=progress, tell=tell)
     from stretto.llm.anew import load_anew  # with torch
 
     loaded = load_anew(path, settings, env, team, progress=progress, tell=tell)
@@ -93,8 +98,13 @@ def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, en
     return engine
 
 
+def wanted_by_drafter(path: Path, target: Target) -> Wanted:
+    """The program of another model that drafts for `target`."""
+    return Wanted(path, target.kv, max(target.max_rows, target.max_seqs + 1), "exact")
+
+
 def _needs_torch(settings: Settings) -> bool:
-    """Whether a drafter may ask for the model itself: one that a caller made, or one that says so."""
+    """Whether a drafter may ask for parts of the model: one that a caller made, or one that says so."""
     if not isinstance(settings.draft, str):
         return True
     spec = read_draft(settings.draft)
@@ -110,19 +120,24 @@ def _load_kept(
     *,
     progress: Progress | None,
     tell: Tell,
-) -> Loaded | None:
-    """None: its program has no room for the context."""
+) -> Loaded:
+    """Raises _NotKept where its program has no room for the context, or another model is asked for that is not kept."""
     sizes, short = choose_sizes(kept.facts, settings)
     if sizes.context + MAX_TREE_ROWS > kept.context:
-        return None
+        raise _NotKept
     for line in (*kept.notes, *filter(None, [short])):
         tell(line)
     tokenizer = Tokenizer(vocabulary_from_plain(dict(kept.text), kept.tokenizer_json))
 
-    def load_other(path: str) -> tuple[object, Tokenizer]:
-        raise UserError(f"{path} cannot be loaded here", why="this engine runs what was kept of its model")
-
     model = kept.load(threads, progress)
+
+    def load_other(name: str) -> tuple[KeptModel, Tokenizer]:
+        wanted = wanted_by_drafter(resolve(name, env=env), target)
+        other = find(wanted, env.cache_dir, threads.library).kept
+        if other is None or sizes.context + MAX_TREE_ROWS > other.context or other.vocab_size != target.vocab_size:
+            raise _NotKept
+        return other.load(threads), Tokenizer(vocabulary_from_plain(dict(other.text), other.tokenizer_json))
+
     target = Target(
         model=model,
         context=sizes.context,

@@ -19,7 +19,7 @@ from stretto.cache.memory import PoolMemory
 from stretto.cache.placement import Placement
 from stretto.cache.pools import Pools
 from stretto.convert.convert import convert
-from stretto.convert.keeping import keep
+from stretto.convert.keeping import Extras, keep
 from stretto.convert.kept import Wanted, find, place_of, save
 from stretto.convert.load import load_model
 from stretto.convert.model_file import families, open_model
@@ -86,9 +86,8 @@ def test_every_family_runs_from_its_files_again(family: Family, tmp_path: Path, 
         want = run_all(cold, GREEDY)
         wanted = Wanted(path, "auto", cold.runner.max_rows, "exact")
         facts = facts_of(file, Settings(), native=True)
-        how = {"hints": {}, "notes": (), "kv_is_approximate": False}
         place = place_of(wanted, tmp_path, team().library)
-        save(place, keep(wanted, cold.runner.lm, recorded(cold), tokenizer, facts, **how))  # type: ignore[arg-type]
+        save(place, keep(wanted, cold.runner.lm, recorded(cold), tokenizer, facts, Extras()))
         found = find(wanted, tmp_path, team().library)
         assert found.kept is not None, found.why
         assert run_all(restarted(cold, found.kept.load(team())), GREEDY) == want
@@ -135,6 +134,16 @@ def test_what_shapes_a_program_asks_for_another(folder: Path, env: Env) -> None:
     for settings in ({"prefill": "int8"}, {"kv": "f32"}, {"max_rows": 64}):
         assert not is_warm(start(folder, env, **settings))
     assert is_warm(start(folder, env, kv="f32"))
+
+
+def test_a_small_model_that_drafts_is_kept_too(folder: Path, env: Env) -> None:
+    how = {"draft": f"model:path={folder}"}
+    start(folder, env)
+    first, second = (start(folder, env, **how) for _ in range(2))
+    assert (is_warm(first), is_warm(second)) == (False, True)
+    assert isinstance(second.engine.drafting.drafter.runners[0].model, KeptModel)  # type: ignore[union-attr]
+    assert answers(second, GREEDY) == answers(first, GREEDY) == answers(start(folder, env), GREEDY)
+    assert second.engine.drafting.stats.accepted > 0
 
 
 def test_a_tokenizer_that_was_kept_is_the_files(folder: Path, env: Env) -> None:

@@ -157,12 +157,6 @@ def test_a_model_with_operations_of_the_host_is_not_kept(
     assert not is_warm(start(folder, env))
 
 
-def test_a_small_model_that_drafts_needs_torch(folder: Path, env: Env) -> None:
-    start(folder, env)
-    llm = start(folder, env, draft=f"model:path={folder}")
-    assert not is_warm(llm) and answers(llm, GREEDY) == answers(start(folder, env), GREEDY)
-
-
 def test_two_processes_that_start_at_once_are_both_right(folder: Path, env: Env) -> None:
     both = [process(folder, env, ["--raw", "abcabc", "--temp", "0"]) for _ in range(2)]
     first, second = (one.communicate(timeout=250)[0].splitlines() for one in both)
