@@ -59,8 +59,15 @@ INLINE int32x4_t to_int4(float32x4_t x) {  // Arm saturates, and makes NaN 0
 INLINE I32 to_int(F32 x) { return ALL1(to_int4, x); }
 INLINE F32 bits(I32 x) { return ALL1(vreinterpretq_f32_s32, x); }
 INLINE I32 bits(F32 x) { return ALL1(vreinterpretq_s32_f32, x); }
-INLINE I32 add(I32 x, I32 y) { return ALL2(vaddq_s32, x, y); }
-INLINE I32 sub(I32 x, I32 y) { return ALL2(vsubq_s32, x, y); }
+// Of unsigned lanes: to gcc, the sum of signed ones must not leave 32 bits.
+INLINE int32x4_t add4(int32x4_t x, int32x4_t y) {
+    return vreinterpretq_s32_u32(vaddq_u32(vreinterpretq_u32_s32(x), vreinterpretq_u32_s32(y)));
+}
+INLINE int32x4_t sub4(int32x4_t x, int32x4_t y) {
+    return vreinterpretq_s32_u32(vsubq_u32(vreinterpretq_u32_s32(x), vreinterpretq_u32_s32(y)));
+}
+INLINE I32 add(I32 x, I32 y) { return ALL2(add4, x, y); }
+INLINE I32 sub(I32 x, I32 y) { return ALL2(sub4, x, y); }
 INLINE I32 max(I32 x, I32 y) { return ALL2(vmaxq_s32, x, y); }
 INLINE I32 band(I32 x, I32 y) { return ALL2(vandq_s32, x, y); }
 INLINE I32 bor(I32 x, I32 y) { return ALL2(vorrq_s32, x, y); }
@@ -112,7 +119,7 @@ INLINE void store_u8(uint8_t* p, I32 x) {  // low bytes
     uint8x16_t last = vreinterpretq_u8_u16(low_halves(x.v[2], x.v[3]));
     vst1q_u8(p, vuzp1q_u8(first, last));
 }
-INLINE int32_t sum(I32 x) { return vaddvq_s32(vaddq_s32(vaddq_s32(x.v[0], x.v[1]), vaddq_s32(x.v[2], x.v[3]))); }
+INLINE int32_t sum(I32 x) { return vaddvq_s32(add4(add4(x.v[0], x.v[1]), add4(x.v[2], x.v[3]))); }
 INLINE int32_t highest(I32 x) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(x.v[0], x.v[1]), vmaxq_s32(x.v[2], x.v[3]))); }
 // acc + the sum of four products: unsigned bytes of `u`, signed bytes of `s`, in every lane.
 INLINE int32x4_t dot4_quarter(int32x4_t acc, int32x4_t u, int32x4_t s) {
@@ -121,7 +128,7 @@ INLINE int32x4_t dot4_quarter(int32x4_t acc, int32x4_t u, int32x4_t s) {
 #else  // both signed: u s = (u - 128) s + 128 s
     int8x16_t bytes = vreinterpretq_s8_s32(s), less = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(u), vdupq_n_u8(128)));
     int32x4_t sums = vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(1), bytes);
-    return vaddq_s32(vdotq_s32(acc, less, bytes), vshlq_n_s32(sums, 7));
+    return add4(vdotq_s32(acc, less, bytes), vshlq_n_s32(sums, 7));
 #endif
 }
 INLINE I32 dot4(I32 acc, I32 u, I32 s) {
@@ -132,7 +139,7 @@ INLINE I32 dot4(I32 acc, I32 u, I32 s) {
 INLINE int32x4_t dot2_quarter(int32x4_t acc, int32x4_t x, int32x4_t y) {
     int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(y);
     int32x4_t first = vmull_s16(vget_low_s16(a), vget_low_s16(b)), last = vmull_high_s16(a, b);
-    return vaddq_s32(acc, vpaddq_s32(first, last));
+    return add4(acc, vpaddq_s32(first, last));
 }
 INLINE I32 dot2(I32 acc, I32 a, I32 b) {
     return {{dot2_quarter(acc.v[0], a.v[0], b.v[0]), dot2_quarter(acc.v[1], a.v[1], b.v[1]),
