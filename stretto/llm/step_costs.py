@@ -2,11 +2,13 @@
 
 A file is named by a hash of everything that the seconds depend on: the model (path, size, time of change), the version
 and the backend, the processor, threads and format of the cache. What cannot be read, or is not what it should be, is
-measured again; a cache that cannot be written is done without. Needs no torch.
+measured again; a cache that cannot be written is done without. What is measured twice and differs is not kept. Needs no
+torch.
 """
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from stretto.core.env import Env
 
 FOLDER = "steps"
 KEEP_SECONDS = 30 * 24 * 3600  # a machine may change
+_MOST_APART = 1.3  # two measurements
 
 
 def known_row_seconds(
@@ -30,10 +33,17 @@ def known_row_seconds(
     file = None if env.cache is None else env.cache / FOLDER / f"{_key(model, how)}.json"
     found = None if file is None else _read(file)
     if found is None:
-        found = dict(measure())
-        if file is not None:
+        first, second = measure(), measure()
+        found = {rows: min(first.get(rows, math.inf), second.get(rows, math.inf)) for rows in {**first, **second}}
+        if file is not None and _agree(first, second):
             _write(file, found)
     return found
+
+
+def _agree(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+    """Whether two measurements say the same of rows beside one row: a machine that is busy by turns is not kept."""
+    ratios = [(first[rows] / first[1]) / (second[rows] / second[1]) for rows in first.keys() & second.keys()]
+    return first.keys() == second.keys() and max(max(ratio, 1 / ratio) for ratio in ratios) < _MOST_APART
 
 
 def _key(model: Path, how: str) -> str:

@@ -18,7 +18,7 @@ def row_seconds(
     runner: Runner,
     rows: Sequence[int] = ROWS,
     *,
-    budget: float = 0.4,
+    budget: float = 0.3,
     rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:

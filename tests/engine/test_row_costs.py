@@ -85,13 +85,13 @@ def test_a_step_that_was_disturbed_takes_what_more_rows_take(make: Callable[...,
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Any:
-    """A model, a folder, and two ways to ask; every measurement gives another number."""
-    model, numbers = tmp_path / "model.gguf", count(1)
+    """A model, a folder, and two ways to ask; every second measurement gives another number."""
+    model, numbers = tmp_path / "model.gguf", count(2)
     model.write_bytes(b"weights")
     env = read_env({"STRETTO_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)})
 
     def ask(how: str = "avx2 2") -> dict[int, float]:
-        return dict(known_row_seconds(lambda: {1: 0.25 * next(numbers), 4: 9.0}, model, how, env))
+        return dict(known_row_seconds(lambda: {1: 0.25 * (next(numbers) // 2), 4: 9.0}, model, how, env))
 
     return SimpleNamespace(model=model, folder=tmp_path / "cache" / FOLDER, ask=ask)
 
@@ -110,6 +110,20 @@ def test_what_was_measured_is_kept(kept: Any) -> None:
     for one in kept.folder.iterdir():
         os.utime(one, (old, old))
     assert kept.ask() == {1: 1.0, 4: 9.0} and len(list(kept.folder.iterdir())) == 1, "machines change"
+
+
+@pytest.mark.parametrize(
+    ("second", "is_kept"),
+    [({1: 2.0, 4: 6.2}, True), ({1: 1.0, 4: 1.5}, False), ({1: 0.4, 4: 3.0}, False), ({1: 1.0}, False)],
+    ids=["twice as slow", "rows got cheaper", "one row got cheaper", "less was measured"],
+)
+def test_a_machine_that_is_busy_by_turns_is_not_kept(tmp_path: Path, second: dict[int, float], is_kept: bool) -> None:
+    measured = iter([{1: 1.0, 4: 3.0}, second])
+    env = read_env({"STRETTO_CACHE": str(tmp_path)})
+    (tmp_path / "model").touch()
+    found = known_row_seconds(lambda: next(measured), tmp_path / "model", "", env)
+    assert found == {1: min(1.0, second[1]), 4: min(3.0, second.get(4, 3.0))}
+    assert (tmp_path / FOLDER).exists() == is_kept
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_drafts_if_and_only_if_they_pay(table, alpha) -> None:
     if ideal < 0.88:
         assert sum(world.drafts) > 300
     if best == 0:
-        assert not world.drafts
+        assert len(world.drafts) <= 4000 / 300, "now and then it is asked whether that is still so"
 
 
 @given(alpha=st.floats(0.0, 0.99), slopes=st.lists(st.floats(0.0, 0.4), min_size=6, max_size=6))
@@ -270,6 +270,16 @@ def test_rows_that_become_dear_are_noticed_and_rows_that_become_cheap_again() ->
         world = World(table, drawn(0.9), lambda tokens: chain(0.9))
         spent = world.run(policy, 1500, rid=rid)
         assert spent < (1.05 if table is dear else 0.8)
+
+
+@pytest.mark.parametrize("believed", [{1: 1.0, 2: 2.5, 4: 2.9, 8: 4.6, 16: 6.6, 32: 9.5}, PROHIBITIVE])
+def test_a_measurement_that_was_disturbed_is_found_out(believed) -> None:
+    """One row was measured in a quiet moment and the others were not: nothing pays, if that is believed."""
+    policy = knowing(believed)
+    for rid in range(8):
+        copies = World(CHEAP, lambda step, n: n, lambda tokens: chain(0.95) if tokens % 40 > 5 else ())
+        spent = copies.run(policy, 500, rid=rid)
+    assert spent < 0.7
 
 
 def test_probes_are_rare() -> None:

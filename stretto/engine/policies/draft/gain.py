@@ -36,6 +36,8 @@ _OVERHEAD = 0.05  # of asking after every step, until it was seen
 _LOST = 0.5  # of a plain step: what a token costs that could have been drafted
 _LONGEST_PAUSE = 64  # plain steps
 _WARM_UP = 4  # plain steps that come first
+_PROBE = 300  # plain steps after which rows may cost less than is believed
+_PROMISING = 1.8  # tokens that a probe must promise
 _RESTED = 0.75  # credit for which a job waits that had none left
 
 
@@ -233,9 +235,23 @@ class Gain(DraftPolicy):
                 break
             if tokens / seconds > best:
                 best, count = tokens / seconds, c
-        for _, _, b in order[:count]:
+        for _, _, b in order[: count or self._probe(order, n, allowed)]:
             found[b] += 1
         return found
+
+    def _probe(self, order: Sequence[tuple[float, int, int]], num_seqs: int, allowed: float) -> int:
+        """Tokens to draft although that is not believed to pay: what is believed of rows may be wrong, and nothing
+        else would show it. No more of them than promise `_PROMISING` tokens, and none that the credit does not pay."""
+        if self._plain_steps < _PROBE:
+            return 0
+        tokens, plain = 1.0, self._pace.plain(num_seqs)
+        for c, (minus_w, _, _) in enumerate(order, start=1):
+            tokens -= minus_w
+            if num_seqs * (self._pace.drafting(num_seqs + c) / plain - 1) > allowed:
+                break
+            if tokens >= _PROMISING:
+                return c
+        return 0
 
     def _likely(self, job: Job, most: int) -> list[float]:
         """How likely each token of a draft for this job is accepted; never more likely than the one before it."""
