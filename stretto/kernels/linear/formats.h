@@ -58,6 +58,14 @@ INLINE I32 shift(I32 a, int n) {
     }
 }
 
+// Four bytes at a time: packing looks at every weight when a model starts.
+INLINE uint32_t read_word(const uint8_t* p) {
+    uint32_t x;
+    std::memcpy(&x, p, 4);
+    return x;
+}
+INLINE void write_word(uint8_t* p, uint32_t x) { std::memcpy(p, &x, 4); }
+
 struct Nibbles {
     static constexpr int BYTES = 256, MAX = 15;  // MAX: the largest code
     static INLINE I32 at(const uint8_t* p, int i) {
@@ -65,12 +73,11 @@ struct Nibbles {
         return band(i % 2 ? shr<4>(word) : word, set1i(0x0F0F0F0F));
     }
     static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
-        for (int j = 0; j < 4; j++)
-            for (int lane = 0; lane < HALF; lane++)
-                for (int b = 0; b < 4; b++) {
-                    const uint8_t* c = codes[lane] + 8 * j + b;
-                    p[64 * j + 4 * lane + b] = uint8_t((c[0] & 15) | (c[4] & 15) << 4);
-                }
+        for (int lane = 0; lane < HALF; lane++)
+            for (int j = 0; j < 4; j++) {
+                uint32_t low = read_word(codes[lane] + 8 * j), high = read_word(codes[lane] + 8 * j + 4);
+                write_word(p + 64 * j + 4 * lane, (low & 0x0F0F0F0F) | (high & 0x0F0F0F0F) << 4);
+            }
     }
 };
 
@@ -89,12 +96,11 @@ struct Fives {
     }
     static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
         Nibbles::pack(p, codes);
-        for (int lane = 0; lane < HALF; lane++)
-            for (int b = 0; b < 4; b++) {
-                int byte = 0;
-                for (int i = 0; i < 8; i++) byte |= (codes[lane][4 * i + b] >> 4 & 1) << i;
-                p[256 + 4 * lane + b] = uint8_t(byte);
-            }
+        for (int lane = 0; lane < HALF; lane++) {
+            uint32_t fifth = 0;
+            for (int i = 0; i < 8; i++) fifth |= (read_word(codes[lane] + 4 * i) >> 4 & 0x01010101) << i;
+            write_word(p + 256 + 4 * lane, fifth);
+        }
     }
 };
 
@@ -108,12 +114,12 @@ struct Sixes {
     static void pack(uint8_t* p, const uint8_t (*codes)[GROUP]) {
         Nibbles::pack(p, codes);
         for (int h = 0; h < 2; h++)
-            for (int lane = 0; lane < HALF; lane++)
-                for (int b = 0; b < 4; b++) {
-                    int byte = 0;
-                    for (int j = 0; j < 4; j++) byte |= (codes[lane][16 * h + 4 * j + b] >> 4 & 3) << 2 * j;
-                    p[256 + 64 * h + 4 * lane + b] = uint8_t(byte);
-                }
+            for (int lane = 0; lane < HALF; lane++) {
+                uint32_t high = 0;
+                for (int j = 0; j < 4; j++)
+                    high |= (read_word(codes[lane] + 16 * h + 4 * j) >> 4 & 0x03030303) << 2 * j;
+                write_word(p + 256 + 64 * h + 4 * lane, high);
+            }
     }
 };
 
@@ -134,12 +140,22 @@ INLINE uint16_t read_u16(const uint8_t* p) {
     return x;
 }
 
-inline void file_nibbles(const uint8_t* q, uint8_t* codes) {
-    for (int j = 0; j < 16; j++) codes[j] = q[j] & 15, codes[j + 16] = q[j] >> 4;
+// 4 N bytes of two codes each: the low halves, and the high ones.
+template <int N>
+inline void file_halves(const uint8_t* q, uint8_t* low, uint8_t* high) {
+    for (int j = 0; j < 4 * N; j += 4) {
+        uint32_t word = read_word(q + j);
+        write_word(low + j, word & 0x0F0F0F0F), write_word(high + j, word >> 4 & 0x0F0F0F0F);
+    }
 }
 
+inline void file_nibbles(const uint8_t* q, uint8_t* codes) { file_halves<4>(q, codes, codes + 16); }
+
 inline void file_fifth_bits(const uint8_t* qh, uint8_t* codes) {
-    for (int j = 0; j < 32; j++) codes[j] = uint8_t(codes[j] | (qh[j / 8] >> j % 8 & 1) << 4);
+    for (int j = 0; j < 32; j += 4) {  // bits j .. j + 3, one to a byte
+        uint32_t bits = uint32_t(qh[j / 8] >> j % 8 & 15) * 0x00204081 & 0x01010101;
+        write_word(codes + j, read_word(codes + j) | bits << 4);
+    }
 }
 
 // Blocks of 32 with an fp16 scale and perhaps an fp16 minimum.
@@ -198,7 +214,7 @@ STRETTO_FORMAT(q5_1) : Simple<Fives, -1, true> {
 STRETTO_FORMAT(q8_0) : Simple<Bytes, 7, false> {
     static constexpr int BLOCK_BYTES = 34;
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
-        for (int j = 0; j < GROUP; j++) codes[0][lane][j] = uint8_t(p[2 + j] + 128);
+        for (int j = 0; j < GROUP; j += 4) write_word(codes[0][lane] + j, read_word(p + 2 + j) ^ 0x80808080);
         put(record, lane, read_u16(p), 0);
     }
 };
@@ -233,11 +249,7 @@ struct Super {
     }
     // 64 values take 32 bytes: the low halves are one group, the high halves the next.
     static void halves(const uint8_t* q, int lane, uint8_t (*codes)[HALF][GROUP]) {
-        for (int c = 0; c < 4; c++)
-            for (int j = 0; j < 32; j++) {
-                codes[2 * c][lane][j] = q[32 * c + j] & 15;
-                codes[2 * c + 1][lane][j] = q[32 * c + j] >> 4;
-            }
+        for (int c = 0; c < 4; c++) file_halves<8>(q + 32 * c, codes[2 * c][lane], codes[2 * c + 1][lane]);
     }
 };
 
@@ -254,7 +266,10 @@ STRETTO_FORMAT(q5_k) : Super<Fives> {
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         halves(p + 48, lane, codes);
         for (int g = 0; g < 8; g++)
-            for (int j = 0; j < 32; j++) codes[g][lane][j] = uint8_t(codes[g][lane][j] | (p[16 + j] >> g & 1) << 4);
+            for (int j = 0; j < 32; j += 4) {
+                uint8_t* to = codes[g][lane] + j;
+                write_word(to, read_word(to) | (read_word(p + 16 + j) >> g & 0x01010101) << 4);
+            }
         put(record, lane, p);
     }
 };
@@ -276,10 +291,10 @@ STRETTO_FORMAT(q6_k) {
     static void block(const uint8_t* p, uint8_t* record, int lane, uint8_t (*codes)[HALF][GROUP]) {
         for (int half = 0; half < 2; half++)
             for (int k = 0; k < 4; k++)
-                for (int l = 0; l < 32; l++) {
-                    int low = p[64 * half + 32 * (k % 2) + l] >> 4 * (k / 2) & 15;
-                    int high = p[128 + 32 * half + l] >> 2 * k & 3;
-                    codes[4 * half + k][lane][l] = uint8_t(low | high << 4);
+                for (int l = 0; l < 32; l += 4) {
+                    uint32_t low = read_word(p + 64 * half + 32 * (k % 2) + l) >> 4 * (k / 2) & 0x0F0F0F0F;
+                    uint32_t high = read_word(p + 128 + 32 * half + l) >> 2 * k & 0x03030303;
+                    write_word(codes[4 * half + k][lane] + l, low | high << 4);
                 }
         std::memcpy(record + HEAD + 2 * lane, p + 208, 2);
         for (int s = 0; s < 16; s++) record[HEAD + 32 + 16 * s + lane] = p[192 + s];
@@ -314,7 +329,7 @@ STRETTO_FORMAT(int8) {
     static INLINE F32 scale(const uint8_t*, int, int) { return set1(1.0f); }
     static INLINE F32 minimum(const uint8_t*, int) { return set1(0.0f); }
     static void block(const uint8_t* p, uint8_t*, int lane, uint8_t (*codes)[HALF][GROUP]) {
-        for (int j = 0; j < GROUP; j++) codes[0][lane][j] = uint8_t(p[j] + 128);
+        for (int j = 0; j < GROUP; j += 4) write_word(codes[0][lane] + j, read_word(p + j) ^ 0x80808080);
     }
 };
 

@@ -25,9 +25,8 @@ void pack_quantized(const PackArgs& a, int64_t tile, uint8_t* out) {
     uint8_t codes[F::GROUPS][HALF][GROUP];
     for (int base = 0; base < a.d_in / GROUP; base += F::GROUPS)
         for (int t = 0; t < 2; t++, out += F::RECORD) {
-            std::memset(out, 0, F::RECORD);
-            std::memset(codes, 0, sizeof codes);
             int64_t first = tile * TILE + t * HALF;
+            if (first + HALF > a.d_out) std::memset(out, 0, F::RECORD), std::memset(codes, 0, sizeof codes);
             for (int lane = 0; lane < HALF && first + lane < a.d_out; lane++) {
                 const uint8_t* row = a.source + (first + lane) * a.row_bytes;
                 F::block(row + F::ROW_BYTES + int64_t(base / F::GROUPS) * F::BLOCK_BYTES, out, lane, codes);
