@@ -154,7 +154,8 @@ def test_what_moves_after_a_tree_is_what_decoding_would_have_stored(name: str, c
     seqs = Seqs.of([18], [context], num_draft=[17], parents=[[-1, 0, 0, 1, 2, 2, 4, 1, 5, *[8] * 9]], num_step=1)
     plain, rows, following = cache.filled(seqs).copy(), layer.rows(18), layer.rows(1)
     attend(cache, seqs, rows)
-    pools.move(0, cache.slots(0, context, context + 18)[path], cache.slots(0, context, context + len(path)))
+    accepted, kept = cache.slots(0, context, context + 18)[path], cache.slots(0, context, context + len(path))
+    pools.move(0, accepted.tolist(), kept.tolist())
     decode(plain, context, tuple(x[path] for x in rows))  # type: ignore[arg-type]
     held = slice(0, context + len(path))
     for got, want in zip(cache.pages, plain.pages, strict=True):
