@@ -19,7 +19,13 @@ os.environ["STRETTO_NO_PROGRAMS"] = "1"  # nothing of the many small models is k
 
 # Files whose tests take longest together, in that order. A process takes a whole file at a time, so one of
 # these left for last would run alone for minutes while the other processes have nothing to do.
-LONG_FILES = ("test_native_sanitized.py", "test_native.py", "test_one_file.py", "test_smollm2.py")
+LONG_FILES = (
+    "test_native_sanitized.py",
+    "test_native.py",
+    "test_native_foreign.py",
+    "test_one_file.py",
+    "test_smollm2.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
