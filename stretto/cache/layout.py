@@ -7,6 +7,7 @@ An array holds one state, or what the format of a page keeps beside it, for all 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stretto.cache.ledger import Room
 from stretto.core.pages import PAGE_SIZE, PageGroup
 
 
@@ -59,3 +60,34 @@ class PoolLayout:
     def nbytes(self, num_blocks: Sequence[int], num_slots: int) -> int:
         """Bytes of all arrays."""
         return sum(a.layers * a.unit_bytes * self.num_units(a, num_blocks, num_slots) for a in self.arrays)
+
+
+class Allocated:
+    """Pools of a layout in numbers, whatever their memory is. num_blocks: per page group, page 0 included; num_slots:
+    slot 0 included."""
+
+    layout: PoolLayout
+    num_blocks: tuple[int, ...]
+    num_slots: int
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether any layer keeps something per sequence."""
+        return self.layout.has_slots
+
+    @property
+    def room(self) -> Room:
+        """What there is to give, as numbers."""
+        return Room(
+            groups=self.layout.groups, num_blocks=self.num_blocks, num_slots=self.num_slots, has_slots=self.has_slots
+        )
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that can be handed out, of all groups."""
+        return sum(self.num_blocks) - len(self.num_blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, touched or not."""
+        return self.layout.nbytes(self.num_blocks, self.num_slots)

@@ -6,14 +6,13 @@ The same arrays as those of `Pools`, in the same order. Memory is mapped when it
 from array import array
 from collections.abc import Sequence
 
-from stretto.cache.layout import PoolLayout
-from stretto.cache.ledger import Room
+from stretto.cache.layout import Allocated, PoolLayout
 from stretto.cache.placement import Placed, Placement
 from stretto.kernels.native.library import Team
 from stretto.kernels.native.memory import Memory
 
 
-class PoolMemory:
+class PoolMemory(Allocated):
     """num_blocks: per page group, page 0 included; num_slots: slot 0 included. team: who moves rows."""
 
     def __init__(self, layout: PoolLayout, num_blocks: Sequence[int], num_slots: int, team: Team) -> None:
@@ -22,28 +21,6 @@ class PoolMemory:
         units = [layout.num_units(a, self.num_blocks, num_slots) for a in layout.arrays]
         self._layer_bytes = [n * a.unit_bytes for n, a in zip(units, layout.arrays, strict=True)]
         self._memory = [Memory(a.layers * n) for n, a in zip(self._layer_bytes, layout.arrays, strict=True)]
-
-    @property
-    def has_slots(self) -> bool:
-        """Whether any layer keeps something per sequence."""
-        return self.layout.has_slots
-
-    @property
-    def room(self) -> Room:
-        """What there is to give, as numbers."""
-        return Room(
-            groups=self.layout.groups, num_blocks=self.num_blocks, num_slots=self.num_slots, has_slots=self.has_slots
-        )
-
-    @property
-    def num_pages(self) -> int:
-        """Pages that can be handed out, of all groups."""
-        return sum(self.num_blocks) - len(self.num_blocks)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays, touched or not."""
-        return self.layout.nbytes(self.num_blocks, self.num_slots)
 
     def address(self, number: int, layer: int) -> int:
         """Where a layer of an array begins."""

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.cache.layout import PoolArray, PoolLayout
-from stretto.cache.ledger import Room
+from stretto.cache.layout import Allocated, PoolArray, PoolLayout
 from stretto.cache.placement import PagePlacement, Placed, Placement
 from stretto.core.errors import UserError
 from stretto.core.page_format import PageFormat
@@ -51,7 +50,7 @@ class Caches(Placed):
         return self._pools.num_layers
 
 
-class Pools:
+class Pools(Allocated):
     """The tensors behind every `PageRef` and `SlotRef`. Who owns what is the business of `CacheManager`.
 
     layer_specs: per layer, what its mixer (and channel) declares. num_blocks: per page group, in the order of `groups`,
@@ -105,31 +104,9 @@ class Pools:
         return len(self._layers)
 
     @property
-    def room(self) -> Room:
-        """What there is to give, as numbers."""
-        return Room(
-            groups=tuple(self.groups), num_blocks=self.num_blocks, num_slots=self.num_slots, has_slots=self.has_slots
-        )
-
-    @property
-    def num_pages(self) -> int:
-        """Pages that can be handed out, of all groups."""
-        return sum(self.num_blocks) - len(self.groups)
-
-    @property
-    def has_slots(self) -> bool:
-        """Whether any layer keeps something per sequence."""
-        return bool(self._slots)
-
-    @property
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of `layout.arrays`."""
         return self._arrays
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors, touched or not."""
-        return self.layout.nbytes(self.num_blocks, self.num_slots)
 
     def address(self, number: int, layer: int) -> int:
         """Where a layer of an array of `layout` begins."""

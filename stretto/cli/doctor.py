@@ -174,7 +174,8 @@ def next_start(
         return {"torch": f"needed in every step: Python computes {', '.join(step['of these in Python'])}"}
     if env.no_programs:
         return {"torch": "needed: STRETTO_NO_PROGRAMS is set"}
-    found = look_up(resolve(model, env=env), settings.replace(max_seqs=Settings().max_seqs), env.cache_dir, threads)
+    usual = settings.replace(max_seqs=Settings().max_seqs)  # the doctor itself runs one sequence
+    found = look_up(resolve(model, env=env), usual, env.cache_dir, threads)
     if found.kept is None:
         return {"torch": f"needed: {found.why}; the first `stretto run` keeps what later ones need"}
     return {"torch": "not needed", "kept": str(found.place)}

@@ -35,8 +35,8 @@ class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are in their layout).
-    trace: gets every call of the scheduler (`engine/trace.py`). notes: for the user.
-    Raises UserError for a model that cannot be run as asked.
+    trace: gets every call of the scheduler (`engine/trace.py`). notes: what a user should know
+    about how it runs. Raises UserError for a model that cannot be run as asked.
     """
 
     def __init__(

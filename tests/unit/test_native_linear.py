@@ -145,6 +145,20 @@ def test_prompts_may_be_coarse_and_decoding_never_is(codec: str) -> None:
     assert not torch.isfinite(product(x, weight, coarse_from=0)[3:5]).any()
 
 
+@pytest.mark.parametrize("codec", sorted(set(LAYOUTS) - set(PLAIN) - {"int8"}))
+@pytest.mark.parametrize("byte", [0x77, 0xFF])
+def test_the_largest_codes_and_coarse_integers_fit_every_sum(codec: str, byte: int) -> None:
+    """0xFF is the largest code of every format but MXFP4, whose largest is 7. Levels may sum products in 16 bits."""
+    made = CODECS.card(codec).make()
+    data = torch.full((33, 512 // made.block, made.block_bytes), byte, dtype=torch.uint8)
+    _, first, last = made.floats
+    data[..., first:last] = stored(codec, 33, 512).data.view_as(data)[..., first:last]
+    weight = [Stored(made, (33, 512), data.flatten(1))]
+    x = torch.ones(7, 512) * torch.tensor([1, -1, 3, -3, 5, -5, 7.0])[:, None]  # 127 or -127 everywhere
+    for level in LEVELS:
+        assert relative_error(x, product(x, weight, coarse_from=0, level=level), weight) < 1e-6, level
+
+
 def test_a_weight_counts_what_it_streams() -> None:
     weight = tile([stored("q4_1", 64, 256)], team())
     assert isinstance(weight, NativeWeight) and weight.nbytes == 64 * 256 // 32 * 20

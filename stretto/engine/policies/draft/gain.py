@@ -175,8 +175,10 @@ class Gain(DraftPolicy):
                 self._acceptance.add(drafted, accepted)
             else:
                 self._trust.add(sum(offer[:drafted]), len(accepted))
-        if record.is_decode:
-            self._learn_drafting(record) if self._is_asking else self._learn_plain(record)
+        if record.is_decode and self._is_asking:
+            self._learn_drafting(record)
+        elif record.is_decode:
+            self._learn_plain(record)
         self._is_asking, self._pause = False, 0
 
     def _learn_plain(self, record: Record) -> None:
