@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from stretto.convert.program_file import Damaged, part, program_from_plain, unpa
 from stretto.convert.split_names import parts_of
 from stretto.core.card import Can
 from stretto.core.file_rows import FileRows
+from stretto.core.files import write_whole
 from stretto.core.pages import PageGroup
 from stretto.kernels.native.library import Library, Team
 from stretto.kernels.native.memory import MappedFile, Memory
@@ -181,13 +181,7 @@ def save(place: Path, data: bytes) -> None:
             raise PermissionError(f"{folder} belongs to another user")
         folder.chmod(0o700)
     _prune(place.parent)
-    written = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(written, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(data)
-        written.replace(place)
-    finally:
-        written.unlink(missing_ok=True)
+    write_whole(place, data)
 
 
 def is_private(place: Path) -> bool:

@@ -1,7 +1,9 @@
-"""Reading small files."""
+"""Small files: reading them, and writing one whole or not at all."""
 
 import codecs
 import json
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} is not a JSON object", why=f"it holds a {type(value).__name__}")
     return value
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in its place by renaming: whole or not at all, for its owner alone. Raises OSError."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_text(path: Path, what: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import stretto
 from stretto.core.env import Env
+from stretto.core.files import write_whole
 
 FOLDER = "steps"
 KEEP_SECONDS = 30 * 24 * 3600  # a machine may change
@@ -76,14 +77,10 @@ def _read(file: Path) -> dict[int, float] | None:
 
 def _write(file: Path, found: Mapping[int, float]) -> None:
     """Whole or not at all; what is too old to be read goes."""
-    import tempfile  # most starts find their file
-
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for other in file.parent.iterdir():
             with suppress(OSError):  # two processes may be at it
                 if time.time() - other.stat().st_mtime > KEEP_SECONDS:
                     other.unlink()
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
-            json.dump(found, part)
-        Path(part.name).replace(file)
+        write_whole(file, json.dumps(found).encode())

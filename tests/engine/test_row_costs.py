@@ -1,5 +1,6 @@
 """What rows cost is measured without a trace in the engine, kept, and not believed where it is nonsense."""
 
+import errno
 import json
 import os
 import time
@@ -17,6 +18,7 @@ from toy import finish, plain_decode, toy_engine, toy_lm
 
 from stretto.core.costs import verified_rows
 from stretto.core.env import read_env
+from stretto.core.files import write_whole
 from stretto.core.sampling import Sampling
 from stretto.drafters.ngram import Config
 from stretto.engine.engine import Engine
@@ -186,3 +188,18 @@ def test_rows_in_words() -> None:
     assert said[2].endswith("a draft of 1 pays if 0% of its tokens hold, given those before")
     assert "pays if 54%" in said[4]  # 1 + a + a^2 + a^3 = 2
     assert said[8].endswith("pays never")
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "seconds.json"
+    write_whole(file, b"old")
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, b"new")
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+    assert file.stat().st_mode & 0o777 == 0o600
