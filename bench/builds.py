@@ -90,6 +90,7 @@ class Build:
     def __init__(self, folder: Path, level: str = "") -> None:
         words = [sys.executable, "-P", __file__, "--worker"]
         environ = {**os.environ, "PYTHONPATH": str(folder), **({"STRETTO_LEVEL": level} if level else {})}
+        environ["STRETTO_PREFIX_CACHE"] = "none"  # prompts repeat, and are to be read each time
         self._process = subprocess.Popen(words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, question: str) -> Any:

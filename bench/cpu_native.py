@@ -59,7 +59,7 @@ class Bench:
 
     def load(self) -> None:
         """Three engines, and a product whose weights lie in a cache."""
-        sizes = {"backend": "native", "max_seqs": 32}
+        sizes = {"backend": "native", "max_seqs": 32, "prefix_cache": "none"}
         self.llm = LLM("smollm2", draft="none", **sizes)
         self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
         self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)

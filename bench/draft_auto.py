@@ -76,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     kinds = options.kinds.split(",")
     torch.set_num_threads(1)  # nothing here computes with torch
-    llm = LLM(options.model, draft=options.draft, max_seqs=1)
+    llm = LLM(options.model, draft=options.draft, max_seqs=1, prefix_cache="none")
     runner, threads = llm.engine.runner, llm.backend_choice.threads
     plain = Engine(
         runner.model, runner.sizes, eos_ids=llm.engine.eos_ids, vocab_size=runner.vocab_size, threads=threads

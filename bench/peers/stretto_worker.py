@@ -22,6 +22,7 @@ class Stretto:
             max_seqs=options["streams"],
             context=options["context"],
             threads=threads,
+            prefix_cache="none",  # prompts repeat, and are to be read each time
         )
         choice = self.llm.backend_choice
         settings = self.llm.settings.as_dict() | {"backend": choice.name, "why_not_native": choice.why}

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stretto.cache.layout import PoolLayout
 from stretto.cache.ledger import Holding, Ledger, Room
 from stretto.cache.placement import PagePlacement, Placed, Placement
+from stretto.cache.prefix_cache import Reuse
 from stretto.core.pages import PAGE_SIZE, num_pages
 from stretto.core.seqs import Accepted, Seqs, check_paths
 
@@ -21,6 +23,8 @@ from stretto.core.seqs import Accepted, Seqs, check_paths
 class Memory(Protocol):
     """The memory that is managed: `Pools`, or `PoolMemory`."""
 
+    @property
+    def layout(self) -> PoolLayout: ...
     @property
     def room(self) -> Room: ...
     @property
@@ -41,12 +45,13 @@ class _Step:
 class CacheManager:
     """Pages and slots of all requests, by request id. `seqs` of a call lists its requests in the order of `rids`.
 
-    clears: whether new pages are cleared, for readers that look at a page beyond the tokens it holds.
+    clears: whether new pages are cleared, for readers that look at a page beyond the tokens it holds. reuse: how texts
+    are reused, None = not at all.
     """
 
-    def __init__(self, pools: Memory, *, clears: bool = True) -> None:
-        self.pools, self._clears = pools, clears
-        self.ledger = Ledger(pools.room)
+    def __init__(self, pools: Memory, *, clears: bool = True, reuse: Reuse | None = None) -> None:
+        self.pools, self.reuse, self._clears = pools, reuse, clears
+        self.ledger = Ledger(pools.room, reuse)
         self._open: set[int] = set()  # packed, not yet committed
         self._step: _Step | None = None
 
@@ -63,9 +68,17 @@ class CacheManager:
         """Tokens committed."""
         return self.ledger.length(rid)
 
-    def admit(self, rid: int) -> None:
-        """A request without tokens; it takes memory from its first `reserve` on."""
-        self.ledger.admit(rid)
+    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "") -> int:
+        """A request, and how many of its tokens the cache has: see `Ledger.admit`."""
+        return self.ledger.admit(rid, tokens, space)
+
+    def is_coming(self, tokens: Sequence[int] | None, space: str) -> bool:
+        """Whether a running prompt is about to compute much of a text that waits."""
+        return self.ledger.is_coming(tokens, space)
+
+    def next_cut(self, rid: int) -> int | None:
+        """Where the next piece of a prompt must end at the latest."""
+        return self.ledger.next_cut(rid)
 
     def reserve(self, rid: int, num_rows: int, *, later_rows: int = 0) -> bool:
         """Memory for the next `num_rows` rows: see `Ledger.reserve`."""
@@ -75,6 +88,9 @@ class CacheManager:
         if self._clears:  # padded reads multiply what earlier owners left behind by zero: one NaN would become ours
             for group, (table, held) in enumerate(zip(tables, before, strict=True)):
                 self.pools.clear(group, table.blocks[held:])
+        if found:
+            for copy in self.ledger.copies(rid):
+                self.pools.move(*copy)
         return found
 
     def pack(self, rids: Sequence[int], seqs: Seqs) -> Placed:
@@ -92,12 +108,12 @@ class CacheManager:
             for request, rows in zip(requests, seqs.lens, strict=True):
                 table, first = request.tables[group], request.length
                 written = table.blocks[first // PAGE_SIZE : num_pages(first + rows)]
-                assert all(pool.ref(page) == 1 for page in written), "a shared page would be written"
+                is_own = all(pool.ref(page) == 1 and not pool.is_kept(page) for page in written)
+                assert is_own, "a shared page would be written"
                 mapping += table.slot_mapping(first, rows)
             placements.append(PagePlacement([list(request.tables[group].blocks) for request in requests], mapping))
         slots = [self._slot(request) for request in requests]
-        source = [slot if request.length else 0 for slot, request in zip(slots, requests, strict=True)]
-        caches = self.pools.caches(Placement(placements, source, slots))
+        caches = self.pools.caches(Placement(placements, [request.source for request in requests], slots))
         self._open.update(rids)
         self._step = _Step(tuple(rids), seqs, caches)
         return caches
@@ -125,9 +141,10 @@ class CacheManager:
         self._open.difference_update(rids)
         self._step = None
 
-    def release(self, rid: int) -> None:
-        """Give everything of a request back. A step that was packed with it can no longer be committed."""
-        self.ledger.release(rid)
+    def release(self, rid: int, *, keep: bool = True) -> None:
+        """Give everything of a request back. A step that was packed with it can no longer be committed. keep: what the
+        cache has of it may be left to others."""
+        self.ledger.release(rid, keep=keep and rid not in self._open)
         self._open.discard(rid)
 
     def check(self) -> None:

@@ -32,11 +32,14 @@ def size_pools(
     max_seqs: int,
     max_rows: int,
     memory_bytes: int,
+    prefix_bytes: int = 0,
 ) -> PoolSizes:
     """What fits into `memory_bytes`, at most `max_seqs` sequences of `context` tokens.
 
-    `context` counts every row that a sequence may hold, the provisional ones too; max_rows: most rows of a step. When
-    memory is short, what grows and what does not share what the first sequence leaves half and half.
+    prefix_bytes: for prefixes of earlier texts, half of it for their states, where there are any: at most a quarter of
+    what the first sequence leaves. Their pages are those that nobody uses. `context` counts every row that a sequence
+    may hold, the provisional ones too; max_rows: most rows of a step. When memory is short, what grows and what does
+    not share what the first sequence leaves half and half.
     Raises FitError if not even one sequence fits.
     """
     assert context >= 1 and max_seqs >= 1
@@ -46,6 +49,8 @@ def size_pools(
     if spare < 0:
         fits = longest_context(layout, max_rows, memory_bytes)
         raise _does_not_fit(layout, context, memory_bytes, memory_bytes - spare, fits)
+    checkpoints = min(prefix_bytes // 2, spare // 4) // slot_bytes if slot_bytes else 0
+    spare -= checkpoints * slot_bytes
     sizes = list(zip(most, page_bytes.values(), strict=True))
     per_page = sum(size for n, size in sizes if n == pages)
     per_seq = slot_bytes + sum(n * size for n, size in sizes if n != pages)
@@ -58,7 +63,7 @@ def size_pools(
     seqs = more(spare - extra * per_page, per_seq, max_seqs - 1)
     return PoolSizes(
         num_blocks=tuple(1 + n + extra if n == pages else 1 + n * (1 + seqs) for n in most),
-        num_slots=2 + seqs if slot_bytes else 1,
+        num_slots=2 + seqs + checkpoints if slot_bytes else 1,
     )
 
 

@@ -49,7 +49,7 @@ def run(options: Options) -> int:
     from stretto.planner.record import as_record, result
     from stretto.runner.staircase import row_seconds
 
-    how = options.configuration.settings
+    how = options.configuration.settings.replace(prefix_cache="none")  # prompts repeat, and are to be read each time
     if "max_seqs" not in options.configuration.sources:
         how = how.replace(max_seqs=max(options.streams))
     dtype = DTYPES[how.dtype]

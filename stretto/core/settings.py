@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from stretto.core.card import CODECS, DRAFTERS, JUDGES, ORDERS
+from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, ORDERS
 from stretto.core.drafter import DrafterConfig
 from stretto.core.env import process_variables
 from stretto.core.errors import UserError, near
@@ -19,7 +19,7 @@ from stretto.core.files import read_text
 from stretto.core.judge import Judge
 from stretto.core.memory import parse_size
 from stretto.core.option import check_fields, option, options_of
-from stretto.core.policy import DraftPolicy, OrderPolicy
+from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, OrderPolicy
 from stretto.core.spec import Spec, read_spec
 
 MAX_NODES = 63
@@ -76,6 +76,11 @@ def _check_order(value: object, what: str) -> None:
         read_spec(str(value), ORDERS, what)
 
 
+def _check_chunk(value: object, what: str) -> None:
+    if not isinstance(value, ChunkPolicy):
+        read_spec(str(value), CHUNKS, what)
+
+
 def _check_kv(value: object, what: str) -> None:
     """That it is a codec; whether keys can be stored in it is known once torch is there (`page_format`)."""
     names = ("auto", *CODECS.names())
@@ -91,6 +96,16 @@ def _check_memory(value: object, what: str) -> None:
         raise UserError(f"{what} is {value!r}", why="it must be a size or a number of bytes", try_=f"{what} 8GiB")
 
 
+def _check_prefixes(value: object, what: str) -> None:
+    if value != "none":
+        _check_memory(value, what)
+
+
+def _check_evict(value: object, what: str) -> None:
+    if not isinstance(value, EvictPolicy):
+        read_spec(str(value), EVICTS, what)
+
+
 def _check_template(value: object, what: str) -> None:
     if isinstance(value, Path):
         read_text(value, what)
@@ -103,8 +118,8 @@ def _check_template(value: object, what: str) -> None:
 class Settings:
     """How a model is run. Raises UserError for values that cannot be, alone or together.
 
-    From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`;
-    and a text for the path of a chat template.
+    From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`,
+    a `ChunkPolicy`, an `EvictPolicy`; and a text for the path of a chat template.
     """
 
     draft: str | tuple[DrafterConfig, DraftPolicy] = option(
@@ -123,11 +138,19 @@ class Settings:
         check=_check_judge,
     )
     order: str | OrderPolicy = option(
-        "which request is served first: fcfs, shortest, priority:aging=30",
+        "which request is served first: fcfs, shortest, priority:aging=30, fair (between tenants)",
         default="fcfs",
         metavar="SPEC",
         kind=str,
         check=_check_order,
+    )
+    chunk: str | ChunkPolicy = option(
+        "how much of a prompt is read in a step: aligned, as much as fits, or paced:tbt=0.05, as much as leaves those"
+        " that decode so many seconds between tokens",
+        default="aligned",
+        metavar="SPEC",
+        kind=str,
+        check=_check_chunk,
     )
     dtype: str = option(
         "of weights and activations through torch, and of the cache; float32 is the reference mode, through torch",
@@ -174,6 +197,21 @@ class Settings:
         kind=str,
         check=_check_memory,
     )
+    prefix_cache: str | int = option(
+        "memory of the cache that earlier texts may hold, for requests that begin like them: a size (at most half of"
+        " the cache is taken), or none",
+        default="1GiB",
+        metavar="SIZE",
+        kind=str,
+        check=_check_prefixes,
+    )
+    evict: str | EvictPolicy = option(
+        "which of these texts go first: lru, or marconi:alpha=1, which weighs what they save against what they take",
+        default="lru",
+        metavar="SPEC",
+        kind=str,
+        check=_check_evict,
+    )
     threads: int | None = option(
         "threads of the native kernels (default: the cores this process may use)", default=None, low=1, high=1024
     )
@@ -201,6 +239,14 @@ class Settings:
     def memory_bytes(self) -> int | None:
         """`memory` as a number."""
         return parse_size(self.memory, "memory") if isinstance(self.memory, str) else self.memory
+
+    @property
+    def prefix_bytes(self) -> int:
+        """`prefix_cache` as a number; 0 = none."""
+        size = self.prefix_cache
+        if size == "none":
+            return 0
+        return parse_size(size, "prefix_cache") if isinstance(size, str) else size
 
     def read_template(self) -> str | None:
         """The text of `chat_template`."""

@@ -40,6 +40,12 @@ def check_sampling(judge: Judge, sampling: Sampling) -> None:
         raise UserError(f"temperature {sampling.temperature} cannot be served", why=why, try_="temperature=0")
 
 
+def reuses_prefixes(model: "LM | KeptModel", needs: Needs) -> bool:
+    """Whether texts can go on from what earlier ones left: states can be shared, and no drafter needs hidden states of
+    tokens that are not computed again."""
+    return Can.SNAPSHOT in model.can and not needs.features
+
+
 def limits(runner: Runner, judge: Judge, needs: Needs, extra: int) -> Limits:
     """What a scheduler may plan: plain steps in a row where nobody wants to see what lies between them. extra: rows
     that may ride along with a draft."""

@@ -103,7 +103,10 @@ def _judged(judge: Judge, asked: Asked, results: object, decision: Decision, ref
         verdict = judge.judge(asked.draft, results, len(request.tokens), request.noise)
     except UserError as why:
         return Decision(failure=why)
-    cut = next((n for n, row in enumerate(verdict.path) if row in refused), None)
+    # Nothing behind the end of a text is committed: what is cached is what plain decoding leaves.
+    stops = request.stop_ids
+    ends = (row in refused or token in stops for row, token in zip(verdict.path, verdict.emitted, strict=False))
+    cut = next((n for n, is_end in enumerate(ends) if is_end), None)
     if cut is not None:
         verdict = Verdict(verdict.path[:cut], verdict.emitted[: cut + 1])
     return Decision(verdict, picks=decision.picks)

@@ -68,6 +68,9 @@ class Drafting:
                 if request.rid not in self._known:
                     self.drafter.admit(request.rid, tuple(request.tokens))
                     self._known.add(request.rid)
+                    if self.needs.rows and request.job.held:  # the cache had these
+                        known = tuple(request.tokens[: request.job.held])
+                        self.drafter.read([Piece(request.rid, 0, known)])
 
     def look(self, requests: Collection[Request]) -> None:
         """What a lookup has ready for requests that may decode in the coming step: the draft policy hears how likely

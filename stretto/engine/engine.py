@@ -58,7 +58,8 @@ class Engine:
         abilities.check(model, sizes.max_seqs)
         self.judge = judge or Coupled()
         needs = drafter.needs if drafter is not None else Needs()
-        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size)
+        evict = policies.evict if abilities.reuses_prefixes(model, needs) else None
+        self.runner = Runner(model, sizes, threads, taps=needs.features, vocab_size=vocab_size, evict=evict)
         self.drafting = Drafting(drafter, model.can & self.judge.can, self.runner.vocab_size)
         limits = abilities.limits(self.runner, self.judge, needs, self.drafting.extra)
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)
@@ -76,11 +77,12 @@ class Engine:
         child: int = 0,
         priority: int = 0,
         tenant: str = "",
+        space: str = "",
         tags: Mapping[str, int] | None = None,
     ) -> Request:
         """Queue a prompt. `sampling` must be resolved. child: number of this answer among those of one prompt and seed.
-        priority, tenant: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such as the
-        adapter of this request (`stretto.core.seqs`). Raises UserError for anything that cannot be run."""
+        priority, tenant, space: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such
+        as the adapter of this request (`stretto.core.seqs`). Raises UserError for anything that cannot be run."""
         abilities.check_sampling(self.judge, sampling)
         request = make_request(
             self._next_rid,
@@ -94,6 +96,8 @@ class Engine:
             arrived=self.clock(),
         )
         request.job.priority, request.job.tenant, request.tags = priority, tenant, tags or {}
+        request.job.tokens = request.tokens
+        request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached
         self._next_rid += 1
         self._requests[request.rid] = request
         self.scheduler.add(request.job)
@@ -159,7 +163,7 @@ class Engine:
             request = one.request
             if not decision.verdict.emitted and decision.failure is None:
                 request.is_alone = True
-                self.scheduler.preempt(request.job)  # its draft may have spoiled what is cached
+                self.scheduler.preempt(request.job, keep=False)  # its draft may have spoiled what is cached
                 self.drafting.forget(request.rid)
                 continue
             event = advance(one, decision, logprobs, self.clock)
@@ -170,7 +174,7 @@ class Engine:
 
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""
-        self.scheduler.remove(request.job)
+        self.scheduler.remove(request.job, keep=event.error is None)
         request.timeline.finished = self.clock()
         del self._requests[request.rid]
         rest = request.text.finish() if request.text is not None and event.error is None else ""

@@ -2,8 +2,9 @@
 
 One rule, no phases: a job needs as many rows as it has tokens that are not in the cache. Decodes (need 1) come first,
 then prompts that have begun, then admissions, each in the order of the policy. When pages run out the policy's victim
-goes back to the queue: its tokens stay, its cache is computed again. Drafts use what rows are left, and progress never
-depends on them. Where all decode plainly and nobody has to be asked in between, several steps are planned as one.
+goes back to the queue: its tokens stay, its cache is left to the prefix cache. A prompt waits while a running one is
+about to compute much of it. Drafts use what rows are left, and progress never depends on them. Where all decode plainly
+and nobody has to be asked in between, several steps are planned as one.
 
 The engine runs the scheduler over its cache, the simulator (`planner/simulator.py`) over integers with a clock of its
 own: the same code, the same decisions.
@@ -13,36 +14,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stretto.core.policy import ChunkPolicy, DraftPolicy, Job, OrderPolicy, Record, VictimPolicy
+from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, Job, OrderPolicy, Record, VictimPolicy
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.policies.chunk.aligned import Aligned
 from stretto.engine.policies.order.fcfs import FCFS
 from stretto.engine.policies.victim.youngest import Youngest
 
 MAX_AHEAD = 16  # plain steps in a row
+MAX_HELD = 32  # prompts that wait for a running one while others pass them
 
 
 class Memory(Protocol):
     """What the scheduler asks of the cache."""
 
-    def admit(self, rid: int) -> None: ...
+    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "") -> int: ...
+    def is_coming(self, tokens: Sequence[int] | None, space: str) -> bool: ...
+    def next_cut(self, rid: int) -> int | None: ...
     def reserve(self, rid: int, num_rows: int, *, later_rows: int = 0) -> bool: ...
-    def release(self, rid: int) -> None: ...
+    def release(self, rid: int, *, keep: bool = True) -> None: ...
     def length(self, rid: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """One filler of each policy socket. draft: None = nothing is drafted."""
+    """One filler of each policy socket. draft: None = nothing is drafted; evict: None = texts are not reused."""
 
     order: OrderPolicy = field(default_factory=FCFS)
     victim: VictimPolicy = field(default_factory=Youngest)
     chunk: ChunkPolicy = field(default_factory=Aligned)
     draft: DraftPolicy | None = None
+    evict: EvictPolicy | None = None
 
     def learn(self, record: Record) -> None:
         """Tell all of them."""
-        for policy in (self.order, self.victim, self.chunk, self.draft):
+        for policy in (self.order, self.victim, self.chunk, self.draft, self.evict):
             if policy is not None:
                 policy.learn(record)
 
@@ -71,16 +76,29 @@ class Share:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A step. shares: decodes first; budgets: per number of a job, tokens that may be drafted for it; num_steps: plain
-    steps that shall run as one (their rows are reserved); preempted: jobs that lost their cache to it."""
+    steps that shall run as one (their rows are reserved); preempted: jobs that lost their cache to it; contexts, pairs:
+    see `stretto.core.policy.Record`."""
 
     shares: tuple[Share, ...] = ()
     budgets: Mapping[int, int] = field(default_factory=dict)
     num_steps: int = 1
     preempted: tuple[Job, ...] = ()
+    contexts: int = 0
+    pairs: float = 0.0
 
     @property
     def is_decode(self) -> bool:
         return all(share.is_decode for share in self.shares)
+
+
+def served(plan: Plan, emitted: Mapping[int, int]) -> tuple[tuple[str, int, int], ...]:
+    """Per tenant, the prompt tokens that a plan reads and the tokens that its jobs emitted, by their numbers."""
+    found: dict[str, list[int]] = {}
+    for share in plan.shares:
+        own = found.setdefault(share.job.tenant, [0, 0])
+        own[0] += 0 if share.is_decode else share.num_rows
+        own[1] += emitted.get(share.job.rid, 0)
+    return tuple((tenant, *own) for tenant, own in found.items())  # type: ignore[misc]
 
 
 class Scheduler:
@@ -97,18 +115,19 @@ class Scheduler:
         """Queue a new job."""
         self.waiting.append(job)
 
-    def remove(self, job: Job) -> None:
-        """Forget a job (it finished or was cancelled) and free its cache."""
+    def remove(self, job: Job, *, keep: bool = True) -> None:
+        """Forget a job (it finished or was cancelled). keep: what the cache has of it may be left to others."""
         if job.is_running:
             self.running.remove(job)
-            self.memory.release(job.rid)
+            self.memory.release(job.rid, keep=keep)
         else:
             self.waiting.remove(job)
 
-    def preempt(self, job: Job) -> None:
-        """Put a running job back into the queue: its tokens stay, its cache is computed again."""
+    def preempt(self, job: Job, *, keep: bool = True) -> None:
+        """Put a running job back into the queue: its tokens stay, its cache is left to the prefix cache (`keep`), or
+        computed again."""
         self.running.remove(job)
-        self.memory.release(job.rid)
+        self.memory.release(job.rid, keep=keep)
         job.is_running, job.held = False, 0
         job.num_preemptions += 1
         self.waiting.insert(0, job)
@@ -121,7 +140,9 @@ class Scheduler:
         shares.sort(key=lambda share: not share.is_decode)
         budgets = self._budgets(shares)
         steps = 1 if budgets else self._steps_ahead(shares, patience)
-        return Plan(tuple(shares), budgets, steps, tuple(preempted))
+        contexts = sum(share.job.held for share in shares if share.is_decode)
+        pairs = sum(s.num_rows * (s.job.held + s.num_rows / 2) for s in shares if not s.is_decode)
+        return Plan(tuple(shares), budgets, steps, tuple(preempted), contexts, pairs)
 
     def grant(self, job: Job, num_rows: int) -> bool:
         """Whether there is memory for so many provisional rows beside the one that decodes; it is reserved then."""
@@ -176,17 +197,41 @@ class _Placement:
 
     def place(self) -> tuple[list[Share], list[Job]]:
         running, waiting = self._scheduler.running, self._scheduler.waiting
+        self._policies.chunk.begin(running)
         for job in sorted(self._policies.order.order(running, self._now), key=lambda job: job.need != 1):
             if job.is_running:  # it may have been preempted meanwhile
                 self._continue(job)
         if not self._preempted:
-            for job in self._policies.order.order(waiting, self._now):
-                if self._budget <= 0 or len(running) == self._scheduler.limits.max_seqs or not self._admit(job):
-                    break
+            self._fill(self._policies.order.order(waiting, self._now))
         return list(self._shares.values()), self._preempted
 
+    def _fill(self, waiting: Sequence[Job]) -> None:
+        held = 0
+        for job in waiting:
+            if self._budget <= 0 or len(self._scheduler.running) == self._scheduler.limits.max_seqs or held > MAX_HELD:
+                return
+            if self._memory.is_coming(job.tokens, job.space):
+                held += 1
+                self._shorten()
+            elif not self._admit(job):
+                return
+
+    def _rows(self, job: Job) -> int:
+        """Of a prompt no more than up to where its state is to be kept."""
+        rows, cut = self._policies.chunk.rows(job, self._budget), self._memory.next_cut(job.rid)
+        return rows if cut is None else min(rows, cut - job.held)
+
+    def _shorten(self) -> None:
+        """A prompt that has its share may have been told of an earlier place where its state is to be kept."""
+        for rid, share in self._shares.items():
+            cut = self._memory.next_cut(rid)
+            if cut is not None and share.job.held < cut < share.job.held + share.num_rows:
+                rows = cut - share.job.held
+                self._budget += share.num_rows - rows
+                self._shares[rid] = Share(share.job, rows, is_decode=False, is_last=False)
+
     def _continue(self, job: Job) -> None:
-        rows = self._policies.chunk.rows(job, self._budget)
+        rows = self._rows(job)
         while rows > 0 and not self._memory.reserve(job.rid, rows):
             victim = self._policies.victim.victim(self._scheduler.running, self._now)
             self._scheduler.preempt(victim)
@@ -199,15 +244,17 @@ class _Placement:
 
     def _admit(self, job: Job) -> bool:
         """An admission must find room for its whole prompt, or it would be preempted by its own second chunk."""
-        rows, fits = self._policies.chunk.rows(job, self._budget), False
-        self._memory.admit(job.rid)
+        job.held, fits = self._memory.admit(job.rid, job.tokens, job.space), False
         try:
+            rows = self._rows(job)
             fits = rows > 0 and self._memory.reserve(job.rid, rows, later_rows=job.need - rows)
         finally:
             if not fits:
-                self._memory.release(job.rid)
+                self._memory.release(job.rid, keep=False)
+                job.held = 0
         if not fits:
             return False
+        job.cached = job.held if job.cached is None else job.cached
         self._scheduler.waiting.remove(job)
         self._scheduler.running.append(job)
         job.is_running = True

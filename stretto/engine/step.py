@@ -11,7 +11,7 @@ from stretto.core.policy import Record
 from stretto.engine.decide import Asked, Decision, decide, emitted_logprobs
 from stretto.engine.drafting import Drafting
 from stretto.engine.request import Request, TokenLogprobs
-from stretto.engine.scheduler import Plan, Scheduler, Share
+from stretto.engine.scheduler import Plan, Scheduler, Share, served
 from stretto.runner.runner import Rows, Runner
 
 
@@ -28,19 +28,26 @@ class Outcome:
     def record(self, plan: Plan, seconds: float) -> Record:
         """What policies learn of it."""
         drafted = sum(len(one.draft) for one in self.asked)
+        emitted = {
+            one.request.rid: len(decision.verdict.emitted)
+            for one, decision in zip(self.asked, self.decisions, strict=True)
+        }
         return Record(
             seconds=seconds,
             num_seqs=len(plan.shares),
             num_rows=sum(share.num_rows for share in plan.shares) + drafted,
             is_decode=plan.is_decode,
             drafted=drafted,
-            emitted=sum(len(decision.verdict.emitted) for decision in self.decisions),
+            emitted=sum(emitted.values()),
             num_steps=self.num_steps,
             rounds=tuple(
                 (one.request.rid, len(one.draft), tuple(decision.verdict.path))
                 for one, decision in zip(self.asked, self.decisions, strict=True)
                 if len(one.draft)
             ),
+            contexts=plan.contexts,
+            pairs=plan.pairs,
+            served=served(plan, emitted),
         )
 
 

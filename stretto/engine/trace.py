@@ -12,7 +12,7 @@ from stretto.core.policy import Job, Record
 from stretto.engine.scheduler import Limits, Memory, Plan, Policies, Scheduler
 
 Event = dict[str, Any]
-ARRIVAL = ("rid", "arrived", "prompt", "limit", "priority", "tenant")  # fields of a job that is new
+ARRIVAL = ("rid", "arrived", "prompt", "limit", "priority", "tenant", "space")  # fields of a job that is new
 
 
 def plan_event(plan: Plan) -> Event:
@@ -34,16 +34,17 @@ class TracedScheduler(Scheduler):
 
     def add(self, job: Job) -> None:
         super().add(job)
-        self._write({"kind": "add", **{name: getattr(job, name) for name in ARRIVAL}})
+        tokens = None if job.tokens is None else list(job.tokens)
+        self._write({"kind": "add", **{name: getattr(job, name) for name in ARRIVAL}, "tokens": tokens})
 
-    def remove(self, job: Job) -> None:
-        super().remove(job)
-        self._write({"kind": "remove", "rid": job.rid})
+    def remove(self, job: Job, *, keep: bool = True) -> None:
+        super().remove(job, keep=keep)
+        self._write({"kind": "remove", "rid": job.rid, "keep": keep})
 
-    def preempt(self, job: Job) -> None:
-        super().preempt(job)
+    def preempt(self, job: Job, *, keep: bool = True) -> None:
+        super().preempt(job, keep=keep)
         if not self._is_planning:  # what a plan preempts is part of it
-            self._write({"kind": "preempt", "rid": job.rid})
+            self._write({"kind": "preempt", "rid": job.rid, "keep": keep})
 
     def schedule(self, now: float, patience: float = 0.0) -> Plan:
         flags = [[job.rid, job.drafts, job.ahead, job.acceptance] for job in (*self.running, *self.waiting)]
@@ -62,7 +63,8 @@ class TracedScheduler(Scheduler):
 
     def advance(self, job: Job, num_rows: int, emitted: int) -> None:
         super().advance(job, num_rows, emitted)
-        self._write({"kind": "advance", "rid": job.rid, "num_rows": num_rows, "emitted": emitted})
+        tokens = None if job.tokens is None else list(job.tokens[len(job.tokens) - emitted :])
+        self._write({"kind": "advance", "rid": job.rid, "num_rows": num_rows, "emitted": emitted, "tokens": tokens})
 
     def learn(self, record: Record) -> None:
         super().learn(record)

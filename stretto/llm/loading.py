@@ -15,7 +15,7 @@ from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
 from stretto.llm.backend import Choice, find_team
-from stretto.llm.options import make_drafting, make_judge, make_order
+from stretto.llm.options import make_chunk, make_drafting, make_evict, make_judge, make_order
 from stretto.llm.sizes import choose_sizes, rows_of_step
 from stretto.llm.step_costs import known_row_seconds
 from stretto.runner.kept import KeptModel
@@ -85,7 +85,12 @@ def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, en
         sizes,
         drafter=drafter,
         judge=make_judge(settings.judge),
-        policies=Policies(order=make_order(settings.order), draft=policy),
+        policies=Policies(
+            order=make_order(settings.order),
+            chunk=make_chunk(settings.chunk),
+            draft=policy,
+            evict=make_evict(settings.evict),
+        ),
         eos_ids=target.eos_ids,
         vocab_size=target.vocab_size,
         threads=target.threads,

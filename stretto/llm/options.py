@@ -1,9 +1,9 @@
-"""Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`."""
+"""Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`, `lru`."""
 
-from stretto.core.card import JUDGES, ORDERS, Exactness
+from stretto.core.card import CHUNKS, EVICTS, JUDGES, ORDERS, Exactness
 from stretto.core.drafter import Drafter, DrafterConfig, Target
 from stretto.core.judge import Judge
-from stretto.core.policy import DraftPolicy, OrderPolicy
+from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, OrderPolicy
 from stretto.core.settings import Settings, read_draft
 from stretto.core.spec import read_spec
 from stretto.engine.policies.draft.always import Always
@@ -35,6 +35,18 @@ def make_judge(judge: str | Judge) -> Judge:
 def make_order(order: str | OrderPolicy) -> OrderPolicy:
     """An order policy by its name."""
     made: OrderPolicy = read_spec(order, ORDERS, "order").make() if isinstance(order, str) else order
+    return made
+
+
+def make_chunk(chunk: str | ChunkPolicy) -> ChunkPolicy:
+    """A chunk policy by its name."""
+    made: ChunkPolicy = read_spec(chunk, CHUNKS, "chunk").make() if isinstance(chunk, str) else chunk
+    return made
+
+
+def make_evict(evict: str | EvictPolicy) -> EvictPolicy:
+    """An eviction policy by its name."""
+    made: EvictPolicy = read_spec(evict, EVICTS, "evict").make() if isinstance(evict, str) else evict
     return made
 
 

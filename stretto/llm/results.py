@@ -8,10 +8,11 @@ from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts, in OpenAI's names."""
+    """Token counts, in OpenAI's names. cached_tokens: of the prompt, those that the prefix cache had."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -21,6 +22,7 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds and rates of one request. prefill_s: from the first step to the first token; decode_s: from there on.
+    prompt_per_second counts tokens that were computed, not those that the prefix cache had.
 
     draft_n: draft nodes that were verified; draft_n_accepted: how many of them became output; steps: forward passes
     that produced tokens, so tokens per step is completion_tokens / steps.

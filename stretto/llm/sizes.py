@@ -50,6 +50,7 @@ def choose_sizes(facts: Facts, settings: Settings) -> tuple[Sizes, str | None]:
         memory_bytes=memory_bytes,
         kv=facts.kv,
         coarse_prompts=settings.prefill == "int8",
+        prefix_bytes=min(settings.prefix_bytes, memory_bytes // 2),
     )
     return sizes, note if short else None
 

@@ -94,19 +94,19 @@ class Streams:
         started = line.arrived if line.started is None else line.started
         first = line.first_token if line.first_token is not None else line.finished or started
         decode_s = (line.finished or first) - first
-        prefill_s = first - started
+        prefill_s, cached = first - started, request.job.cached or 0
         return Result(
             text="".join(stream.pieces),
             token_ids=tuple(request.output),
             prompt_token_ids=request.prompt,
             finish_reason=event.finish_reason,
-            usage=Usage(len(request.prompt), len(request.output)),
+            usage=Usage(len(request.prompt), len(request.output), cached),
             timings=Timings(
                 load_s=self._load_s,
                 queue_s=started - line.arrived,
                 prefill_s=prefill_s,
                 decode_s=decode_s,
-                prompt_per_second=len(request.prompt) / prefill_s if prefill_s > 0 else 0.0,
+                prompt_per_second=(len(request.prompt) - cached) / prefill_s if prefill_s > 0 else 0.0,
                 predicted_per_second=(len(request.output) - 1) / decode_s if decode_s > 0 else 0.0,
                 steps=line.steps,
                 draft_n=line.drafted,

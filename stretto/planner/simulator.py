@@ -9,26 +9,30 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from stretto.cache.ledger import Ledger, Room
+from stretto.cache.prefix_cache import Reuse
 from stretto.core.policy import Job, Record
-from stretto.engine.scheduler import Limits, Plan, Policies, Scheduler
+from stretto.engine.scheduler import Limits, Plan, Policies, Scheduler, served
 from stretto.engine.trace import ARRIVAL, Event, plan_event
 
 _RECORD = tuple(one.name for one in fields(Record))
 
 
-def replay(events: Iterable[Event], policies: Policies, limits: Limits, room: Room) -> list[tuple[Event, Event]]:
+def replay(
+    events: Iterable[Event], policies: Policies, limits: Limits, room: Room, reuse: Reuse | None = None
+) -> list[tuple[Event, Event]]:
     """Per `schedule` of a trace, the plan that was recorded and the one that this scheduler makes.
 
-    policies: as they were when the recording began, objects of their own. Raises AssertionError where memory was
+    policies, reuse: as they were when the recording began, objects of their own. Raises AssertionError where memory was
     granted there and is not here, or the other way round.
     """
-    ledger = Ledger(room)
+    ledger = Ledger(room, reuse)
     scheduler, jobs = Scheduler(ledger, policies, limits), dict[int, Job]()
     plans: list[tuple[Event, Event]] = []
     for event in events:
         kind, job = event["kind"], jobs.get(event.get("rid", -1))
         if kind == "add":
-            jobs[event["rid"]] = Job(**{name: event[name] for name in ARRIVAL})
+            tokens = None if event["tokens"] is None else list(event["tokens"])
+            jobs[event["rid"]] = Job(**{name: event[name] for name in ARRIVAL}, tokens=tokens)
             scheduler.add(jobs[event["rid"]])
         elif kind == "schedule":
             for rid, drafts, ahead, acceptance in event["flags"]:
@@ -46,10 +50,12 @@ def replay(events: Iterable[Event], policies: Policies, limits: Limits, room: Ro
             if kind == "advance":
                 ledger.advance(job.rid, event["num_rows"])
                 scheduler.advance(job, event["num_rows"], event["emitted"])
+                if isinstance(job.tokens, list):
+                    job.tokens += event["tokens"]
             elif kind == "preempt":
-                scheduler.preempt(job)
+                scheduler.preempt(job, keep=event["keep"])
             else:
-                scheduler.remove(job)
+                scheduler.remove(job, keep=event["keep"])
         ledger.check()
     return plans
 
@@ -124,7 +130,7 @@ def _advance(
     seconds: float,
 ) -> Record:
     """Every share of a plan does what it was given."""
-    emitted, rounds = 0, list[tuple[int, int, tuple[int, ...]]]()
+    emitted, rounds = dict[int, int](), list[tuple[int, int, tuple[int, ...]]]()
     for share in plan.shares:
         life, job = lives[share.job.rid], share.job
         tokens = plan.num_steps if share.is_last else 0
@@ -137,7 +143,7 @@ def _advance(
         ledger.advance(job.rid, rows)
         scheduler.advance(job, rows, tokens)
         life.token_times += [now] * tokens
-        emitted += tokens
+        emitted[job.rid] = tokens
         if job.output == life.output:
             scheduler.remove(job)
             life.finished = now
@@ -147,7 +153,10 @@ def _advance(
         num_rows=sum(share.num_rows for share in plan.shares) + sum(drafted.values()),
         is_decode=plan.is_decode,
         drafted=sum(drafted.values()),
-        emitted=emitted,
+        emitted=sum(emitted.values()),
         num_steps=plan.num_steps,
         rounds=tuple(rounds),
+        contexts=plan.contexts,
+        pairs=plan.pairs,
+        served=served(plan, emitted),
     )

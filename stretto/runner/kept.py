@@ -69,7 +69,7 @@ class KeptModel:
         context = sizes.context + MAX_TREE_ROWS
         assert max_rows == self.max_rows and context <= self.context and vocab_size == self.vocab_size
         memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
-        found = size_pools(self.layout, max_rows=max_rows, **memory)
+        found = size_pools(self.layout, max_rows=max_rows, prefix_bytes=sizes.prefix_bytes, **memory)
         pools = PoolMemory(self.layout, found.num_blocks, found.num_slots, threads)
 
         def given(name: str) -> int:

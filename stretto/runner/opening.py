@@ -24,7 +24,7 @@ def open_lm(
     specs, dtype, context = lm.state_specs, lm.dtype, sizes.context + MAX_TREE_ROWS
     kv = Plain(dtype) if sizes.kv == "auto" else page_format(sizes.kv)
     memory = {"context": context, "max_seqs": sizes.max_seqs, "memory_bytes": sizes.memory_bytes}
-    found = size_pools(layout_of(specs, kv, dtype), max_rows=max_rows, **memory)
+    found = size_pools(layout_of(specs, kv, dtype), max_rows=max_rows, prefix_bytes=sizes.prefix_bytes, **memory)
     pools = Pools(
         specs,
         num_blocks=found.num_blocks,

@@ -11,8 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stretto.cache.layout import PoolLayout
 from stretto.cache.manager import CacheManager
+from stretto.cache.prefix_cache import Reuse
 from stretto.core.plan import StepPlan
+from stretto.core.policy import EvictPolicy, Worth
 from stretto.core.scores import Outputs
 from stretto.core.seqs import Seqs
 from stretto.core.tree import Tree
@@ -61,7 +64,8 @@ class Step:
 class Runner:
     """model: an `LM`, or what was kept of one, which needs no torch. threads: native ones that run it (its matrices are
     in their layout); None = torch. taps: layers whose hidden states are wanted (`LM.features`). vocab_size: ids from
-    here on have no scores. blocks: run the first so many blocks only, then norm and head.
+    here on have no scores. blocks: run the first so many blocks only, then norm and head. evict: what leaves the prefix
+    cache first; None = there is none.
 
     Raises FitError if not even one sequence of `sizes.context` tokens fits into the memory.
     """
@@ -75,6 +79,7 @@ class Runner:
         taps: Sequence[int] = (),
         vocab_size: int | None = None,
         blocks: int | None = None,
+        evict: EvictPolicy | None = None,
     ) -> None:
         self.sizes, self.taps = sizes, tuple(taps)
         self.vocab_size = min(vocab_size or model.vocab_size, model.vocab_size)
@@ -91,7 +96,8 @@ class Runner:
         self.model, self.recorded = model, opened.recorded
         self.recording, self._compute, self._scope = opened.replay, opened.compute, opened.scope
         # Native attention reads what a row sees and no more.
-        self.cache = CacheManager(opened.pools, clears=self.recording is None or bool(self.host_operations))
+        clears = self.recording is None or bool(self.host_operations)
+        self.cache = CacheManager(opened.pools, clears=clears, reuse=self._reuse(evict, opened.pools.layout))
 
     @property
     def lm(self) -> "LM":
@@ -108,6 +114,20 @@ class Runner:
     def runs_ahead(self) -> bool:
         """Whether several plain steps can follow one another without Python."""
         return self.recording is not None and not self.host_operations
+
+    @property
+    def is_bitwise(self) -> bool:
+        """Whether the state behind a token has the same bits, however it was computed: as a prompt, in one piece or
+        several, token by token, or in a draft."""
+        return self.runs_ahead and not self.sizes.coarse_prompts
+
+    def _reuse(self, evict: EvictPolicy | None, layout: PoolLayout) -> Reuse | None:
+        if evict is None or not self.sizes.prefix_bytes:
+            return None
+        page_bytes = layout.page_bytes.values()
+        evict.know(Worth(page_bytes=sum(page_bytes), slot_bytes=layout.slot_bytes))
+        pages = self.sizes.prefix_bytes // max(1, sum(page_bytes))
+        return Reuse(policy=evict, is_exact=self.is_bitwise, max_idle=(pages,) * len(layout.groups))
 
     def pack(self, parts: Sequence[Rows]) -> Step:
         """The next step; its rows must have been reserved. Sequences in step form come first."""

@@ -10,7 +10,8 @@ class Sizes:
     """context: longest sequence; max_seqs: sequences that run at once; max_rows: rows of a step; memory_bytes: for the
     cache; kv: the format of cached keys and values, a codec with `Can.KV`, or "auto": the model's dtype;
     coarse_prompts: native kernels compute prompts with 8-bit activations and 16-bit attention; room: positions that a
-    program has room for at least, so that later runs with a longer context need no other."""
+    program has room for at least, so that later runs with a longer context need no other; prefix_bytes: of the cache,
+    what prefixes of earlier texts may hold, 0 = none are kept."""
 
     context: int
     max_seqs: int = 32
@@ -19,6 +20,7 @@ class Sizes:
     kv: str = "auto"
     coarse_prompts: bool = False
     room: int = 0
+    prefix_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,7 +75,7 @@ def greedy(oracle: LM) -> list[list[int]]:
 
 
 def engine(lm: LM, *, level: str = LEVELS[0], threads: int = 2, **sizes: object) -> Engine:
-    names = ("max_seqs", "max_rows", "memory_bytes", "kv")
+    names = ("max_seqs", "max_rows", "memory_bytes", "kv", "prefix_bytes")
     config = Sizes(context=128, **{n: sizes.pop(n) for n in names if n in sizes})  # type: ignore[arg-type]
     return Engine(lm, config, threads=team(level, threads), **sizes)  # type: ignore[arg-type]
 

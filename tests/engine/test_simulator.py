@@ -17,7 +17,7 @@ from test_native import tiled
 from toy import VOCAB, Nodes, finish, plain_decode, toy_engine, toy_lm
 
 from stretto.cache.ledger import Room
-from stretto.core.card import ORDERS, Can
+from stretto.core.card import EVICTS, ORDERS, Can
 from stretto.core.pages import PageGroup
 from stretto.core.policy import DraftPolicy
 from stretto.core.sampling import Sampling
@@ -110,6 +110,28 @@ def test_a_trace_replayed_gives_the_same_schedule(
         assert any(theirs["num_steps"] > 1 for theirs, _ in plans)
     if options.get("drafter") is not None:
         assert any(theirs["budgets"] for theirs, _ in plans)
+
+
+@pytest.mark.parametrize("evict", [card.name for card in EVICTS.cards()])
+def test_a_trace_with_reused_texts_gives_the_same_schedule(
+    oracle: LM, known: dict[tuple[int, ...], list[int]], evict: str
+) -> None:
+    """What is cached, evicted and waited for follows from the tokens."""
+    trace: list[Event] = []
+    lm, policy = tiled(oracle), EVICTS.card(evict).make
+    one = native_engine(
+        lm, max_seqs=6, max_rows=40, memory_bytes=_little(lm), prefix_bytes=_little(lm) // 2, trace=trace.append,
+        drafter=Moody(known, 3), policies=Policies(draft=Nodes(6, 0, 12), evict=policy()),
+    )  # fmt: skip
+    recorded(one, known, 60, 1e9)
+    assert one.runner.cache.reuse is not None
+    events, chosen = json.loads(json.dumps(trace)), replace(one.runner.cache.reuse, policy=policy())
+    room, plain = one.runner.cache.pools.room, Policies(draft=Nodes(6, 0, 12))
+    plans = replay(events, plain, one.scheduler.limits, room, chosen)
+    assert len(plans) > 100 and all(theirs == ours for theirs, ours in plans)
+    with pytest.raises((AssertionError, KeyError, ValueError)):  # without what was reused it is another schedule
+        plans = replay(events, Policies(draft=Nodes(6, 0, 12)), one.scheduler.limits, room)
+        assert all(theirs == ours for theirs, ours in plans)
 
 
 class NoDrafts(Coupled):

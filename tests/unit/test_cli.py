@@ -194,6 +194,7 @@ def test_list(cli: Run) -> None:
         "victim",
         "chunk",
         "budget",
+        "evict",
         "model",
     }
     assert "attention" in [card["name"] for card in found["mixer"]]

@@ -1,0 +1,153 @@
+"""Fairness between tenants and a time between tokens, with the engine's own scheduler on a simulated machine."""
+
+import random
+from collections.abc import Callable
+from statistics import quantiles
+
+import pytest
+
+from stretto.cache.ledger import Room
+from stretto.core.errors import UserError
+from stretto.core.pages import PageGroup
+from stretto.core.policy import ChunkPolicy, Job, OrderPolicy, Record
+from stretto.core.step_time import StepTime
+from stretto.engine.policies.chunk.aligned import Aligned
+from stretto.engine.policies.chunk.paced import Paced
+from stretto.engine.policies.order.fair import Fair
+from stretto.engine.policies.order.fcfs import FCFS
+from stretto.engine.scheduler import Limits, Plan, Policies
+from stretto.planner.simulator import Arrival, Life, World, simulate
+
+ROOM = Room(groups=(PageGroup(),), num_blocks=(20_000,), num_slots=1, has_slots=False)
+A, B, G, Q = 0.008, 0.0005, 2e-7, 4e-8  # seconds of a step, as `StepTime` has them
+
+
+def seconds(plan: Plan, drafted: int) -> float:
+    rows = sum(share.num_rows for share in plan.shares) + drafted
+    return A + B * rows + G * plan.contexts + Q * plan.pairs
+
+
+def noisy(rng: random.Random) -> Callable[[Plan, int], float]:
+    return lambda plan, drafted: seconds(plan, drafted) * rng.uniform(0.9, 1.1)
+
+
+def run(
+    arrivals: list[Arrival], *, order: OrderPolicy | None = None, chunk: ChunkPolicy | None = None, max_seqs: int = 16,
+    max_rows: int = 512, step: Callable[[Plan, int], float] = seconds,
+) -> list[Life]:  # fmt: skip
+    policies = Policies(order=order or FCFS(), chunk=chunk or Aligned())
+    return simulate(arrivals, policies, Limits(max_rows=max_rows, max_seqs=max_seqs), ROOM, World(seconds=step))
+
+
+def test_step_times_are_learned_to_a_tenth() -> None:
+    """Median error on steps that come later, with a machine that is disturbed now and then."""
+    rng, model = random.Random(1), StepTime()
+    errors = []
+    for i in range(600):
+        rows, contexts, before = rng.randrange(1, 200), rng.randrange(20_000), rng.randrange(4000)
+        pairs = rows * (before + rows / 2) * rng.randrange(2)
+        truth = A + B * rows + G * contexts + Q * pairs
+        taken = truth * rng.uniform(0.9, 1.1) * (20 if i > 50 and rng.random() < 0.02 else 1)
+        if i >= 300:
+            errors.append(abs(model.seconds(rows, contexts, pairs) - truth) / truth)
+        model.learn(rows, contexts, pairs, taken)
+    assert sorted(errors)[len(errors) // 2] < 0.1
+    assert all(one >= 0 for one in model.coefficients)
+
+
+@pytest.mark.parametrize("before", [0, 3000])
+def test_what_is_allowed_takes_as_long_as_is_wanted(before: int) -> None:
+    model = StepTime()
+    rng = random.Random(2)
+    for _ in range(200):
+        rows, contexts, pairs = rng.randrange(1, 200), rng.randrange(20_000), rng.randrange(400_000)
+        model.learn(rows, contexts, pairs, A + B * rows + G * contexts + Q * pairs)
+    k = model.rows_within(0.05, rows=8, contexts=5000, before=before)
+    assert A + B * (8 + k) + G * 5000 + Q * k * (before + k / 2) == pytest.approx(0.05, rel=0.02)
+    assert model.rows_within(0.01, rows=8, contexts=5000, before=before) < 0
+
+
+def gaps(lives: list[Life]) -> list[float]:
+    """Seconds between the tokens of the requests that decode all the time."""
+    return [b - a for life in lives[:8] for a, b in zip(life.token_times, life.token_times[1:], strict=False)]
+
+
+def test_tokens_keep_their_pace_while_long_prompts_come() -> None:
+    """8 streams, and a prompt of 2,000 tokens every 3 seconds: p99 of the time between tokens, and what it costs."""
+    streams = [Arrival(at=0.0, prompt=30, output=1500, limit=1500) for _ in range(8)]
+    prompts = [Arrival(at=1.0 + 3 * i, prompt=2000, output=4, limit=4) for i in range(8)]
+    whole = run([*streams, *prompts], max_rows=2048, step=noisy(random.Random(3)))
+    paced = run([*streams, *prompts], max_rows=2048, chunk=Paced(tbt=0.05), step=noisy(random.Random(3)))
+    worst = [quantiles(gaps(lives), n=200)[-1] for lives in (whole, paced)]
+    assert worst[1] < 0.07 and worst[0] > 5 * worst[1]
+    ends = [max(life.finished or 0.0 for life in lives) for lives in (whole, paced)]
+    assert ends[1] < ends[0] / 0.9
+
+
+def test_a_tenant_with_ten_times_the_load_does_not_slow_another() -> None:
+    greedy = [Arrival(at=0.02 * i, prompt=400, output=60, limit=60, tenant="a") for i in range(200)]
+    modest = [Arrival(at=0.5 + 1.0 * i, prompt=100, output=20, limit=20, tenant="b") for i in range(12)]
+
+    def wait(order: OrderPolicy, arrivals: list[Arrival]) -> float:
+        """p90 of the time to b's first token."""
+        lives = run(arrivals, order=order, max_seqs=8, max_rows=256)
+        return quantiles([life.token_times[0] - life.job.arrived for life in lives if life.job.tenant == "b"], n=10)[-1]
+
+    alone = wait(Fair(), modest)
+    assert wait(FCFS(), [*greedy, *modest]) > 20 * alone
+    # A place comes free when a request of the other tenant ends; that much waiting no order can spare it.
+    service = 60 * (A + B * 8)
+    assert wait(Fair(), [*greedy, *modest]) < 1.5 * alone + service
+
+
+def test_tenants_that_always_have_work_are_served_alike() -> None:
+    """Never apart by more than what a step serves (times the weight of output), and twice the largest request."""
+    policy, rng = Fair(output=2.0), random.Random(4)
+    arrivals = [
+        Arrival(at=0.0, prompt=rng.randrange(10, 300), output=rng.randrange(1, 60), limit=60, tenant=tenant)
+        for tenant in ("a", "b")
+        for _ in range(120)
+    ]
+    apart: list[float] = []
+    learn = policy.learn
+
+    def watched(record: Record) -> None:
+        learn(record)
+        counters = policy._counters
+        left = {job.tenant for job in (*scheduler_jobs,)}
+        if len(counters) == 2 and len(left) == 2:
+            apart.append(abs(counters["a"] - counters["b"]))
+
+    scheduler_jobs: list[Job] = []
+    order = policy.order
+
+    def seen(jobs: list[Job], now: float) -> list[Job]:
+        if jobs and not jobs[0].is_running:
+            scheduler_jobs[:] = jobs
+        return order(jobs, now)
+
+    policy.learn, policy.order = watched, seen  # type: ignore[method-assign, assignment]
+    run(arrivals, order=policy, max_seqs=6, max_rows=128)
+    assert apart and max(apart) <= 2 * max(300.0, 2 * 128)
+
+
+def test_who_comes_after_a_pause_has_no_credit() -> None:
+    policy = Fair()
+    busy, late = Job(0, 0.0, 10, 10, tenant="busy"), Job(1, 0.0, 10, 10, tenant="late")
+    for _ in range(5):
+        policy.order([busy], 0.0)
+        policy.learn(_record((("busy", 0, 50),)))
+    assert policy.order([busy, late], 0.0) == [busy, late], "equal counters: the earlier request"
+    policy.learn(_record((("busy", 0, 1),)))
+    assert policy.order([busy, late], 0.0) == [late, busy]
+
+
+def _record(served: tuple[tuple[str, int, int], ...]) -> Record:
+    return Record(seconds=1.0, num_seqs=1, num_rows=1, is_decode=True, drafted=0, emitted=1, served=served)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("inf"), float("nan")])
+def test_settings_out_of_range_are_refused(wrong: float) -> None:
+    for make in (lambda: Fair(aging=wrong), lambda: Fair(output=wrong), lambda: Paced(tbt=wrong)):
+        with pytest.raises(UserError, match="above 0"):
+            make()
