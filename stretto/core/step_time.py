@@ -7,6 +7,7 @@ times the tokens that each of them sees. Recursive least squares with forgetting
 speed changes; a coefficient below 0 counts as 0.
 """
 
+import math
 from collections.abc import Sequence
 
 _UNITS = (1.0, 100.0, 10_000.0, 100_000.0)  # of the four numbers: all are about 1 then
@@ -65,7 +66,7 @@ class StepTime:
             return -1.0
         if not q:
             return left / slope if slope else float("inf")
-        return ((slope * slope + 2 * q * left) ** 0.5 - slope) / q
+        return (math.sqrt(slope * slope + 2 * q * left) - slope) / q
 
 
 def _dot(first: Sequence[float], second: Sequence[float]) -> float:
