@@ -1,7 +1,11 @@
 """What the tests that compile programs share: the driver of all kernels (tests/native_driver), built in many ways."""
 
+import functools
+import hashlib
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 from stretto.core.env import read_env
 from stretto.kernels.native.build import DEFINES, FLAGS, SOURCES, find_compiler, include_flags
 
+_ROOT = Path(__file__).parents[1]
 DRIVER = Path(__file__).parent / "native_driver"
 FAMILIES = tuple(sorted(path.stem.removeprefix("drive_") for path in DRIVER.glob("drive_*.cpp")))
 SEEN = "-Dalways_inline=unused"
@@ -42,16 +47,56 @@ def compiler() -> str:
 
 
 def compiled(units: Sequence[tuple[Path, Path, Sequence[str]]], program: str | None = None) -> None:
-    """Compile units side by side: (source, object file, flags) of each. program: the compiler (None: ours)."""
+    """Compile units side by side: (source, object file, flags) of each. program: the compiler (None: ours).
+
+    Objects are kept in the user's cache, as kernels are, until a source, a flag or the compiler changes.
+    """
     language = [flag for flag in FLAGS if not flag.startswith(("-O", "-W"))]
-    commands = []
-    for source, made, flags in sorted(units, key=lambda unit: -unit[0].stat().st_size):  # what takes long comes first
+    made_by, kept = program or compiler(), _kept_objects()
+
+    def make(unit: tuple[Path, Path, Sequence[str]]) -> None:
+        source, made, flags = unit
         made.parent.mkdir(parents=True, exist_ok=True)
-        commands.append(
-            [program or compiler(), *language, *include_flags(), *DEFINES, *flags, "-c", source, "-o", made]
-        )
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        list(workers.map(run, commands))
+        command = [made_by, *language, *include_flags(), *DEFINES, *flags, "-c", str(source)]
+        said = "\0".join([_sources(), _version(made_by), *command]).replace(str(_ROOT), "")  # the same in every clone
+        key = hashlib.sha256(said.encode()).hexdigest()
+        there = kept / f"{key}.o"
+        if not there.exists():
+            unfinished = kept / f"{key}.{os.getpid()}"
+            run([*command, "-o", unfinished])
+            unfinished.replace(there)
+        os.utime(there)
+        shutil.copyfile(there, made)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:  # what takes long comes first
+        list(workers.map(make, sorted(units, key=lambda unit: -unit[0].stat().st_size)))
+
+
+@functools.cache
+def _kept_objects() -> Path:
+    """Where objects of these tests are kept; what nobody has used for a week goes."""
+    folder = read_env().cache_dir / "test-objects"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.stat().st_mtime < time.time() - 7 * 86400:
+            old.unlink(missing_ok=True)
+    return folder
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of everything that may be included."""
+    found = hashlib.sha256()
+    for folder in (SOURCES, DRIVER):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".h", ".cpp"):
+                found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@functools.cache
+def _version(program: str) -> str:
+    return run([program, "--version"])
 
 
 def driver_units(
