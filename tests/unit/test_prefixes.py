@@ -1,0 +1,64 @@
+"""The prefix cache over integers: what is found of random texts, against counting by hand."""
+
+import random
+
+from stretto.cache.evict.lru import LRU
+from stretto.cache.evict.marconi import Marconi
+from stretto.cache.ledger import Room
+from stretto.cache.prefix_cache import Reuse
+from stretto.core.pages import PageGroup
+from stretto.core.policy import Worth
+from stretto.planner.prefixes import ALPHAS, Served, best_alpha, serve
+
+WORTH = Worth(per_token=14e9, per_pair=65_536.0, page_bytes=1 << 18, slot_bytes=24 << 20)
+
+
+def room(pages: int, slots: int) -> Room:
+    return Room(groups=(PageGroup(),), num_blocks=(pages,), num_slots=slots, has_slots=True)
+
+
+def words(rng: random.Random, n: int) -> list[int]:
+    return [rng.randrange(1000) for _ in range(n)]
+
+
+def conversations(rng: random.Random, num: int) -> list[Served]:
+    """Turns of conversations, mixed; half of them are long, and nobody comes back to the short ones."""
+    live = [[words(rng, 30 if i % 2 else 400), 1 if i % 2 else 6] for i in range(num)]
+    found = []
+    while live:
+        one = rng.choice(live)
+        text, left = one
+        assert isinstance(text, list) and isinstance(left, int)
+        answer = words(rng, 40)
+        found.append(Served(list(text), answer))
+        one[0], one[1] = [*text, *answer, *words(rng, 30)], left - 1
+        if left == 1:
+            live.remove(one)
+    return found
+
+
+def test_a_beginning_that_is_shared_is_found_from_the_third_request_on() -> None:
+    rng = random.Random(1)
+    shared = words(rng, 1500)
+    texts = [Served([*shared, *words(rng, 700)], words(rng, 8)) for _ in range(64)]
+    found = serve(texts, room(3000, 60), Reuse(policy=LRU()))
+    assert found.cached[:2] == (0, 0) and all(n == 1488 for n in found.cached[2:])
+
+
+def test_an_answer_that_goes_on_is_found_to_its_last_token() -> None:
+    rng = random.Random(2)
+    prompt, answer = words(rng, 70), words(rng, 25)
+    texts = [Served(prompt, answer), Served([*prompt, *answer, 1], [2])]
+    assert serve(texts, room(100, 8), Reuse(policy=LRU())).cached == (0, 94)
+
+
+def test_weighing_what_a_state_saves_is_never_worse_where_it_was_tuned() -> None:
+    texts = conversations(random.Random(3), 60)
+    for slots in (16, 30, 60):
+        alpha, saved = best_alpha(texts, room(2500, slots), WORTH)
+        assert set(saved) == set(ALPHAS)
+        lru = serve(texts, room(2500, slots), Reuse(policy=LRU()), WORTH)
+        best = serve(texts, room(2500, slots), Reuse(policy=Marconi(alpha=alpha)), WORTH)
+        assert best.saved == max(saved.values()) >= saved[0.0] and best.saved >= 0.99 * lru.saved
+    tight = best_alpha(texts, room(2500, 16), WORTH)[1]
+    assert max(tight.values()) > 1.05 * tight[0.0], "states were not short"
