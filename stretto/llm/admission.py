@@ -9,14 +9,18 @@ the request last.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TypeVar
 
 from stretto.core.errors import BusyError, RunError, UserError
-from stretto.core.sampling import Sampling
 from stretto.llm.results import Chunk, Stream
+from stretto.llm.submission import Submission
+from stretto.llm.tally import Counts
+
+T = TypeVar("T")
 
 _ENCODERS = 4  # threads for templates and tokenizers: one endless template does not stop the others
 _PACE_OF = 32  # requests whose ends tell how fast places come free
@@ -24,25 +28,33 @@ _FIRST_WAIT, _LEAST_WAIT, _LONGEST_WAIT = 1.0, 0.1, 60.0  # seconds until a retr
 
 
 class Reader:
-    """Who waits for the chunks of one request, in which event loop."""
+    """Who waits for the chunks of one request, in which event loop.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._arrived: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+    number, inbox: of several that are read together, which one it is and where the chunks of all arrive.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int = 0,
+        inbox: "asyncio.Queue[tuple[int, Chunk | BaseException]] | None" = None,
+    ) -> None:
+        self._loop, self._number = loop, number
+        self._arrived = asyncio.Queue[tuple[int, Chunk | BaseException]]() if inbox is None else inbox
         self.is_submitted = self.is_dropped = False
         self.stream: Stream | None = None  # once it is in the engine
 
     def deliver(self, item: Chunk | BaseException) -> bool:
         """Hand `item` over, from any thread; whether there is a loop to take it."""
         try:
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, (self._number, item))
         except RuntimeError:  # the loop is closed
             return False
         return True
 
     async def next(self) -> Chunk:
         """The next chunk; raises what was delivered in place of one."""
-        item = await self._arrived.get()
+        _, item = await self._arrived.get()
         if isinstance(item, BaseException):
             raise item
         return item
@@ -50,12 +62,10 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """A command: run the request of `reader`, whose prompt is `ids`."""
+    """A command: run the request of `reader`."""
 
     reader: Reader
-    ids: list[int]
-    sampling: Sampling
-    continues: bool
+    submission: Submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,13 @@ class Drop:
     """A command: end the request of `reader`, if there is one."""
 
     reader: Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A command: say what the engine is doing."""
+
+    answer: "Future[Counts]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,7 @@ class Admission:
 
     def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
         self.max_waiting, self._clock = max_waiting, clock
-        self.inbox: SimpleQueue[Add | Drop | Stop] = SimpleQueue()
+        self.inbox: SimpleQueue[Add | Drop | Count | Stop] = SimpleQueue()
         self._lock = threading.Lock()  # over places, and over what may still be submitted
         self._readers: set[Reader] = set()  # those that hold a place
         self._ends: deque[float] = deque(maxlen=_PACE_OF)  # when the latest places came free, others being taken
@@ -94,21 +111,37 @@ class Admission:
         """Places that are taken: prompts being encoded, requests queued or running."""
         return len(self._readers)
 
-    def open(self, reader: Reader, encode: Callable[[], list[int]], sampling: Sampling, *, continues: bool) -> None:
+    def open(self, reader: Reader, encode: Callable[[], Submission]) -> None:
         """Take a place for `reader` and start encoding. Raises BusyError if there is none, UserError if all is over."""
+        with self._lock:
+            self._check_places(1)
+            self._encoders.submit(self._encode, reader, encode)
+            self._readers.add(reader)
+
+    def submit(self, readers: Sequence[Reader], submissions: Sequence[Submission]) -> None:
+        """Take a place for each reader, or for none, for prompts that are encoded. Raises as `open` does."""
+        with self._lock:
+            self._check_places(len(readers))
+            for reader, submission in zip(readers, submissions, strict=True):
+                reader.is_submitted = True
+                self._readers.add(reader)
+                self.inbox.put(Add(reader, submission))
+
+    def offload(self, work: Callable[[], T]) -> "Future[T]":
+        """Run `work` in the threads of templates and tokenizers, without taking a place."""
         with self._lock:
             if self._is_over:
                 raise self.refusal()
-            if len(self._readers) >= self.max_waiting:
-                seconds = self._pace()
-                raise BusyError(
-                    f"{len(self._readers):,} requests are queued or running",
-                    why=f"max_waiting is {self.max_waiting:,}",
-                    try_=f"again in {seconds:.1f} s",
-                    retry_after=seconds,
-                )
-            self._encoders.submit(self._encode, reader, encode, sampling, continues)
-            self._readers.add(reader)
+            return self._encoders.submit(work)
+
+    def count(self) -> "Future[Counts]":
+        """Ask the engine's thread for its counts."""
+        answer: Future[Counts] = Future()
+        with self._lock:
+            if self._is_over:
+                raise self.refusal()
+            self.inbox.put(Count(answer))
+        return answer
 
     def drop(self, reader: Reader) -> None:
         """Nobody reads any more: its request ends, within one step if it runs."""
@@ -149,23 +182,37 @@ class Admission:
         error.__cause__ = self._problem
         return error
 
+    def _check_places(self, wanted: int) -> None:
+        if self._is_over:
+            raise self.refusal()
+        if wanted > self.max_waiting:
+            raise UserError(f"{wanted:,} requests at once", why=f"max_waiting is {self.max_waiting:,}", try_="fewer")
+        if len(self._readers) + wanted > self.max_waiting:
+            seconds = self._pace()
+            raise BusyError(
+                f"{len(self._readers):,} requests are queued or running",
+                why=f"max_waiting is {self.max_waiting:,}",
+                try_=f"again in {seconds:.1f} s",
+                retry_after=seconds,
+            )
+
     def _pace(self) -> float:
         """Seconds between two places that come free, as measured lately."""
         n = len(self._ends) - 1
         seconds = (self._ends[-1] - self._ends[0]) / n if n > 0 else _FIRST_WAIT
         return min(max(seconds, _LEAST_WAIT), _LONGEST_WAIT)
 
-    def _encode(self, reader: Reader, encode: Callable[[], list[int]], sampling: Sampling, continues: bool) -> None:
+    def _encode(self, reader: Reader, encode: Callable[[], Submission]) -> None:
         """In a thread of its own: prompt to tokens, then a command for the engine."""
         try:
-            ids = [] if reader.is_dropped or self._is_over else encode()
+            submission = None if reader.is_dropped or self._is_over else encode()
         except BaseException as problem:  # whatever it is, its reader must not wait for ever
             self.give_back(reader)
             reader.deliver(problem)
             return
         with self._lock:
-            reader.is_submitted = not (reader.is_dropped or self._is_over)
-            if reader.is_submitted:
-                self.inbox.put(Add(reader, ids, sampling, continues))
+            reader.is_submitted = submission is not None and not (reader.is_dropped or self._is_over)
+            if reader.is_submitted and submission is not None:
+                self.inbox.put(Add(reader, submission))
         if not reader.is_submitted:
             self.give_back(reader)

@@ -3,15 +3,21 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
 from stretto.llm.admission import Admission, Reader
+from stretto.llm.answers import Answers
 from stretto.llm.engine_thread import EngineThread
 from stretto.llm.results import Chunk, Result
+from stretto.llm.submission import Submission
 from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
+from stretto.llm.tally import Counts
+
+
+T = TypeVar("T")
 
 
 class AsyncLLM:
@@ -44,6 +50,41 @@ class AsyncLLM:
     def num_requests(self) -> int:
         """Requests that are queued or running."""
         return self._admission.num_requests
+
+    @property
+    def llm(self) -> LLM:
+        """The model, for what needs no engine: its tokenizer, template, hints, settings."""
+        return self._llm
+
+    @property
+    def ticked(self) -> float:
+        """When the engine thread last came round, on `time.monotonic`, in seconds."""
+        return self._thread.ticked
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the engine thread has ended, by `close` or by a fault."""
+        return self._thread.ended.done()
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        """Run what takes time and needs no engine (templates, tokenizers) in the threads that are there for it."""
+        return await asyncio.wrap_future(self._admission.offload(work))
+
+    def submit(self, submissions: Sequence[Submission]) -> Answers:
+        """Queue requests, all or none, and read them together.
+
+        Raises BusyError if there are not enough places, UserError if there never are so many, or if all is over. What
+        is wrong with one of the requests is raised when it is read.
+        """
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        readers = [Reader(loop, number, arrived) for number in range(len(submissions))]
+        self._admission.submit(readers, submissions)
+        return Answers(self._admission, readers, arrived)
+
+    async def counts(self) -> Counts:
+        """What the engine is doing, between two of its steps."""
+        return await asyncio.wrap_future(self._admission.count())
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Chunk, None]:
         """As `LLM.stream`. Leaving the loop early does not end the request at once; `aclose()` does."""
@@ -95,7 +136,8 @@ class AsyncLLM:
         self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
     ) -> AsyncGenerator[Chunk, None]:
         reader = Reader(asyncio.get_running_loop())
-        self._admission.open(reader, encode, sampling or Sampling(), continues=continues)
+        wanted = sampling or Sampling()
+        self._admission.open(reader, lambda: Submission(ids=encode(), sampling=wanted, continues=continues))
         try:
             while True:
                 chunk = await reader.next()

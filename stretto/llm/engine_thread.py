@@ -2,12 +2,14 @@
 
 import logging
 import threading
+import time
 from concurrent.futures import Future
 
 from stretto.engine.request import Event
-from stretto.llm.admission import Add, Admission, Drop, Reader, Stop
+from stretto.llm.admission import Add, Admission, Count, Drop, Reader, Stop
 from stretto.llm.streams import STREAM_PATIENCE
 from stretto.llm.sync import LLM
+from stretto.llm.tally import Tally
 
 _log = logging.getLogger(__name__)
 
@@ -16,12 +18,13 @@ class EngineThread:
     """Serves the readers of `admission` with one `LLM`, whose engine nobody else may touch until `ended` is done.
 
     It ends by the command `Stop`, or by a fault of ours. Then all readers hear why, and so does everybody who comes
-    later.
+    later. ticked: when it last came round, on `time.monotonic`, in seconds.
     """
 
     def __init__(self, llm: LLM, admission: Admission) -> None:
         self._llm, self._admission = llm, admission
         self._live: dict[int, Reader] = {}  # by request id
+        self._tally, self.ticked = Tally(), time.monotonic()
         self.ended: Future[None] = Future()  # from then on, `join` takes no time
         self._thread = threading.Thread(target=self._run, name="stretto-engine", daemon=True)
         self._thread.start()
@@ -35,6 +38,7 @@ class EngineThread:
         try:
             while self._obey():
                 self._step()
+                self.ticked = time.monotonic()
         except BaseException as problem:
             fault = problem
             raise  # `threading` prints where it happened
@@ -45,6 +49,7 @@ class EngineThread:
         """Run the commands that are there, and no more of them; wait for one if the engine is idle. False = stop."""
         inbox = self._admission.inbox
         commands = [inbox.get()] if self._llm.engine.is_idle else []
+        self.ticked = time.monotonic()
         commands += [inbox.get_nowait() for _ in range(inbox.qsize())]
         for command in commands:
             match command:
@@ -52,6 +57,9 @@ class EngineThread:
                     self._add(command)
                 case Drop(reader):
                     self._let_go(reader)
+                case Count(answer):
+                    if answer.set_running_or_notify_cancel():
+                        answer.set_result(self._tally.counts(self._llm.engine))
                 case Stop():
                     return False
         return True
@@ -64,6 +72,7 @@ class EngineThread:
                 self._fail(reader, problem)
             return
         for event in events:
+            self._tally.add(event)
             if event.rid in self._live:
                 self._report(self._live[event.rid], event)
 
@@ -81,7 +90,7 @@ class EngineThread:
     def _add(self, command: Add) -> None:
         reader = command.reader
         try:
-            reader.stream = self._llm.add(command.ids, command.sampling, continues=command.continues)
+            reader.stream = self._llm.submit(command.submission)
         except Exception as problem:  # of this request only
             self._fail(reader, problem)
         else:
@@ -94,6 +103,7 @@ class EngineThread:
     def _let_go(self, reader: Reader) -> None:
         """Nothing of a reader's request stays, here or in the engine, whether it has ended or not."""
         if reader.stream is not None and self._live.pop(reader.stream.request.rid, None) is not None:
+            self._tally.end(reader.stream.request)
             try:
                 self._llm.engine.cancel(reader.stream.request.rid)
             except Exception:  # it is out of the engine all the same, and nobody waits for it
@@ -104,5 +114,9 @@ class EngineThread:
         try:
             for reader in self._admission.end(fault):
                 self._fail(reader, self._admission.refusal())
+            while not self._admission.inbox.empty():
+                command = self._admission.inbox.get()
+                if isinstance(command, Count) and command.answer.set_running_or_notify_cancel():
+                    command.answer.set_exception(self._admission.refusal())
         finally:
             self.ended.set_result(None)

@@ -61,7 +61,8 @@ class Result:
 class Chunk:
     """What one step added to a stream. result: everything, on the last chunk only.
 
-    accepted: how many of the new tokens had been drafted; rejected_ids: draft tokens that were wrong.
+    accepted: how many of the new tokens had been drafted; rejected_ids: draft tokens that were wrong. logprobs: of the
+    new tokens, if they were asked for.
     """
 
     text: str
@@ -69,6 +70,7 @@ class Chunk:
     accepted: int = 0
     rejected_ids: tuple[int, ...] = ()
     result: Result | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

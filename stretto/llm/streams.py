@@ -67,7 +67,7 @@ class Streams:
         stream.logprobs += event.logprobs
         is_whole = event.finish_reason is not None and event.error is None
         result = self._result(stream, event) if is_whole else None
-        return Chunk(event.text, event.token_ids, event.accepted, event.rejected_ids, result)
+        return Chunk(event.text, event.token_ids, event.accepted, event.rejected_ids, result, event.logprobs)
 
     def _step(self, patience: float) -> None:
         for event in self.engine.step(patience):

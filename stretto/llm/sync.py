@@ -18,6 +18,7 @@ from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
+from stretto.llm.submission import Submission
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.stream import Text
 
@@ -151,8 +152,14 @@ class LLM:
 
         continues: the text goes on from the prompt, so its first space belongs to it.
         """
-        text = Text(self.tokenizer, sampling.stops, continues=continues)
-        return Stream(self.engine.add(ids, sampling.resolve(self.hints), text))
+        return self.submit(Submission(ids=ids, sampling=sampling, continues=continues))
+
+    def submit(self, one: Submission) -> Stream:
+        """`add`, with everything that can be said of a request."""
+        text = Text(self.tokenizer, one.sampling.stops, skip_special=one.skip_special, continues=one.continues)
+        sampling = one.sampling.resolve(self.hints)
+        request = self.engine.add(one.ids, sampling, text, child=one.child, priority=one.priority, tenant=one.tenant)
+        return Stream(request)
 
     def read(self, stream: Stream, event: Event) -> Chunk:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""

@@ -1,0 +1,185 @@
+"""`stretto serve`: an OpenAI-compatible server. Settings and address are checked before anything is loaded."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stretto.cli._settings import settings
+from stretto.cli._terminal import note, print_json, progress
+from stretto.core.collector import collector_paused
+from stretto.core.env import process_variables, read_env
+from stretto.core.errors import UserError
+from stretto.core.files import read_text
+from stretto.core.option import argument, option
+from stretto.core.settings import Configuration
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from stretto.llm import LLM
+    from stretto.serve.app import Access
+
+EXAMPLES = (
+    "stretto serve smollm2",
+    "STRETTO_API_KEY=secret stretto serve smollm2 --host 0.0.0.0 --served-model-name small",
+    "stretto serve ./model.gguf --ctx 8192 --max-seqs 16 --port 0 --json",
+)
+KEY_VARIABLE = "STRETTO_API_KEY"
+LONGEST_KEY = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of `stretto serve`."""
+
+    model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    host: str = option("address to listen on; one that other machines reach needs a key", default="127.0.0.1")
+    port: int = option("port to listen on, 0 for a free one", default=8000, low=0, high=65535)
+    uds: Path | None = option("a Unix socket, for this user alone, in place of host and port", default=None)
+    api_key: tuple[str, ...] = option(
+        f"key that clients must send; may be repeated (default: {KEY_VARIABLE}; other users of this machine can read"
+        " what stands on a command line)",
+        default=(),
+    )
+    api_key_file: Path | None = option("file with a key per line", default=None)
+    no_auth: bool = option("ask for no key on any address: something in front of this server does", default=False)
+    cors_origin: tuple[str, ...] = option(
+        "let pages of this origin ask, such as https://example.org; may be repeated", default=(), metavar="ORIGIN"
+    )
+    served_model_name: tuple[str, ...] = option(
+        "name of the model for clients; may be repeated (default: as it was given, without folders)", default=()
+    )
+    reasoning_format: str = option(
+        "auto tells the thinking of models that think from the answer; none leaves all of it in the text",
+        default="auto",
+        choices=("auto", "none"),
+    )
+    strict: bool = option("refuse requests with unknown fields, in place of a line in the log", default=False)
+    max_waiting: int = option("requests queued or running at a time; more are refused", default=1024, low=1)
+    max_connections: int = option("connections at a time; more are refused", default=512, low=1, high=1 << 16)
+    drain_timeout: float = option(
+        "seconds that running requests have to finish at SIGTERM or Ctrl-C; a second one ends at once",
+        default=30.0,
+        low=0,
+        high=86400,
+    )
+    metrics_prefix: str = option("of the names at /metrics", default="stretto", choices=("stretto", "vllm"))
+    json: bool = option("when the model is ready, print one JSON object with the address", default=False)
+    configuration: Configuration = settings()
+
+
+def run(options: Options) -> int:
+    """Serve until a signal says not to."""
+    keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
+    from stretto.hub.models import resolve
+
+    path = resolve(options.model, env=read_env())
+    with collector_paused():
+        from prometheus_client import disable_created_metrics
+
+        from stretto.serve.address import url_of
+        from stretto.serve.log import to_stream
+    disable_created_metrics()
+    listening, access = _listen(options, keys)
+    url = url_of(listening)
+    to_stream()
+    note(f"listening on {url}, loading {options.model}")
+
+    def load() -> "LLM":
+        with collector_paused(for_good=True):
+            from stretto.llm import LLM
+
+            show = progress(f"loading {options.model}")
+            try:
+                return LLM(path, options.configuration.settings, progress=show, note=note)
+            finally:
+                show(1, 1)
+
+    def ready(llm: "LLM") -> None:
+        facts = facts_of(llm, url, options)
+        note(
+            f"ready: {facts['model']} at {url}, {facts['backend']}, context {facts['context']:,} tokens, cache"
+            f" {facts['kv_tokens']:,} tokens, loaded in {llm.load_s:.1f} s"
+        )
+        if options.json:
+            print_json(facts)
+
+    try:
+        number = asyncio.run(_serve(options, access, listening, load, ready))
+    finally:
+        listening.close()
+        if options.uds is not None:
+            options.uds.unlink(missing_ok=True)
+    return 128 + number if number else 0
+
+
+def keys_of(options: Options, variable: str) -> tuple[str, ...]:
+    """The keys that were given, in the order flag, file; else the one in the variable. Raises UserError."""
+    keys = list(options.api_key)
+    if options.api_key_file is not None:
+        lines = read_text(options.api_key_file, "--api-key-file").splitlines()
+        keys += [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise UserError(f"--api-key-file {options.api_key_file} holds no key", why="it is empty")
+    if not keys and variable:
+        keys = [variable]
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or " " in key or not 0 < len(key) <= LONGEST_KEY:
+            raise UserError("an API key must be printable ASCII without spaces", why="clients send it in a header")
+    if keys and options.no_auth:
+        raise UserError("--no-auth and API keys exclude each other", why="--no-auth asks nobody for a key")
+    return tuple(keys)
+
+
+def names_of(options: Options) -> tuple[str, ...]:
+    """Of the model, for clients: never a path of this machine."""
+    return options.served_model_name or (Path(options.model).name or "model",)
+
+
+def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
+    """What `--json` prints."""
+    engine = llm.engine
+    from stretto.llm.tally import Tally
+
+    counts = Tally().counts(engine)
+    return {
+        "url": url,
+        "pid": os.getpid(),
+        "model": names_of(options)[0],
+        "backend": llm.backend_choice.name,
+        "context": engine.runner.sizes.context,
+        "kv_tokens": counts.cache_tokens,
+        "state_slots": counts.slots,
+        "settings": options.configuration.settings.as_dict(),
+    }
+
+
+def _listen(options: Options, keys: Sequence[str]) -> "tuple[socket, Access]":
+    from stretto.serve.address import access_for, listen, listen_at, resolve
+    from stretto.serve.app import Access
+
+    if options.uds is not None:
+        return listen_at(options.uds), Access(keys=keys, origins=options.cors_origin)
+    family, address = resolve(options.host, options.port)
+    access = access_for(address[0], keys, options.cors_origin, no_auth=options.no_auth)
+    return listen(family, address), access
+
+
+async def _serve(options: Options, access: "Access", listening: "socket", load: Any, ready: Any) -> int:
+    from stretto.serve.app import make_app
+    from stretto.serve.lifecycle import Lifecycle, Server
+    from stretto.serve.service import Config, Service
+
+    config = Config(
+        names=names_of(options),
+        strict=options.strict,
+        reasoning=options.reasoning_format == "auto",
+        prefix=options.metrics_prefix,
+    )
+    service = Service(config)
+    server = Server(make_app(service, access), max_connections=options.max_connections)
+    lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
+    return await lifecycle.run(load, ready, max_waiting=options.max_waiting)

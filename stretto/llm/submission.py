@@ -1,0 +1,21 @@
+"""`Submission`: everything that one request of `AsyncLLM` is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stretto.core.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
+    answer among those of one prompt and seed. priority, tenant: see `stretto.core.policy.Job`. skip_special: tokens that
+    are not text are left out of it."""
+
+    ids: Sequence[int]
+    sampling: Sampling
+    continues: bool = False
+    child: int = 0
+    priority: int = 0
+    tenant: str = ""
+    skip_special: bool = True

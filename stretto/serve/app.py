@@ -1,0 +1,92 @@
+"""The application: every route in one table, and what stands around them.
+
+Frame (id, log line, problems) > CORS, if an origin is allowed > Guard (keys, Host) > the routes
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Scope
+
+from stretto.serve import system, texts
+from stretto.serve.auth import Guard, Keys
+from stretto.serve.call import Call
+from stretto.serve.chat import chat
+from stretto.serve.completions import complete
+from stretto.serve.endpoint import Post
+from stretto.serve.frame import Frame
+from stretto.serve.json import Json
+from stretto.serve.openapi import Entry, document
+from stretto.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TemplateRequest,
+    TokenizeRequest,
+)
+from stretto.serve.service import Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may ask. keys: empty = nobody is asked for one; loopback_only: requests must name this machine; origins: of
+    the pages that browsers may let ask."""
+
+    keys: Sequence[str] = ()
+    loopback_only: bool = False
+    origins: Sequence[str] = ()
+
+
+def make_app(service: Service, access: Access) -> ASGIApp:
+    """The server of `service`, for those whom `access` lets in."""
+    routes = [Route(one.path, one.endpoint, methods=[one.method]) for one in entries(service)]
+    app: ASGIApp = Guard(
+        Router(routes, redirect_slashes=False),
+        Keys(access.keys),
+        loopback_only=access.loopback_only,
+        origins=access.origins,
+    )
+    if access.origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+        )
+    return Frame(app, service.metrics)
+
+
+def entries(service: Service) -> list[Entry]:
+    """Every route there is."""
+
+    def get(path: str, summary: str, answer: system.Answer, media_type: str = "application/json") -> Entry:
+        return Entry("GET", path, summary, system.Plain(service, answer), media_type=media_type)
+
+    async def openapi(call: Call, scope: Scope) -> ASGIApp:
+        return Json(page)
+
+    found = [
+        get("/health", "Whether the engine lives", system.health),
+        get("/v1/health", "Whether the engine lives", system.health),
+        get("/ping", "Whether the engine lives", system.health),
+        get("/ready", "Whether new work is taken", system.ready),
+        get("/version", "Of this server", system.version),
+        get("/metrics", "For Prometheus", system.metrics, "text/plain"),
+        get("/openapi.json", "This document", openapi),
+        get("/v1/models", "What is served", system.models),
+        get("/v1/models/{id:path}", "One model", system.model),
+        Entry("POST", "/v1/requests/{id}/cancel", "End a request", system.Plain(service, system.cancel)),
+        Entry("POST", "/v1/chat/completions", "Answer a conversation", Post(service, ChatRequest, chat), ChatRequest),
+        Entry("POST", "/v1/completions", "Continue texts", Post(service, CompletionRequest, complete),
+              CompletionRequest),
+        Entry("POST", "/tokenize", "Ids of a text", Post(service, TokenizeRequest, texts.tokenize), TokenizeRequest),
+        Entry("POST", "/detokenize", "Text of ids", Post(service, DetokenizeRequest, texts.detokenize),
+              DetokenizeRequest),
+        Entry("POST", "/apply-template", "The text that the model reads",
+              Post(service, TemplateRequest, texts.apply_template), TemplateRequest),
+    ]  # fmt: skip
+    page = document(found)
+    return found

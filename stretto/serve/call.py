@@ -1,0 +1,30 @@
+"""`Call`: one HTTP request on its way through the server."""
+
+from dataclasses import dataclass
+
+from stretto.serve.log import LOGGER, Record, short
+from stretto.serve.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler knows besides the body. record: for the log."""
+
+    service: Service
+    record: Record
+
+    @property
+    def id(self) -> str:
+        """The value of `x-request-id`."""
+        return self.record.id
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is; empty without keys."""
+        return self.record.tenant
+
+    def note_unknown(self, names: list[str]) -> None:
+        """Fields that are no fields of this route were left out."""
+        if names:
+            facts = {"id": self.id, "fields": [short(name) for name in names[:16]], "count": len(names)}
+            LOGGER.info("unknown fields are ignored", extra={"facts": facts})

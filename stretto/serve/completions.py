@@ -1,0 +1,151 @@
+"""`/v1/completions`: texts that are continued as they stand, without a chat template."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from stretto.core.errors import UserError
+from stretto.llm.asynchronous import AsyncLLM
+from stretto.llm.results import Chunk, Result
+from stretto.llm.submission import Submission
+from stretto.serve.call import Call
+from stretto.serve.errors import invalid, of_problem
+from stretto.serve.json import Json
+from stretto.serve.logprobs import of_completion
+from stretto.serve.reading import Reading
+from stretto.serve.refusals import refuse_unsupported
+from stretto.serve.reply import Head, drafted, wants_usage
+from stretto.serve.sampling import sampling_of
+from stretto.serve.schema import MAX_PROMPTS, CompletionRequest
+from stretto.serve.service import Service
+from stretto.serve.stream import EventStream
+from stretto.serve.usage import about, timings, usage
+from stretto.text.tokenizer import Tokenizer
+
+_DEFAULT_TOKENS = 16  # as OpenAI's
+
+
+async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
+    """Continue one prompt, or several."""
+    service = call.service
+    llm = service.model(request.model)
+    refuse_unsupported(request, order=service.order)
+    prompts = [await _encode(service, llm, prompt) for prompt in prompts_of(request)]
+    max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+    sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
+    skip, n = request.skip_special_tokens is not False, request.n or 1
+    submissions = [
+        Submission(ids=ids, sampling=sampling, continues=True, child=child, priority=-(request.priority or 0),
+                   tenant=call.tenant, skip_special=skip)
+        for ids in prompts for child in range(n)
+    ]  # fmt: skip
+    params = sampling.resolve(llm.llm.hints) if request.echo_params else None
+    head = Head.make("cmpl", "text_completion", service.name, llm.llm, params)
+    tokenizer = llm.llm.tokenizer
+    echoes = [tokenizer.decode(ids, skip_special=skip) if request.echo else "" for ids in prompts]
+    answers = [_Answer(request, tokenizer, echoes[i // n]) for i in range(len(submissions))]
+    reading = Reading(call, llm, submissions, reply_id=head.id, timeout=request.timeout)
+    if request.stream:
+        grown = _Stream(request, head, answers)
+        return EventStream(reading, call.id, grown.events, grown.last)
+    with reading:
+        results = await reading.results()
+    choices = [one.whole(i, result) for i, (one, result) in enumerate(zip(answers, results, strict=True))]
+    reply = {**head.fields, "choices": choices, "usage": usage(_by_prompt(results, n))}
+    if len(results) == 1:
+        reply["timings"] = timings(results[0])
+    return Json(reply)
+
+
+def prompts_of(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts, each a text or token ids. Raises ApiError."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(isinstance(item, int) for item in prompt):
+        ids = [item for item in prompt if isinstance(item, int)]
+        if min(ids) < 0 or max(ids) >= 2**31:
+            raise invalid("prompt: a token id is out of range", "prompt")
+        return [ids]
+    found = [item for item in prompt if not isinstance(item, int)]
+    if len(found) < len(prompt) or len({type(item) for item in found}) > 1:
+        raise invalid("prompt: a text, token ids, a list of texts, or a list of lists of token ids", "prompt")
+    if len(found) > MAX_PROMPTS:
+        raise invalid(f"prompt: {len(found):,} prompts; at most {MAX_PROMPTS:,} are taken", "prompt")
+    return list(found)
+
+
+async def _encode(service: Service, llm: AsyncLLM, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        service.check_text([prompt], "prompt")
+    try:
+        ids = await llm.offload(lambda: llm.llm.encode(prompt)) if isinstance(prompt, str) else prompt
+    except UserError as problem:
+        raise of_problem(problem, "prompt") or problem from None
+    service.check_ids(ids, "prompt")
+    return ids
+
+
+def _by_prompt(results: Sequence[Result], n: int) -> list[Sequence[Result]]:
+    return [results[i : i + n] for i in range(0, len(results), n)]
+
+
+class _Answer:
+    """One choice while it grows. echo: the prompt, if it shall come first."""
+
+    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer, echo: str) -> None:
+        self._request, self._tokenizer, self._echo = request, tokenizer, echo
+        self._offset, self.has_begun = len(echo), False
+
+    def whole(self, index: int, result: Result) -> dict[str, Any]:
+        """The choice of an answer that is not streamed."""
+        choice = self._choice(index, self._echo + result.text, result.token_ids, result.logprobs)
+        choice |= {"finish_reason": result.finish_reason, "stretto": about(result)}
+        if self._request.return_token_ids:
+            choice |= {"token_ids": result.token_ids, "prompt_token_ids": result.prompt_token_ids}
+        return choice
+
+    def piece(self, index: int, chunk: Chunk) -> dict[str, Any]:
+        """The choice of one chunk."""
+        text = chunk.text if self.has_begun else self._echo + chunk.text
+        self.has_begun = True
+        choice = self._choice(index, text, chunk.token_ids, chunk.logprobs) | drafted(chunk)
+        if self._request.return_token_ids:
+            choice["token_ids"] = chunk.token_ids
+        if chunk.result is not None:
+            choice |= {"finish_reason": chunk.result.finish_reason, "stretto": about(chunk.result)}
+        return choice
+
+    def _choice(self, index: int, text: str, ids: Sequence[int], logprobs: Sequence[Any]) -> dict[str, Any]:
+        found = None
+        if self._request.logprobs is not None:
+            found, self._offset = of_completion(self._tokenizer, ids, logprobs, self._offset)
+        return {"index": index, "text": text, "logprobs": found, "finish_reason": None}
+
+
+class _Stream:
+    """The chunks of a streamed answer."""
+
+    def __init__(self, request: CompletionRequest, head: Head, answers: Sequence[_Answer]) -> None:
+        self._request, self._head, self._answers = request, head, answers
+        self._results: dict[int, Result] = {}
+
+    def events(self, number: int, chunk: Chunk) -> list[Any]:
+        """The chunk that one chunk of the engine becomes."""
+        unknown = {"usage": None} if wants_usage(self._request) else {}
+        extra: dict[str, Any] = {}
+        if chunk.result is not None:
+            self._results[number] = chunk.result
+            extra["timings"] = timings(chunk.result)
+        choice = self._answers[number].piece(number, chunk)
+        if not (choice["text"] or choice["finish_reason"] or choice["logprobs"] or "token_ids" in choice):
+            return []
+        return [{**self._head.fields, "choices": [choice], **unknown, **extra}]
+
+    def last(self) -> list[Any]:
+        """The counts, if they were asked for."""
+        if not wants_usage(self._request):
+            return []
+        results = [self._results[number] for number in sorted(self._results)]
+        return [{**self._head.fields, "choices": [], "usage": usage(_by_prompt(results, self._request.n or 1))}]

@@ -1,0 +1,108 @@
+"""What a client is told when something goes wrong: one body for all routes, a status, and whether to try again.
+
+Clients of OpenAI's kind repeat a request on 408, 409, 429 and 5xx unless `x-should-retry` is false. So a refusal that
+would be the same next time says so, and only what passes by itself (busy, loading, draining) is left to be repeated.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from stretto.core.errors import BusyError, FitError, MissingDependency, ModelFileError, RunError, UserError
+from stretto.core.sampling import Sampling
+from stretto.serve.json import Json
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "cancelled_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+_PARAMS = frozenset(Sampling.names())
+
+
+class ApiError(Exception):
+    """An answer that is an error. param: the field it is about. retry_after: seconds until it may be repeated; None =
+    repeating it changes nothing."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | int | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self._headers = retry_after, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        kind = _KINDS.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        if self.retry_after is not None:
+            again = {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        else:
+            again = {} if self.status == 500 else {"x-should-retry": "false"}
+        return {**again, **self._headers}
+
+    def response(self) -> Json:
+        """The response that says so."""
+        return Json(self.body, self.status, headers=self.headers)
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that cannot be served as it is."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def loading() -> ApiError:
+    """The body that llama.cpp's server gives, which clients wait on."""
+    return ApiError(503, "Loading model", code=503, retry_after=1)
+
+
+def draining() -> ApiError:
+    """No new work."""
+    return ApiError(503, "The server is shutting down", code=503, retry_after=5)
+
+
+def fault(request_id: str) -> ApiError:
+    """A defect of ours. What it was stands in the log, under the same id."""
+    return ApiError(500, f"The server failed on this request; its id is {request_id}", code=request_id)
+
+
+def of_problem(problem: BaseException, param: str | None = None) -> ApiError | None:
+    """What a client may know of `problem`; None if it is a fault. param: the field that was being read."""
+    if isinstance(problem, ApiError):
+        return problem
+    if isinstance(problem, HTTPException):
+        return ApiError(problem.status_code, problem.detail, headers=problem.headers)
+    if isinstance(problem, BusyError):
+        return ApiError(429, said(problem), code="busy", retry_after=problem.retry_after)
+    if isinstance(problem, UserError) and not isinstance(
+        problem, RunError | FitError | ModelFileError | MissingDependency
+    ):
+        first = problem.error.partition(" ")[0].partition("[")[0]
+        return invalid(said(problem), first if first in _PARAMS else param)
+    return None
+
+
+def said(problem: UserError) -> str:
+    """Its lines as a sentence."""
+    parts = [problem.error, problem.why, f"try {problem.try_}" if problem.try_ else None]
+    return "; ".join(part for part in parts if part)

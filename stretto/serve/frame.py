@@ -1,0 +1,54 @@
+"""`Frame`: around everything. Gives a request its id and its line in the log, and turns problems into answers."""
+
+import re
+import secrets
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stretto.serve.errors import ApiError, fault, of_problem
+from stretto.serve.log import LOGGER, Record
+from stretto.serve.metrics import Metrics
+
+MAX_HEADERS = 100
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Frame:
+    """The outermost application. An id that the client chose is kept if it is plain."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), scope["method"], scope["path"])
+        scope.setdefault("state", {})["record"] = record
+        scope["app"] = self  # a router that finds this raises its 404 and 405, and writes none of its own
+
+        async def framed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
+            await send(message)
+
+        try:
+            if len(scope["headers"]) > MAX_HEADERS:
+                raise ApiError(431, f"There are more than {MAX_HEADERS} header fields")
+            await self._app(scope, receive, framed)
+        except Exception as problem:
+            await self._tell(problem, record, scope, receive, framed)
+        finally:
+            record.write()
+
+    async def _tell(self, problem: Exception, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        known = of_problem(problem)
+        if known is None:
+            LOGGER.error("fault", exc_info=problem, extra={"facts": {"id": record.id}})
+            known = fault(record.id)
+        if record.status:  # the response has begun: closing the connection is all that is left to say
+            return
+        self._metrics.rejected(str(known.code or known.status))
+        await known.response()(scope, receive, send)

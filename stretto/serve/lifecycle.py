@@ -1,0 +1,140 @@
+"""How a server lives: it answers while the model loads, serves, drains, and ends.
+
+The first SIGTERM or Ctrl-C drains: new work is refused, what runs may finish, for a while. The second one ends it all.
+"""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from socket import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from stretto.llm.asynchronous import AsyncLLM
+from stretto.llm.sync import LLM
+from stretto.serve.protocol import MAX_HEADER_BYTES, limited
+from stretto.serve.service import Service
+
+_LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
+_LOOK = 0.02  # seconds between two looks at what still runs
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which leaves signals to us."""
+
+    def __init__(self, app: ASGIApp, *, max_connections: int = 512) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=limited(max_connections),
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=int(_LAST_WORDS),
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Lifecycle:
+    """One run of a server. drain_timeout: seconds for what runs when the end begins."""
+
+    def __init__(self, service: Service, server: Server, listening: socket, *, drain_timeout: float) -> None:
+        self._service, self._server, self._socket = service, server, listening
+        self._drain_timeout = drain_timeout
+        self._ending, self._ending_now = asyncio.Event(), asyncio.Event()
+        self._signal = 0
+
+    def end(self, number: int = 0) -> None:
+        """Drain; called again: end at once. number: of the signal that asked for it. In the server's event loop."""
+        if self._ending.is_set():
+            self._ending_now.set()
+        self._signal = self._signal or number
+        self._ending.set()
+
+    async def run(
+        self, load: Callable[[], LLM], ready: Callable[[LLM], None], *, max_waiting: int, signals: bool = True
+    ) -> int:
+        """Serve until a signal, or `end`, and return the number of the signal.
+
+        load: makes the model, in a thread of its own, while the server answers that it loads; what it raises ends the
+        server and is raised. ready: called with the model.
+        """
+        serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            with self._signals(signals):
+                loading = in_thread(load)
+                await asyncio.wait({serving, ending, loading}, return_when=asyncio.FIRST_COMPLETED)
+                if loading.done():
+                    llm = loading.result()
+                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting))
+                    ready(llm)
+                    await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()
+                await self._drain()
+        finally:
+            ending.cancel()
+            await self._service.close()
+            self._server.should_exit = True
+            await serving
+        return self._signal
+
+    async def _drain(self) -> None:
+        self._service.drain()
+        until = asyncio.get_running_loop().time() + self._drain_timeout
+        while self._service.num_calls and not self._ending_now.is_set():
+            if asyncio.get_running_loop().time() >= until:
+                return
+            await asyncio.sleep(_LOOK)
+
+    @contextmanager
+    def _signals(self, wanted: bool) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT) if wanted else ()
+        for number in numbers:
+            loop.add_signal_handler(number, self.end, int(number))
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def in_thread(work: Callable[[], LLM]) -> "asyncio.Future[LLM]":
+    """Run `work` in a thread that does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[LLM] = loop.create_future()
+
+    def settle(llm: LLM | None, problem: BaseException | None) -> None:
+        if found.cancelled():
+            return
+        if problem is not None:
+            found.set_exception(problem)
+        elif llm is not None:
+            found.set_result(llm)
+
+    def run() -> None:
+        try:
+            done: tuple[LLM | None, BaseException | None] = (work(), None)
+        except BaseException as problem:  # whatever it is, it is raised where the result is awaited
+            done = (None, problem)
+        with suppress(RuntimeError):  # the server ended first
+            loop.call_soon_threadsafe(settle, *done)
+
+    threading.Thread(target=run, name="stretto-load", daemon=True).start()
+    return found

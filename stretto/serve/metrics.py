@@ -1,0 +1,141 @@
+"""Metrics in Prometheus' text form, under vLLM's names, so that dashboards transfer.
+
+Times are of the monotonic clock: to the first token from the moment a request arrived at this server, before its prompt
+was encoded; between tokens as they reach the client.
+"""
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stretto.llm.results import Chunk, Result
+from stretto.llm.tally import Counts
+from stretto.serve.usage import cached_tokens
+
+PREFIXES = ("stretto", "vllm")
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+            80.0, 160.0, 640.0)  # fmt: skip
+_BETWEEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKENS = tuple(float(m * 10**e) for e in range(6) for m in (1, 2, 5))
+
+
+class Metrics:
+    """All metrics of a server, in a registry of their own. model: the value of the label `model_name`."""
+
+    def __init__(self, prefix: str, model: str) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._prefix, self._model = f"{prefix}:", model
+        self._engine = _Engine(self._prefix, model)
+        self.registry.register(self._engine)
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
+        self._generated = self._counter("generation_tokens", "Tokens that were generated")
+        self._queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked up")
+        self._hits = self._counter("prefix_cache_hits", "Tokens of prompts that were found")
+        self._success = self._counter("request_success", "Requests that ended by themselves", "finished_reason")
+        self._rejected = self._counter("request_rejected", "Requests that were refused", "reason")
+        self._aborts = self._counter("aborts", "Requests that were ended early", "reason")
+        self._first = self._histogram("time_to_first_token_seconds", "Arrival to first token", _SECONDS)
+        self._between = self._histogram("inter_token_latency_seconds", "Between two tokens", _BETWEEN)
+        self._whole = self._histogram("e2e_request_latency_seconds", "Arrival to end", _SECONDS)
+        self._queue = self._histogram("request_queue_time_seconds", "In the queue", _SECONDS)
+        self._prefill = self._histogram("request_prefill_time_seconds", "First step to first token", _SECONDS)
+        self._decode = self._histogram("request_decode_time_seconds", "First token to last", _SECONDS)
+        self._num_prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
+        self._num_generated = self._histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused."""
+        self._rejected.labels(self._model, reason).inc()
+
+    def request(self, arrived: float) -> "RequestMetrics":
+        """Of one request, which arrived then."""
+        return RequestMetrics(self, arrived)
+
+    def render(self, counts: Counts | None) -> bytes:
+        """The page. counts: of the engine; None while there is none."""
+        self._engine.counts = counts
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(self._prefix + name, help, ("model_name", *labels), registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(self._prefix + name, help, ("model_name",), registry=self.registry, buckets=buckets)
+
+
+class RequestMetrics:
+    """What one request adds while it is read."""
+
+    def __init__(self, metrics: Metrics, arrived: float) -> None:
+        self._metrics, self._model, self._arrived = metrics, metrics._model, arrived
+        self._latest: float | None = None
+
+    def chunk(self, chunk: Chunk) -> None:
+        """Tokens have come."""
+        metrics, model, now, count = self._metrics, self._model, time.monotonic(), len(chunk.token_ids)
+        if count:
+            if self._latest is None:
+                metrics._first.labels(model).observe(now - self._arrived)
+            else:
+                between = metrics._between.labels(model)
+                for _ in range(count):
+                    between.observe((now - self._latest) / count)
+            self._latest = now
+            metrics._generated.labels(model).inc(count)
+        if chunk.result is not None:
+            self._end(chunk.result, now)
+
+    def abort(self, reason: str) -> None:
+        """It was ended early."""
+        self._metrics._aborts.labels(self._model, reason).inc()
+
+    def _end(self, result: Result, now: float) -> None:
+        metrics, model, timings, usage = self._metrics, self._model, result.timings, result.usage
+        metrics._success.labels(model, result.finish_reason).inc()
+        metrics._prompt.labels(model).inc(usage.prompt_tokens)
+        metrics._queries.labels(model).inc(usage.prompt_tokens)
+        metrics._hits.labels(model).inc(cached_tokens(result))
+        metrics._whole.labels(model).observe(now - self._arrived)
+        metrics._queue.labels(model).observe(timings.queue_s)
+        metrics._prefill.labels(model).observe(timings.prefill_s)
+        metrics._decode.labels(model).observe(timings.decode_s)
+        metrics._num_prompt.labels(model).observe(usage.prompt_tokens)
+        metrics._num_generated.labels(model).observe(usage.completion_tokens)
+
+
+class _Engine(Collector):
+    """What the engine says of itself when it is asked."""
+
+    def __init__(self, prefix: str, model: str) -> None:
+        self._prefix, self._model = prefix, model
+        self.counts: Counts | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if (now := self.counts) is None:
+            return
+        yield self._gauge("num_requests_running", "Requests that run", now.running)
+        yield self._gauge("num_requests_waiting", "Requests that wait", now.waiting)
+        yield self._gauge("queued_tokens", "Tokens that the waiting requests need", now.queued_tokens)
+        yield self._gauge("kv_cache_usage_perc", "Share of pages in use", _used(now.pages, now.free_pages))
+        yield self._gauge("state_slots_usage_perc", "Share of state slots in use", _used(now.slots, now.free_slots))
+        yield self._sum("num_preemptions", "Requests that lost their cache for a while", now.preemptions)
+        yield self._sum("spec_decode_num_drafts", "Drafts that were verified", now.drafts)
+        yield self._sum("spec_decode_num_draft_tokens", "Tokens of those drafts", now.draft_tokens)
+        yield self._sum("spec_decode_num_accepted_tokens", "Those that became output", now.accepted_tokens)
+
+    def _gauge(self, name: str, help: str, value: float) -> Metric:
+        family = GaugeMetricFamily(self._prefix + name, help, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+    def _sum(self, name: str, help: str, value: float) -> Metric:
+        family = CounterMetricFamily(self._prefix + name, help, labels=["model_name"])
+        family.add_metric([self._model], value)
+        return family
+
+
+def _used(have: int, free: int) -> float:
+    return (have - free) / have if have else 0.0

@@ -1,0 +1,133 @@
+"""`Service`: a model as the routes see it, from loading to the end. One per server, used in one event loop."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stretto.llm.asynchronous import AsyncLLM
+from stretto.llm.tally import Counts
+from stretto.serve.errors import ApiError, draining, invalid, loading
+from stretto.serve.live import Live
+from stretto.serve.metrics import Metrics
+from stretto.serve.reasoning import Tags, tags_of
+
+STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
+MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
+    from the answer. max_body: bytes. prefix: of the metrics."""
+
+    names: tuple[str, ...]
+    strict: bool = False
+    reasoning: bool = True
+    max_body: int = 8 << 20
+    prefix: str = "stretto"
+
+
+class Service:
+    """The model that is served. It begins in the state "loading"; `open` makes it "ready"."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.created = config, int(time.time())
+        self.state: Literal["loading", "ready", "draining"] = "loading"
+        self.metrics, self.live = Metrics(config.prefix, config.names[0]), Live()
+        self.tags: Tags | None = None
+        self.num_calls = 0  # whose body has come and whose response has not gone
+        self._llm: AsyncLLM | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the model, in answers."""
+        return self.config.names[0]
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """The model. Raises ApiError while there is none."""
+        if self._llm is None:
+            raise loading() if self.state == "loading" else draining()
+        if self._llm.is_over and self.state == "ready":
+            raise ApiError(503, "The engine has ended", code=503)
+        return self._llm
+
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.llm.llm.engine.runner.sizes.context
+
+    @property
+    def order(self) -> str:
+        """Name of the policy that says which request is served first."""
+        order = self.llm.llm.settings.order
+        return order.partition(":")[0] if isinstance(order, str) else type(order).__name__.lower()
+
+    def open(self, llm: AsyncLLM) -> None:
+        """The model is there."""
+        self._llm = llm
+        template = llm.llm.template
+        self.tags = tags_of(template.source if template else None) if self.config.reasoning else None
+        if self.state == "loading":
+            self.state = "ready"
+
+    def drain(self) -> None:
+        """Take no new work; what runs goes on."""
+        self.state = "draining"
+
+    async def close(self) -> None:
+        """End everything, at once."""
+        self.state = "draining"
+        if self._llm is not None:
+            await self._llm.close()
+
+    def check_health(self) -> None:
+        """Raise ApiError unless the model is there and its engine lives. A server that drains is healthy."""
+        llm = self.llm
+        if llm.is_over or (llm.num_requests and time.monotonic() - llm.ticked > STUCK_SECONDS):
+            raise ApiError(503, "The engine does not answer", code=503, retry_after=10)
+
+    def check_ready(self) -> None:
+        """Raise ApiError unless new work is taken."""
+        if self.state == "draining":
+            raise draining()
+        self.check_health()
+
+    def model(self, name: str | None) -> AsyncLLM:
+        """The model of this name, for new work; a request without a name means the only one. Raises ApiError."""
+        if self.state == "draining":
+            raise draining()
+        llm = self.llm
+        if name is not None and name not in self.config.names:
+            raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
+        return llm
+
+    def check_text(self, texts: Sequence[str], param: str) -> None:
+        """Raise ApiError for more text than the context could hold, before it is read."""
+        have, most = sum(map(len, texts)), MOST_CHARACTERS * self.context
+        if have > most:
+            raise invalid(
+                f"{param}: {have:,} characters cannot fit into the context of {self.context:,} tokens",
+                param,
+                "context_length_exceeded",
+            )
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise ApiError for a prompt that leaves no room for an answer, is empty, or is not of this vocabulary."""
+        engine = self.llm.llm.engine
+        if not ids:
+            raise invalid(f"{param}: the prompt is empty", param)
+        if len(ids) >= self.context:
+            raise invalid(
+                f"The prompt has {len(ids):,} tokens, and the context of this model is {self.context:,}: at least one"
+                " token must be left for the answer",
+                param,
+                "context_length_exceeded",
+            )
+        if (worst := max(ids)) >= engine.runner.vocab_size:
+            raise invalid(f"{param}: token id {worst} does not exist", param)
+
+    async def counts(self) -> Counts | None:
+        """Of the engine; None while there is none."""
+        return None if self._llm is None or self._llm.is_over else await self._llm.counts()

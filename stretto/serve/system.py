@@ -1,0 +1,101 @@
+"""What a server says of itself: health, models, metrics, version; and the cancelling of requests."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import stretto
+from stretto.serve.call import Call
+from stretto.serve.errors import ApiError
+from stretto.serve.json import Json
+from stretto.serve.service import Service
+
+Answer = Callable[[Call, Scope], Awaitable[ASGIApp]]
+
+
+class Plain:
+    """An endpoint that reads no body."""
+
+    def __init__(self, service: Service, answer: Answer) -> None:
+        self._service, self._answer = service, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._answer(Call(self._service, scope["state"]["record"]), scope)
+        await response(scope, receive, send)
+
+
+async def health(call: Call, scope: Scope) -> ASGIApp:
+    """Whether the model is there and its engine lives."""
+    call.service.check_health()
+    return Json({"status": "ok"})
+
+
+async def ready(call: Call, scope: Scope) -> ASGIApp:
+    """Whether new work is taken."""
+    call.service.check_ready()
+    return Json({"status": "ready"})
+
+
+async def version(call: Call, scope: Scope) -> ASGIApp:
+    """Of this package."""
+    return Json({"version": stretto.__version__})
+
+
+async def models(call: Call, scope: Scope) -> ASGIApp:
+    """Every name of the model, in the lists that OpenAI's clients and those of Codex and Ollama read."""
+    service = call.service
+    cards = [model_card(service, name) for name in service.config.names]
+    names = [
+        {"name": one["id"], "model": one["id"], "capabilities": one["capabilities"], "details": {"format": ""}}
+        for one in cards
+    ]
+    return Json({"object": "list", "data": cards, "models": names})
+
+
+async def model(call: Call, scope: Scope) -> ASGIApp:
+    """One of them."""
+    service, name = call.service, scope["path_params"]["id"]
+    if name not in service.config.names:
+        raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
+    return Json(model_card(service, name))
+
+
+async def metrics(call: Call, scope: Scope) -> ASGIApp:
+    """For Prometheus."""
+    page = call.service.metrics.render(await call.service.counts())
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def cancel(call: Call, scope: Scope) -> ASGIApp:
+    """End a request by the id of its answer or its `x-request-id`."""
+    one = scope["path_params"]["id"]
+    if not (count := call.service.live.cancel(call.tenant, one)):
+        raise ApiError(404, "There is no such request, or it has ended", param="id", code="request_not_found")
+    return Json({"id": one, "object": "request.cancelled", "cancelled": count})
+
+
+def model_card(service: Service, name: str) -> dict[str, Any]:
+    """What a model is and can do."""
+    llm = service.llm.llm
+    capabilities = ["completion"]
+    if llm.template is not None:
+        capabilities += ["chat"] + (["thinking"] if service.tags is not None else [])
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "stretto",
+        "root": service.name,
+        "max_model_len": service.context,
+        "meta": {
+            "n_vocab": llm.engine.runner.vocab_size,
+            "n_ctx": service.context,
+            "n_seq_max": llm.engine.runner.sizes.max_seqs,
+            "backend": llm.backend_choice.name,
+        },
+        "architecture": {"modality": "text->text", "input_modalities": ["text"], "output_modalities": ["text"]},
+        "capabilities": capabilities,
+    }

@@ -1,0 +1,159 @@
+"""A model that says what a test wants it to say, token by token, without torch: for what is about the server alone.
+
+Its tokens are bytes; 256 begins a text and 257 ends it. The engine is a stand-in, its requests are real ones.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from stretto.core.errors import RunError
+from stretto.core.sampling import Sampling
+from stretto.core.settings import Settings
+from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, make_request
+from stretto.llm.streams import Streams
+from stretto.llm.sync import LLM
+from stretto.text.chat import ChatTemplate
+from stretto.text.tokenizer import Tokenizer
+
+BOS, EOS, VOCAB = 256, 257, 258
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+Say = Callable[[Request], "Sequence[int]"]
+"""The whole answer to a request."""
+
+
+def byte_tokenizer(path: Path, template: str | None = TEMPLATE) -> Tokenizer:
+    """Written to a folder and read from there, as any other."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.add_special_tokens(["<s>", "</s>"])
+    inner.save(str(path / "tokenizer.json"))
+    names: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
+    if template is not None:
+        names["chat_template"] = template
+    (path / "tokenizer_config.json").write_text(json.dumps(names))
+    return Tokenizer.from_dir(path)
+
+
+class ScriptedEngine:
+    """Gives every running request its next token in each step. gate: steps wait until it is set."""
+
+    def __init__(self, say: Say, *, context: int, max_seqs: int) -> None:
+        self.say, self.clock = say, time.perf_counter
+        self.eos_ids = frozenset({EOS})
+        self.gate = threading.Event()
+        self.gate.set()
+        self.problem: Exception | None = None
+        self.failing: Callable[[Request], bool] = lambda request: False
+        self.num_steps, self.num_cancelled = 0, 0
+        self.requests: dict[int, Request] = {}
+        self.added: list[Request] = []
+        self.scheduler = SimpleNamespace(running=[], waiting=[])
+        room = SimpleNamespace(num_blocks=(9,), num_slots=1, has_slots=False)
+        pools = SimpleNamespace(room=room, num_pages=8)
+        cache = SimpleNamespace(pools=pools, free_blocks=8, free_slots=0)
+        sizes = SimpleNamespace(context=context, max_seqs=max_seqs)
+        self.runner = SimpleNamespace(cache=cache, sizes=sizes, vocab_size=VOCAB)
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        text: TextStream | None = None,
+        *,
+        child: int = 0,
+        priority: int = 0,
+        tenant: str = "",
+        tags: Mapping[str, int] | None = None,
+    ) -> Request:
+        request = make_request(
+            len(self.added), prompt, sampling, text, child=child, eos_ids=self.eos_ids, vocab_size=VOCAB,
+            context=self.runner.sizes.context, arrived=self.clock(),
+        )  # fmt: skip
+        request.job.priority, request.job.tenant = priority, tenant
+        self.added.append(request)
+        self.requests[request.rid] = request
+        return request
+
+    def cancel(self, rid: int) -> Event | None:
+        self.num_cancelled += rid in self.requests
+        self.requests.pop(rid, None)
+        return None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.requests
+
+    def step(self, patience: float = 0.0) -> list[Event]:
+        assert self.gate.wait(30)
+        self.num_steps += 1
+        running = list(self.requests.values())[: self.runner.sizes.max_seqs]
+        if self.problem is not None:
+            problem, self.problem = self.problem, None
+            self.requests.clear()
+            return [Event(r.rid, (), "", "error", error=problem) for r in running]
+        return [self._advance(request) for request in running]
+
+    def _advance(self, request: Request) -> Event:
+        line = request.timeline
+        line.start(self.clock())
+        if self.failing(request):
+            del self.requests[request.rid]
+            return Event(request.rid, (), "", "error", error=RunError("a logit is NaN", why="0x7ffe internals"))
+        script = self.say(request)
+        at = len(request.output)
+        token = script[at] if at < len(script) else EOS
+        line.first_token = line.first_token or self.clock()
+        line.steps += 1
+        request.append(token)
+        assert request.text is not None
+        piece, reason = "", None
+        if token in request.stop_ids:
+            reason = "stop"
+        else:
+            piece, stopped = request.text.push(token)
+            reason = "stop" if stopped else "length" if request.remaining <= 0 else None
+        if reason is not None:
+            line.finished = self.clock()
+            piece += request.text.finish()
+            del self.requests[request.rid]
+        count = request.sampling.logprobs
+        logprobs = () if count is None else (TokenLogprobs(-0.5, {t: -0.5 - t for t in range(count)}),)
+        return Event(request.rid, (token,), piece, reason, logprobs)  # type: ignore[arg-type]
+
+
+class ScriptedLLM(LLM):
+    """`LLM` over a `ScriptedEngine`."""
+
+    def __init__(
+        self, folder: Path, say: Say, *, context: int = 512, max_seqs: int = 64, template: str | None = TEMPLATE,
+        settings: Settings | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.load_s, self.hints = settings or Settings(), 0.0, {}
+        self.tokenizer = byte_tokenizer(folder, template)
+        self.template = ChatTemplate.of(self.tokenizer)
+        self.backend_choice = SimpleNamespace(name="scripted")  # type: ignore[assignment]
+        self.scripted = ScriptedEngine(say, context=context, max_seqs=max_seqs)
+        self._streams = Streams(self.scripted, 0.0, ())  # type: ignore[arg-type]
+
+    def ids(self, text: str) -> list[int]:
+        """What must be said for this text."""
+        return self.tokenizer.encode(text, add_bos=False, parse_special=False)
+
+
+def saying(folder: Path, text: str, **options: Any) -> ScriptedLLM:
+    """A model that answers everything with the same text."""
+    llm = ScriptedLLM(folder, lambda request: [], **options)
+    ids = llm.ids(text)
+    llm.scripted.say = lambda request: ids
+    return llm

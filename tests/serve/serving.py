@@ -1,0 +1,153 @@
+"""What the tests of the server share: one in a thread of this process, over a model that loads in milliseconds."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stretto import LLM
+from stretto.serve.app import Access, make_app
+from stretto.serve.lifecycle import Lifecycle, Server
+from stretto.serve.service import Config, Service
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@dataclass
+class Running:
+    """A server that is ready. port: of 127.0.0.1."""
+
+    llm: LLM
+    service: Service
+    port: int
+    loop: asyncio.AbstractEventLoop
+    lifecycle: Lifecycle
+    key: str | None = None
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def http(self) -> httpx.Client:
+        if not self.clients:
+            headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+            self.clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
+        return self.clients[0]
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        if isinstance(body, bytes | str):
+            return self.http.post(path, content=body, **options)
+        return self.http.post(path, json=body, **options)
+
+    def chat(self, **fields: Any) -> dict[str, Any]:
+        """An answer to `HELLO`, or to other messages."""
+        response = self.post(CHAT, {"messages": HELLO, "temperature": 0, "max_tokens": 8, **fields})
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def events(self, path: str = CHAT, **fields: Any) -> list[Any]:
+        """The events of a stream, `[DONE]` included."""
+        body = {"messages": HELLO, "temperature": 0, "max_tokens": 8, "stream": True, **fields}
+        if path == COMPLETIONS:
+            body.pop("messages")
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        return parsed(response.content)
+
+    def raw(self, request: bytes) -> bytes:
+        """What comes back on a connection of its own, until the server closes it."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as one:
+            one.sendall(request)
+            blocks = []
+            while block := one.recv(65536):
+                blocks.append(block)
+            return b"".join(blocks)
+
+    def settled(self) -> None:
+        """Wait until nothing runs; then every page and every state must be free."""
+        until = time.monotonic() + 20
+        engine = self.llm.engine
+        while self.service.num_calls or self.service.llm.num_requests or not engine.is_idle:
+            assert time.monotonic() < until, "something runs on"
+            time.sleep(0.001)
+        cache = engine.runner.cache
+        assert cache.free_blocks == cache.pools.num_pages and not engine.scheduler.waiting
+
+
+def parsed(stream: bytes) -> list[Any]:
+    """The values of a stream of events; every byte of it must be an event or a comment, each with its blank line."""
+    assert stream.endswith(b"\n\n")
+    found: list[Any] = []
+    for block in stream.decode().removesuffix("\n\n").split("\n\n"):
+        assert "\n" not in block
+        if block.startswith(":"):
+            continue
+        assert block.startswith("data: ")
+        text = block.removeprefix("data: ")
+        found.append(text if text == "[DONE]" else json.loads(text))
+    return found
+
+
+def joined(events: list[Any], key: str = "content", index: int = 0) -> str:
+    """The deltas of one choice, one after the other."""
+    choices = [c for event in events if event != "[DONE]" for c in event["choices"] if c["index"] == index]
+    return "".join(c["delta"].get(key, "") if "delta" in c else c["text"] for c in choices)
+
+
+@contextmanager
+def serving(
+    llm: LLM, *, access: Access | None = None, key: str | None = None, max_waiting: int = 64, **options: Any
+) -> Iterator[Running]:
+    """A server of `llm` until the end of the block. options: fields of `Config`, of `Server` and `Lifecycle`."""
+    access = access or Access(keys=(key,) if key else (), loopback_only=not key)
+    drain_timeout, connections = options.pop("drain_timeout", 10.0), options.pop("max_connections", 512)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    is_ready, found, problems = threading.Event(), list[Running](), list[BaseException]()
+
+    async def main() -> None:
+        service = Service(Config(**{"names": ("toy",), **options}))
+        server = Server(make_app(service, access), max_connections=connections)
+        lifecycle = Lifecycle(service, server, listening, drain_timeout=drain_timeout)
+        port, loop = listening.getsockname()[1], asyncio.get_running_loop()
+        found.append(Running(llm, service, port, loop, lifecycle, key))
+        await lifecycle.run(lambda: llm, lambda _: is_ready.set(), max_waiting=max_waiting, signals=False)
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as problem:
+            problems.append(problem)
+        finally:
+            is_ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert is_ready.wait(30) and not problems, problems
+    one = found[0]
+    try:
+        yield one
+    finally:
+        for client in one.clients:
+            client.close()
+        if thread.is_alive():
+            one.loop.call_soon_threadsafe(one.lifecycle.end)
+        thread.join(30)
+        assert not thread.is_alive(), "the server does not end"
+    assert not problems, problems
+
+
+def tiny(folder: Path, **settings: Any) -> LLM:
+    """A random model whose tokens are bytes."""
+    return LLM(folder, **{"dtype": "float32", "draft": "none", "max_seqs": 6, **settings})
