@@ -16,7 +16,6 @@ from stretto.llm.submission import Submission
 from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
 from stretto.llm.tally import Counts
 
-
 T = TypeVar("T")
 
 

@@ -9,8 +9,8 @@ from stretto.core.sampling import Sampling
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
-    answer among those of one prompt and seed. priority, tenant: see `stretto.core.policy.Job`. skip_special: tokens that
-    are not text are left out of it."""
+    answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
+    tokens that are not text are left out of it."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -18,4 +18,5 @@ class Submission:
     child: int = 0
     priority: int = 0
     tenant: str = ""
+    space: str = ""
     skip_special: bool = True

@@ -23,6 +23,10 @@ class Call:
         """Whose request it is; empty without keys."""
         return self.record.tenant
 
+    def space(self, salt: str | None) -> str:
+        """Which texts its prompt may go on from: those of the same key, and with the same salt if it has one."""
+        return self.tenant if salt is None else f"{self.tenant}/{salt}"
+
     def note_unknown(self, names: list[str]) -> None:
         """Fields that are no fields of this route were left out."""
         if names:

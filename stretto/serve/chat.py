@@ -36,7 +36,7 @@ async def chat(call: Call, request: ChatRequest) -> ASGIApp:
     sampling = sampling_of(request, max_tokens=request.max_completion_tokens or request.max_tokens, logprobs=logprobs)
     submissions = [
         Submission(ids=ids, sampling=sampling, child=child, priority=-(request.priority or 0), tenant=call.tenant,
-                   skip_special=request.skip_special_tokens is not False)
+                   space=call.space(request.cache_salt), skip_special=request.skip_special_tokens is not False)
         for child in range(request.n or 1)
     ]  # fmt: skip
     params = sampling.resolve(llm.llm.hints) if request.echo_params else None

@@ -1,8 +1,8 @@
 """`Post`: from a body to a response, for as long as the client is there.
 
-The work runs beside a watch on the connection. If the client leaves, the work is cancelled where it stands, and whatever
-it holds ends with it: prompts that are encoded, requests that are queued or run. This holds for answers that are
-streamed and for those that are not.
+The work runs beside a watch on the connection. If the client leaves, the work is cancelled where it stands, and
+whatever it holds ends with it: prompts that are encoded, requests that are queued or run. This holds for answers that
+are streamed and for those that are not.
 """
 
 import asyncio

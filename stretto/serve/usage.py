@@ -7,8 +7,8 @@ from stretto.llm.results import Result
 
 
 def cached_tokens(result: Result) -> int:
-    """Tokens of the prompt that needed no computation. There is no prefix cache yet, so none."""
-    return 0
+    """Tokens of the prompt that needed no computation."""
+    return result.usage.cached_tokens
 
 
 def usage(groups: Sequence[Sequence[Result]]) -> dict[str, Any]:
