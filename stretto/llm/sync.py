@@ -158,8 +158,16 @@ class LLM:
         """`add`, with everything that can be said of a request."""
         text = Text(self.tokenizer, one.sampling.stops, skip_special=one.skip_special, continues=one.continues)
         sampling = one.sampling.resolve(self.hints)
-        whose = {"child": one.child, "priority": one.priority, "tenant": one.tenant, "space": one.space}
-        return Stream(self.engine.add(one.ids, sampling, text, **whose))
+        request = self.engine.add(
+            one.ids,
+            sampling,
+            text,
+            child=one.child,
+            priority=one.priority,
+            tenant=one.tenant,
+            space=one.space,
+        )
+        return Stream(request)
 
     def read(self, stream: Stream, event: Event) -> Chunk:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
