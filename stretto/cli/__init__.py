@@ -26,6 +26,7 @@ from stretto.core.errors import FitError, RunError, UserError, near
 VERBS: dict[str, str] = {
     "run": "Answer a prompt, or chat in the terminal",
     "serve": "Serve a model to clients of the OpenAI API",
+    "batch": "Answer the requests of a file into another one",
     "pull": "Download a model and check it",
     "show": "Say what a model file is, without loading it",
     "list": "List every filler of every socket, and the pulled models",
