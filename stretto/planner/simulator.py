@@ -62,7 +62,8 @@ def replay(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request to come. at: seconds; prompt, output: its tokens, at least one each, of which `limit` may be output."""
+    """A request to come. at: seconds; prompt, output: its tokens, at least one each, of which `limit` may be output.
+    text: the tokens of its prompt, where texts are reused; those of its output are like no others."""
 
     at: float
     prompt: int
@@ -70,6 +71,7 @@ class Arrival:
     limit: int
     priority: int = 0
     tenant: str = ""
+    text: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +96,16 @@ class Life:
     finished: float | None = None
 
 
-def simulate(arrivals: Sequence[Arrival], policies: Policies, limits: Limits, room: Room, world: World) -> list[Life]:
+def simulate(
+    arrivals: Sequence[Arrival],
+    policies: Policies,
+    limits: Limits,
+    room: Room,
+    world: World,
+    reuse: Reuse | None = None,
+) -> list[Life]:
     """Run until all requests are done; they are numbered in order of arrival."""
-    ledger = Ledger(room)
+    ledger = Ledger(room, reuse)
     scheduler = Scheduler(ledger, policies, limits)
     lives: list[Life] = []
     assert all(one.prompt >= 1 and one.output >= 1 and one.limit >= 1 for one in arrivals), "nothing to do"
@@ -106,6 +115,7 @@ def simulate(arrivals: Sequence[Arrival], policies: Policies, limits: Limits, ro
             one = coming.popleft()
             now = max(now, one.at)
             job = Job(len(lives), one.at, one.prompt, one.limit, one.priority, one.tenant, drafts=True, ahead=True)
+            job.tokens = None if one.text is None else list(one.text)
             lives.append(Life(job, min(one.output, one.limit)))
             scheduler.add(job)
         for job in scheduler.running:
@@ -142,6 +152,8 @@ def _advance(
         rows = max(tokens, 1) if share.is_decode else share.num_rows
         ledger.advance(job.rid, rows)
         scheduler.advance(job, rows, tokens)
+        if isinstance(job.tokens, list):
+            job.tokens += [-1 - job.rid] * tokens
         life.token_times += [now] * tokens
         emitted[job.rid] = tokens
         if job.output == life.output:
