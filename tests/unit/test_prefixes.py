@@ -73,7 +73,7 @@ def test_weighing_what_a_state_saves_is_never_worse_where_it_was_tuned() -> None
 def step_seconds(plan: Plan, drafted: int) -> float:
     """What takes longer, to multiply rows or to read weights and keys."""
     rows, keys = sum(share.num_rows for share in plan.shares), plan.contexts + plan.pairs / 100
-    return max(0.001 * rows, 0.02 + 2e-6 * keys)
+    return max(0.001 * rows, 0.06 + 2e-6 * keys)
 
 
 def batch(arrivals: list[Arrival], order: OrderPolicy, pages: int) -> list[Life]:
@@ -98,7 +98,7 @@ def test_a_batch_in_the_order_of_its_beginnings_reads_them_once() -> None:
 
 
 def test_requests_that_read_run_beside_requests_that_write() -> None:
-    """Half of a batch reads much, half writes much, one after the other in the file: mixed, they take less time."""
+    """Half of a batch reads much, half writes much: side by side they take less time than in any other order."""
     rng = random.Random(6)
     kinds = [(900, 4)] * 60 + [(30, 200)] * 60
     arrivals = [Arrival(at=0.0, prompt=p, output=n, limit=n, text=words(rng, p)) for p, n in kinds]
@@ -107,4 +107,6 @@ def test_requests_that_read_run_beside_requests_that_write() -> None:
     for order in (FCFS(), Prefix(), Blend()):
         lives = batch(arrivals, order, pages=3000)
         ends[order.__class__.__name__] = max(life.finished or 0.0 for life in lives)
-    assert ends["Blend"] <= ends["Prefix"] and ends["Blend"] <= ends["FCFS"]
+    rows = sum(p + n for p, n in kinds)
+    assert ends["Blend"] < 0.8 * ends["Prefix"] and ends["Blend"] < 0.9 * ends["FCFS"]
+    assert 0.001 * rows < ends["Blend"] < 1.15 * 0.001 * rows, "little more than the arithmetic alone"

@@ -1,8 +1,10 @@
 """Jobs that read much run beside jobs that write much: the first are bound by arithmetic, the second by memory.
 
-Branches of texts that begin alike are sorted by how much they read per token that they write, and taken from both ends:
-from the end that brings those that run nearer to the mean of all. Source: arXiv 2411.16102 (BlendServe). Differs from
-it: tokens that are read and `limit` stand for measured times, and the tree has one level.
+Branches of texts that begin alike are sorted by how much they read per token that they write, and taken from both ends.
+While a running job still reads its prompt, those that write much are admitted; as soon as none does, one that reads
+much: so every step has a prompt to multiply and as many texts to decode as there are places. Source: arXiv 2411.16102
+(BlendServe, the dual scanner). Differs from it: tokens that are read and `limit` stand for measured times, the tree has
+one level, and which end is taken is said by what runs, not by a mean over the batch.
 """
 
 import math
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from stretto.core.card import Can, Card
 from stretto.core.errors import UserError
 from stretto.core.policy import Job, OrderPolicy
-from stretto.engine.policies.order.prefix import BRANCH
+from stretto.engine.policies.order._shared import beginning
 
 
 class Blend(OrderPolicy):
@@ -22,37 +24,26 @@ class Blend(OrderPolicy):
         if not 0 < aging < math.inf:
             raise UserError(f"blend: aging is {aging}", why="it is a finite number of seconds above 0")
         self._aging = aging
-        self._running = 0, 0  # tokens that they read and write
+        self._reads = False  # whether a running job reads its prompt
 
     def order(self, jobs: Sequence[Job], now: float) -> list[Job]:
         if jobs and jobs[0].is_running:  # asked before those that wait
-            self._running = _reads(jobs), _writes(jobs)
+            self._reads = any(job.need > 1 for job in jobs)
             return sorted(jobs, key=lambda job: job.rid)
-        read, written = self._running
-        self._running = 0, 0
         branches: dict[tuple[int, ...], list[Job]] = defaultdict(list)
         for job in sorted(jobs, key=lambda job: job.rid):
-            branches[tuple((job.tokens or ())[: min(BRANCH, job.prompt)])].append(job)
-        ranked = sorted(branches.values(), key=lambda branch: (_reads(branch) / _writes(branch), branch[0].rid))
-        reads, writes = read + sum(map(_reads, ranked)), written + sum(map(_writes, ranked))
-        found: list[Job] = []
-        low, high = 0, len(ranked) - 1
-        while low <= high:
-            reads_too_little = read * writes <= written * reads  # read / written against reads / writes
-            branch = ranked[high] if reads_too_little else ranked[low]
-            low, high = (low, high - 1) if reads_too_little else (low + 1, high)
-            read, written = read + _reads(branch), written + _writes(branch)
-            found += branch
+            branches[beginning(job)].append(job)
+        found = [job for branch in sorted(branches.values(), key=_reading) for job in branch]
+        if found and not self._reads:
+            found.insert(0, found.pop())
+        self._reads = False
         found.sort(key=lambda job: -((now - job.arrived) // self._aging))
         return found
 
 
-def _reads(branch: Sequence[Job]) -> int:
-    return sum(job.prompt for job in branch)
-
-
-def _writes(branch: Sequence[Job]) -> int:
-    return sum(job.limit for job in branch)
+def _reading(branch: Sequence[Job]) -> tuple[float, int]:
+    """Tokens read per token written; of equal branches the one that came first."""
+    return sum(job.prompt for job in branch) / sum(job.limit for job in branch), branch[0].rid
 
 
 CARD = Card(

@@ -1,7 +1,7 @@
 """Texts that begin alike run one after the other, so that what they share is computed once and stays in the cache.
 
-Jobs are sorted as the leaves of a tree over their tokens, depth first. Its branches (jobs that share their first
-`BRANCH` tokens) come by what they output per token that they read, the most first: long answers start early, and what
+Jobs are sorted as the leaves of a tree over their tokens, depth first. Its branches (jobs that share their first 64
+tokens) come by what they output per token that they read, the most first: long answers start early, and what
 is read later runs beside them. Source: arXiv 2412.03594 (BatchLLM). Differs from it: the tree is that of the jobs that
 wait, which change, and `limit` stands for the length of an answer.
 """
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from stretto.core.card import Can, Card
 from stretto.core.errors import UserError
 from stretto.core.policy import Job, OrderPolicy, Record
+from stretto.engine.policies.order._shared import branch_of
 
-BRANCH = 64  # tokens
+_SPARE = 64  # jobs that may be remembered although they are gone
 
 
 class Prefix(OrderPolicy):
@@ -38,7 +39,7 @@ class Prefix(OrderPolicy):
         branches: dict[tuple[int, ...], list[Job]] = defaultdict(list)
         for tokens, rid in self._sorted:
             if rid in by_rid:
-                branches[tokens[:BRANCH]].append(by_rid[rid])
+                branches[branch_of(tokens)].append(by_rid[rid])
         ranked = sorted(branches.values(), key=_answers_per_token, reverse=True)
         found = [job for branch in ranked for job in branch]
         found.sort(key=lambda job: -((now - job.arrived) // self._aging))
@@ -46,7 +47,7 @@ class Prefix(OrderPolicy):
 
     def learn(self, record: Record) -> None:
         """Jobs that were not asked about in this step are gone."""
-        if len(self._known) > 2 * len(self._seen) + BRANCH:
+        if len(self._known) > 2 * len(self._seen) + _SPARE:
             self._sorted = [one for one in self._sorted if one[1] in self._seen]
             self._known = set(self._seen)
         self._seen = set()
