@@ -5,18 +5,14 @@ Recurrent kernels anchor their chunks at such multiples: a prompt in pieces then
 
 from stretto.core.card import Can, Card
 from stretto.core.policy import ChunkPolicy, Job
-
-ALIGN = 64
+from stretto.engine.policies.chunk._shared import aligned
 
 
 class Aligned(ChunkPolicy):
     """See the module docstring. A budget that reaches no multiple is used all the same."""
 
     def rows(self, job: Job, budget: int) -> int:
-        rows = min(job.need, budget)
-        if rows < job.need and (job.held + rows) // ALIGN * ALIGN > job.held:
-            rows = (job.held + rows) // ALIGN * ALIGN - job.held
-        return rows
+        return aligned(job, budget)
 
 
 CARD = Card(

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from stretto.core.card import Can, Card
 from stretto.core.errors import UserError
-from stretto.core.policy import Job, Record
+from stretto.core.policy import ChunkPolicy, Job, Record
 from stretto.core.step_time import StepTime
-from stretto.engine.policies.chunk.aligned import Aligned
+from stretto.engine.policies.chunk._shared import aligned
 
 TILE = 16  # tokens
 
 
-class Paced(Aligned):
+class Paced(ChunkPolicy):
     """tbt: seconds between two tokens of a text, wanted at most."""
 
     def __init__(self, tbt: float = 0.05) -> None:
@@ -33,7 +33,7 @@ class Paced(Aligned):
     def rows(self, job: Job, budget: int) -> int:
         if job.need > 1 and self._rows and self._time.is_known:
             budget = min(budget, self._allowed(job))
-        rows = super().rows(job, budget)
+        rows = aligned(job, budget)
         self._given += rows if job.need > 1 else 0
         return rows
 
