@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stretto.serve.errors import ApiError, fault, of_problem
 from stretto.serve.log import LOGGER, Record
 from stretto.serve.metrics import Metrics
+from stretto.serve.protocol import MAX_HEADER_BYTES
 
 MAX_HEADERS = 100
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -35,8 +36,10 @@ class Frame:
             await send(message)
 
         try:
-            if len(scope["headers"]) > MAX_HEADERS:
-                raise ApiError(431, f"There are more than {MAX_HEADERS} header fields")
+            # The parser's own bound holds only for headers that come in several pieces.
+            size = sum(len(name) + len(value) for name, value in scope["headers"])
+            if len(scope["headers"]) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+                raise ApiError(431, f"More than {MAX_HEADERS} header fields, or {MAX_HEADER_BYTES >> 10} KiB of them")
             await self._app(scope, receive, framed)
         except Exception as problem:
             await self._tell(problem, record, scope, receive, framed)

@@ -47,8 +47,7 @@ def refuse_unsupported(request: Sampled, *, order: str) -> None:
 
 
 def _refuse_of_chat(request: ChatRequest) -> None:
-    kind = (request.response_format or {"type": "text"}).get("type")
-    if kind != "text":
+    if request.response_format is not None and request.response_format.get("type") != "text":
         raise _refused("response_format", _GRAMMAR)
     if request.tool_choice not in (None, "auto", "none"):
         raise _refused("tool_choice", "calls cannot be enforced yet: auto and none are taken")

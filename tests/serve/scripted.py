@@ -45,14 +45,43 @@ def byte_tokenizer(path: Path, template: str | None = TEMPLATE) -> Tokenizer:
     return Tokenizer.from_dir(path)
 
 
+class Gate:
+    """Lets steps through: all of them, or as many as it is told to."""
+
+    def __init__(self) -> None:
+        self._is_open, self._permits, self._changed = True, 0, threading.Condition()
+
+    def open(self) -> None:
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_open, self._permits = False, 0
+
+    def let(self, steps: int) -> None:
+        """Exactly so many more; returns when they have begun."""
+        with self._changed:
+            self._permits += steps
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._is_open or not self._permits, 20)
+
+    def wait(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._is_open or self._permits, 30)
+            self._permits = max(0, self._permits - 1)
+            self._changed.notify_all()
+
+
 class ScriptedEngine:
-    """Gives every running request its next token in each step. gate: steps wait until it is set."""
+    """Gives every running request its next token in each step. gate: steps wait there; num_steps: those in which
+    somebody ran."""
 
     def __init__(self, say: Say, *, context: int, max_seqs: int) -> None:
         self.say, self.clock = say, time.perf_counter
         self.eos_ids = frozenset({EOS})
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate = Gate()
         self.problem: Exception | None = None
         self.failing: Callable[[Request], bool] = lambda request: False
         self.num_steps, self.num_cancelled = 0, 0
@@ -95,9 +124,11 @@ class ScriptedEngine:
         return not self.requests
 
     def step(self, patience: float = 0.0) -> list[Event]:
-        assert self.gate.wait(30)
-        self.num_steps += 1
+        if not self.requests:
+            return []
+        self.gate.wait()
         running = list(self.requests.values())[: self.runner.sizes.max_seqs]
+        self.num_steps += 1
         if self.problem is not None:
             problem, self.problem = self.problem, None
             self.requests.clear()
