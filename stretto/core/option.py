@@ -37,6 +37,7 @@ def option(
     default: Any = REQUIRED,
     flag: str | None = "",
     short: str = "",
+    aliases: Sequence[str] = (),
     metavar: str = "",
     kind: Any = None,
     choices: Sequence[str] = (),
@@ -47,11 +48,11 @@ def option(
     """A field that is an option.
 
     flag: its name in words (default: that of the field, `--field-name`; None: it has no text form); short: `-n` beside
-    it. kind: the type of its texts, where the annotation says more. choices, low, high: what a value, or each of
+    it; aliases: what others call it, `--max-model-len`. kind: the type of its texts, where the annotation says more. choices, low, high: what a value, or each of
     several, may be. check: called with a value and its name in place of those limits; it raises UserError.
     """
     meta = {
-        "help": help, "flag": flag, "short": short, "metavar": metavar, "kind": kind, "choices": tuple(choices),
+        "help": help, "flag": flag, "short": short, "aliases": tuple(aliases), "metavar": metavar, "kind": kind, "choices": tuple(choices),
         "low": low, "high": high, "check": check,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=meta)
@@ -75,7 +76,7 @@ class Option:
         self._low, self._high = meta.get("low", -math.inf), meta.get("high", math.inf)
         self._check: Callable[[Any, str], None] | None = meta.get("check")
         name = meta.get("flag", "") or field.name.replace("_", "-")
-        flags = tuple(filter(None, (meta.get("short"), f"--{name}")))
+        flags = tuple(filter(None, (meta.get("short"), *meta.get("aliases", ()), f"--{name}")))
         self.names: tuple[str, ...] = (name.upper(),) if self.positional else flags
         self.has_text = meta.get("flag", "") is not None
 

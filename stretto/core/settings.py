@@ -179,9 +179,12 @@ class Settings:
         "longest prompt and answer together (default: what the model was made for, or what fits)",
         default=None,
         flag="ctx",
+        aliases=("--max-model-len",),
         low=2,
     )
-    max_seqs: int = option("how many requests run at once", default=32, low=1, high=1 << 16)
+    max_seqs: int = option(
+        "how many requests run at once", default=32, aliases=("--max-num-seqs",), low=1, high=1 << 16
+    )
     max_rows: int | None = option(
         "most tokens of a step, of prompts and drafts (default: 128 on native kernels, whose caches hold the"
         " activations of so many; 512 through torch)",

@@ -27,6 +27,10 @@ _PACE_OF = 32  # requests whose ends tell how fast places come free
 _FIRST_WAIT, _LEAST_WAIT, _LONGEST_WAIT = 1.0, 0.1, 60.0  # seconds until a retry: before a pace is known, bounds
 
 
+class Closed(UserError):
+    """The `AsyncLLM` was closed."""
+
+
 class Reader:
     """Who waits for the chunks of one request, in which event loop.
 
@@ -176,7 +180,7 @@ class Admission:
     def refusal(self) -> UserError:
         """What readers hear once all is over."""
         if self._problem is None:
-            return UserError("this AsyncLLM is closed", try_="make a new one")
+            return Closed("this AsyncLLM is closed", try_="make a new one")
         why = f"{type(self._problem).__name__}: {self._problem}"
         error = RunError("the engine thread has ended", why=why, try_="make a new AsyncLLM")
         error.__cause__ = self._problem

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from stretto.core.errors import BusyError, FitError, MissingDependency, ModelFileError, RunError, UserError
 from stretto.core.sampling import Sampling
+from stretto.llm.admission import Closed
 from stretto.serve.json import Json
 
 _KINDS = {
@@ -92,6 +93,8 @@ def of_problem(problem: BaseException, param: str | None = None) -> ApiError | N
         return problem
     if isinstance(problem, HTTPException):
         return ApiError(problem.status_code, problem.detail, headers=problem.headers)
+    if isinstance(problem, Closed):
+        return draining()
     if isinstance(problem, BusyError):
         return ApiError(429, said(problem), code="busy", retry_after=problem.retry_after)
     if isinstance(problem, UserError) and not isinstance(

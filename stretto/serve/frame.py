@@ -53,5 +53,5 @@ class Frame:
             known = fault(record.id)
         if record.status:  # the response has begun: closing the connection is all that is left to say
             return
-        self._metrics.rejected(str(known.code or known.status))
+        self._metrics.rejected("fault" if known.status == 500 else str(known.code or known.status))
         await known.response()(scope, receive, send)

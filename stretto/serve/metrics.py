@@ -27,28 +27,28 @@ class Metrics:
 
     def __init__(self, prefix: str, model: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self._prefix, self._model = f"{prefix}:", model
+        self._prefix, self.model = f"{prefix}:", model
         self._engine = _Engine(self._prefix, model)
         self.registry.register(self._engine)
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
-        self._generated = self._counter("generation_tokens", "Tokens that were generated")
-        self._queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked up")
-        self._hits = self._counter("prefix_cache_hits", "Tokens of prompts that were found")
-        self._success = self._counter("request_success", "Requests that ended by themselves", "finished_reason")
+        self.prompt = self._counter("prompt_tokens", "Tokens of prompts")
+        self.generated = self._counter("generation_tokens", "Tokens that were generated")
+        self.queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked up")
+        self.hits = self._counter("prefix_cache_hits", "Tokens of prompts that were found")
+        self.success = self._counter("request_success", "Requests that ended by themselves", "finished_reason")
         self._rejected = self._counter("request_rejected", "Requests that were refused", "reason")
-        self._aborts = self._counter("aborts", "Requests that were ended early", "reason")
-        self._first = self._histogram("time_to_first_token_seconds", "Arrival to first token", _SECONDS)
-        self._between = self._histogram("inter_token_latency_seconds", "Between two tokens", _BETWEEN)
-        self._whole = self._histogram("e2e_request_latency_seconds", "Arrival to end", _SECONDS)
-        self._queue = self._histogram("request_queue_time_seconds", "In the queue", _SECONDS)
-        self._prefill = self._histogram("request_prefill_time_seconds", "First step to first token", _SECONDS)
-        self._decode = self._histogram("request_decode_time_seconds", "First token to last", _SECONDS)
-        self._num_prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
-        self._num_generated = self._histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
+        self.aborts = self._counter("aborts", "Requests that were ended early", "reason")
+        self.first = self._histogram("time_to_first_token_seconds", "Arrival to first token", _SECONDS)
+        self.between = self._histogram("inter_token_latency_seconds", "Between two tokens", _BETWEEN)
+        self.whole = self._histogram("e2e_request_latency_seconds", "Arrival to end", _SECONDS)
+        self.queue = self._histogram("request_queue_time_seconds", "In the queue", _SECONDS)
+        self.prefill = self._histogram("request_prefill_time_seconds", "First step to first token", _SECONDS)
+        self.decode = self._histogram("request_decode_time_seconds", "First token to last", _SECONDS)
+        self.num_prompt = self._histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
+        self.num_generated = self._histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
 
     def rejected(self, reason: str) -> None:
         """A request was refused."""
-        self._rejected.labels(self._model, reason).inc()
+        self._rejected.labels(self.model, reason).inc()
 
     def request(self, arrived: float) -> "RequestMetrics":
         """Of one request, which arrived then."""
@@ -70,7 +70,7 @@ class RequestMetrics:
     """What one request adds while it is read."""
 
     def __init__(self, metrics: Metrics, arrived: float) -> None:
-        self._metrics, self._model, self._arrived = metrics, metrics._model, arrived
+        self._metrics, self._model, self._arrived = metrics, metrics.model, arrived
         self._latest: float | None = None
 
     def chunk(self, chunk: Chunk) -> None:
@@ -78,32 +78,32 @@ class RequestMetrics:
         metrics, model, now, count = self._metrics, self._model, time.monotonic(), len(chunk.token_ids)
         if count:
             if self._latest is None:
-                metrics._first.labels(model).observe(now - self._arrived)
+                metrics.first.labels(model).observe(now - self._arrived)
             else:
-                between = metrics._between.labels(model)
+                between = metrics.between.labels(model)
                 for _ in range(count):
                     between.observe((now - self._latest) / count)
             self._latest = now
-            metrics._generated.labels(model).inc(count)
+            metrics.generated.labels(model).inc(count)
         if chunk.result is not None:
             self._end(chunk.result, now)
 
     def abort(self, reason: str) -> None:
         """It was ended early."""
-        self._metrics._aborts.labels(self._model, reason).inc()
+        self._metrics.aborts.labels(self._model, reason).inc()
 
     def _end(self, result: Result, now: float) -> None:
         metrics, model, timings, usage = self._metrics, self._model, result.timings, result.usage
-        metrics._success.labels(model, result.finish_reason).inc()
-        metrics._prompt.labels(model).inc(usage.prompt_tokens)
-        metrics._queries.labels(model).inc(usage.prompt_tokens)
-        metrics._hits.labels(model).inc(cached_tokens(result))
-        metrics._whole.labels(model).observe(now - self._arrived)
-        metrics._queue.labels(model).observe(timings.queue_s)
-        metrics._prefill.labels(model).observe(timings.prefill_s)
-        metrics._decode.labels(model).observe(timings.decode_s)
-        metrics._num_prompt.labels(model).observe(usage.prompt_tokens)
-        metrics._num_generated.labels(model).observe(usage.completion_tokens)
+        metrics.success.labels(model, result.finish_reason).inc()
+        metrics.prompt.labels(model).inc(usage.prompt_tokens)
+        metrics.queries.labels(model).inc(usage.prompt_tokens)
+        metrics.hits.labels(model).inc(cached_tokens(result))
+        metrics.whole.labels(model).observe(now - self._arrived)
+        metrics.queue.labels(model).observe(timings.queue_s)
+        metrics.prefill.labels(model).observe(timings.prefill_s)
+        metrics.decode.labels(model).observe(timings.decode_s)
+        metrics.num_prompt.labels(model).observe(usage.prompt_tokens)
+        metrics.num_generated.labels(model).observe(usage.completion_tokens)
 
 
 class _Engine(Collector):

@@ -9,8 +9,10 @@ from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.tally import Counts
 from stretto.serve.errors import ApiError, draining, invalid, loading
 from stretto.serve.live import Live
+from stretto.serve.log import LOGGER
 from stretto.serve.metrics import Metrics
 from stretto.serve.reasoning import Tags, tags_of
+from stretto.text.tokenizer import Tokenizer
 
 STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
 MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
@@ -69,6 +71,9 @@ class Service:
         self._llm = llm
         template = llm.llm.template
         self.tags = tags_of(template.source if template else None) if self.config.reasoning else None
+        if self.tags is not None and not _in_text(llm.llm.tokenizer, self.tags):
+            LOGGER.warning("the tags of the thinking are special tokens: it stays with the answer")
+            self.tags = None
         if self.state == "loading":
             self.state = "ready"
 
@@ -131,3 +136,8 @@ class Service:
     async def counts(self) -> Counts | None:
         """Of the engine; None while there is none."""
         return None if self._llm is None or self._llm.is_over else await self._llm.counts()
+
+
+def _in_text(tokenizer: Tokenizer, tags: Tags) -> bool:
+    """Whether the tags come out as text, so that they can be found there."""
+    return all(tokenizer.decode(tokenizer.encode(tag, add_bos=False)).strip() == tag for tag in tags)
