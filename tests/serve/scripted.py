@@ -103,6 +103,7 @@ class ScriptedEngine:
         child: int = 0,
         priority: int = 0,
         tenant: str = "",
+        space: str = "",
         tags: Mapping[str, int] | None = None,
     ) -> Request:
         request = make_request(
