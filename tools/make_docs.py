@@ -30,6 +30,7 @@ SOCKETS = {
     "victim": "who is preempted when memory runs out",
     "chunk": "how much of a prompt is read in a step",
     "budget": "how many tokens are drafted",
+    "length": "how long an answer is expected to be",
     "evict": "what leaves the prefix cache first",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")

@@ -19,13 +19,13 @@ from stretto.core.pages import num_pages
 class Job:
     """A request as the scheduler sees it. Numbers count tokens. Policies change nothing.
 
-    arrived: seconds on the engine's clock. priority: larger runs sooner, where a policy looks at it. tenant: whose it
-    is. prompt, output: what there is; limit: most that may be output. held: in the cache. tokens: prompt and output,
-    a list that grows, for the prefix cache; None = its text is not shared. space: texts of different spaces share
-    nothing. cached: what the prefix cache had of its prompt when it was admitted first. drafts: tokens may be drafted
-    for it; ahead: its next tokens depend on nothing but the model and its noise; acceptance: of every token that a
-    lookup has ready for it, how likely it is to be accepted; None = the drafter does not say before it is asked (the
-    engine says these three for every step).
+    arrived: seconds on the engine's clock. priority: larger runs sooner, where a policy looks at it. tenant: whose
+    it is. prompt, output: what there is; limit: most that may be output; expected: how much is expected to be.
+    held: in the cache. tokens: prompt and output, a list that grows, for the prefix cache; None = its text is not
+    shared. space: texts of different spaces share nothing. cached: what the prefix cache had of its prompt when it
+    was admitted first. drafts: tokens may be drafted for it; ahead: its next tokens depend on nothing but the model
+    and its noise; acceptance: of every token that a lookup has ready for it, how likely it is to be accepted; None
+    = the drafter does not say before it is asked (the engine says these three for every step).
     """
 
     rid: int
@@ -35,6 +35,7 @@ class Job:
     priority: int = 0
     tenant: str = ""
     output: int = 0
+    expected: int | None = None
     held: int = 0
     tokens: Sequence[int] | None = None
     space: str = ""
@@ -54,6 +55,15 @@ class Job:
     def remaining(self) -> int:
         """Tokens that may still be output."""
         return self.limit - self.output
+
+    @property
+    def likely(self) -> int:
+        """Tokens that are likely still to be output: once a text is longer than expected, twice that is expected, and
+        so on."""
+        likely = self.limit if self.expected is None else self.expected
+        while likely <= self.output:
+            likely *= 2
+        return min(likely, self.limit) - self.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +101,17 @@ class OrderPolicy(Policy, ABC):
     @abstractmethod
     def order(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """All of them, next one first. Whoever waits long enough must come first, or it starves."""
+
+
+class LengthPolicy(Policy, ABC):
+    """How much of a text is output, before it is known."""
+
+    @abstractmethod
+    def expect(self, job: Job) -> int:
+        """Tokens that a new job is expected to output, at least 1."""
+
+    def ended(self, job: Job) -> None:
+        """A job ended by itself, with `job.output` tokens."""
 
 
 class VictimPolicy(Policy, ABC):

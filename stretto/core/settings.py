@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, ORDERS
+from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, LENGTHS, ORDERS
 from stretto.core.drafter import DrafterConfig
 from stretto.core.env import process_variables
 from stretto.core.errors import UserError, near
@@ -19,7 +19,7 @@ from stretto.core.files import read_text
 from stretto.core.judge import Judge
 from stretto.core.memory import parse_size
 from stretto.core.option import check_fields, option, options_of
-from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, OrderPolicy
+from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, LengthPolicy, OrderPolicy
 from stretto.core.spec import Spec, read_spec
 
 MAX_NODES = 63
@@ -81,6 +81,11 @@ def _check_chunk(value: object, what: str) -> None:
         read_spec(str(value), CHUNKS, what)
 
 
+def _check_length(value: object, what: str) -> None:
+    if not isinstance(value, LengthPolicy):
+        read_spec(str(value), LENGTHS, what)
+
+
 def _check_kv(value: object, what: str) -> None:
     """That it is a codec; whether keys can be stored in it is known once torch is there (`page_format`)."""
     names = ("auto", *CODECS.names())
@@ -119,7 +124,7 @@ class Settings:
     """How a model is run. Raises UserError for values that cannot be, alone or together.
 
     From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`,
-    a `ChunkPolicy`, an `EvictPolicy`; and a text for the path of a chat template.
+    a `LengthPolicy`, a `ChunkPolicy`, an `EvictPolicy`; and a text for the path of a chat template.
     """
 
     draft: str | tuple[DrafterConfig, DraftPolicy] = option(
@@ -143,6 +148,14 @@ class Settings:
         metavar="SPEC",
         kind=str,
         check=_check_order,
+    )
+    length: str | LengthPolicy = option(
+        "how long an answer is expected to be, for orders that ask: limit, as long as it may be, or history, as long as"
+        " earlier ones like it",
+        default="limit",
+        metavar="SPEC",
+        kind=str,
+        check=_check_length,
     )
     chunk: str | ChunkPolicy = option(
         "how much of a prompt is read in a step: aligned, as much as fits, or paced:tbt=0.05, as much as leaves those"

@@ -174,7 +174,8 @@ class Engine:
 
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""
-        self.scheduler.remove(request.job, keep=event.error is None)
+        ended = event.finish_reason in ("stop", "length")
+        self.scheduler.remove(request.job, keep=event.error is None, ended=ended)
         request.timeline.finished = self.clock()
         del self._requests[request.rid]
         rest = request.text.finish() if request.text is not None and event.error is None else ""

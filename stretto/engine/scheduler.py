@@ -14,9 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, Job, OrderPolicy, Record, VictimPolicy
+from stretto.core.policy import (
+    ChunkPolicy,
+    DraftPolicy,
+    EvictPolicy,
+    Job,
+    LengthPolicy,
+    OrderPolicy,
+    Record,
+    VictimPolicy,
+)
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.policies.chunk.aligned import Aligned
+from stretto.engine.policies.length.limit import Limit
 from stretto.engine.policies.order.fcfs import FCFS
 from stretto.engine.policies.victim.youngest import Youngest
 
@@ -42,12 +52,13 @@ class Policies:
     order: OrderPolicy = field(default_factory=FCFS)
     victim: VictimPolicy = field(default_factory=Youngest)
     chunk: ChunkPolicy = field(default_factory=Aligned)
+    length: LengthPolicy = field(default_factory=Limit)
     draft: DraftPolicy | None = None
     evict: EvictPolicy | None = None
 
     def learn(self, record: Record) -> None:
         """Tell all of them."""
-        for policy in (self.order, self.victim, self.chunk, self.draft, self.evict):
+        for policy in (self.order, self.victim, self.chunk, self.length, self.draft, self.evict):
             if policy is not None:
                 policy.learn(record)
 
@@ -113,10 +124,14 @@ class Scheduler:
 
     def add(self, job: Job) -> None:
         """Queue a new job."""
+        job.expected = self.policies.length.expect(job)
         self.waiting.append(job)
 
-    def remove(self, job: Job, *, keep: bool = True) -> None:
-        """Forget a job (it finished or was cancelled). keep: what the cache has of it may be left to others."""
+    def remove(self, job: Job, *, keep: bool = True, ended: bool = False) -> None:
+        """Forget a job (it ended, or was cancelled). keep: what the cache has of it may be left to others; ended: by
+        itself, so that its length says something."""
+        if ended:
+            self.policies.length.ended(job)
         if job.is_running:
             self.running.remove(job)
             self.memory.release(job.rid, keep=keep)

@@ -37,9 +37,9 @@ class TracedScheduler(Scheduler):
         tokens = None if job.tokens is None else list(job.tokens)
         self._write({"kind": "add", **{name: getattr(job, name) for name in ARRIVAL}, "tokens": tokens})
 
-    def remove(self, job: Job, *, keep: bool = True) -> None:
-        super().remove(job, keep=keep)
-        self._write({"kind": "remove", "rid": job.rid, "keep": keep})
+    def remove(self, job: Job, *, keep: bool = True, ended: bool = False) -> None:
+        super().remove(job, keep=keep, ended=ended)
+        self._write({"kind": "remove", "rid": job.rid, "keep": keep, "ended": ended})
 
     def preempt(self, job: Job, *, keep: bool = True) -> None:
         super().preempt(job, keep=keep)

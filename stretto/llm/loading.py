@@ -15,7 +15,7 @@ from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
 from stretto.llm.backend import Choice, find_team
-from stretto.llm.options import make_chunk, make_drafting, make_evict, make_judge, make_order
+from stretto.llm.options import make_chunk, make_drafting, make_evict, make_judge, make_length, make_order
 from stretto.llm.sizes import choose_sizes, rows_of_step
 from stretto.llm.step_costs import known_row_seconds
 from stretto.runner.kept import KeptModel
@@ -88,6 +88,7 @@ def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, en
         policies=Policies(
             order=make_order(settings.order),
             chunk=make_chunk(settings.chunk),
+            length=make_length(settings.length),
             draft=policy,
             evict=make_evict(settings.evict),
         ),

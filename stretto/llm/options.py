@@ -1,9 +1,9 @@
 """Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`, `lru`."""
 
-from stretto.core.card import CHUNKS, EVICTS, JUDGES, ORDERS, Exactness
+from stretto.core.card import CHUNKS, EVICTS, JUDGES, LENGTHS, ORDERS, Exactness
 from stretto.core.drafter import Drafter, DrafterConfig, Target
 from stretto.core.judge import Judge
-from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, OrderPolicy
+from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, LengthPolicy, OrderPolicy
 from stretto.core.settings import Settings, read_draft
 from stretto.core.spec import read_spec
 from stretto.engine.policies.draft.always import Always
@@ -41,6 +41,12 @@ def make_order(order: str | OrderPolicy) -> OrderPolicy:
 def make_chunk(chunk: str | ChunkPolicy) -> ChunkPolicy:
     """A chunk policy by its name."""
     made: ChunkPolicy = read_spec(chunk, CHUNKS, "chunk").make() if isinstance(chunk, str) else chunk
+    return made
+
+
+def make_length(length: str | LengthPolicy) -> LengthPolicy:
+    """A length policy by its name."""
+    made: LengthPolicy = read_spec(length, LENGTHS, "length").make() if isinstance(length, str) else length
     return made
 
 

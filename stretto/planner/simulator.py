@@ -55,7 +55,7 @@ def replay(
             elif kind == "preempt":
                 scheduler.preempt(job, keep=event["keep"])
             else:
-                scheduler.remove(job, keep=event["keep"])
+                scheduler.remove(job, keep=event["keep"], ended=event["ended"])
         ledger.check()
     return plans
 
@@ -157,7 +157,7 @@ def _advance(
         life.token_times += [now] * tokens
         emitted[job.rid] = tokens
         if job.output == life.output:
-            scheduler.remove(job)
+            scheduler.remove(job, ended=True)
             life.finished = now
     return Record(
         seconds=seconds,

@@ -195,6 +195,7 @@ def test_list(cli: Run) -> None:
         "chunk",
         "budget",
         "evict",
+        "length",
         "model",
     }
     assert "attention" in [card["name"] for card in found["mixer"]]

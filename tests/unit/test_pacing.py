@@ -1,23 +1,29 @@
-"""Fairness between tenants and a time between tokens, with the engine's own scheduler on a simulated machine."""
+"""Fairness between tenants, a time between tokens, and answers whose length is guessed, with the engine's own scheduler
+on a simulated machine."""
 
 import random
 from collections.abc import Callable
 from statistics import quantiles
+from typing import Any
 
 import pytest
 
 from stretto.cache.ledger import Room
 from stretto.core.errors import UserError
 from stretto.core.pages import PageGroup
-from stretto.core.policy import ChunkPolicy, Job, OrderPolicy, Record
+from stretto.core.policy import Job, LengthPolicy, OrderPolicy, Record
 from stretto.core.step_time import StepTime
 from stretto.engine.policies.chunk.aligned import Aligned
 from stretto.engine.policies.chunk.paced import Paced
+from stretto.engine.policies.length.history import History
+from stretto.engine.policies.length.limit import Limit
 from stretto.engine.policies.order.fair import Fair
 from stretto.engine.policies.order.fcfs import FCFS
+from stretto.engine.policies.order.shortest import Shortest
 from stretto.engine.scheduler import Limits, Plan, Policies
 from stretto.planner.simulator import Arrival, Life, World, simulate
 
+Step = Callable[[Plan, int], float]
 ROOM = Room(groups=(PageGroup(),), num_blocks=(20_000,), num_slots=1, has_slots=False)
 A, B, G, Q = 0.008, 0.0005, 2e-7, 4e-8  # seconds of a step, as `StepTime` has them
 
@@ -27,15 +33,15 @@ def seconds(plan: Plan, drafted: int) -> float:
     return A + B * rows + G * plan.contexts + Q * plan.pairs
 
 
-def noisy(rng: random.Random) -> Callable[[Plan, int], float]:
+def noisy(rng: random.Random) -> Step:
     return lambda plan, drafted: seconds(plan, drafted) * rng.uniform(0.9, 1.1)
 
 
 def run(
-    arrivals: list[Arrival], *, order: OrderPolicy | None = None, chunk: ChunkPolicy | None = None, max_seqs: int = 16,
-    max_rows: int = 512, step: Callable[[Plan, int], float] = seconds,
-) -> list[Life]:  # fmt: skip
-    policies = Policies(order=order or FCFS(), chunk=chunk or Aligned())
+    arrivals: list[Arrival], *, max_seqs: int = 16, max_rows: int = 512, step: Step = seconds, **how: Any
+) -> list[Life]:
+    """how: of `Policies`, in place of what is simplest."""
+    policies = Policies(**{"order": FCFS(), "chunk": Aligned(), "length": Limit(), **how})
     return simulate(arrivals, policies, Limits(max_rows=max_rows, max_seqs=max_seqs), ROOM, World(seconds=step))
 
 
@@ -144,6 +150,42 @@ def test_who_comes_after_a_pause_has_no_credit() -> None:
 
 def _record(served: tuple[tuple[str, int, int], ...]) -> Record:
     return Record(seconds=1.0, num_seqs=1, num_rows=1, is_decode=True, drafted=0, emitted=1, served=served)
+
+
+class Oracle(LengthPolicy):
+    """Knows, since tests number requests in the order of `output`."""
+
+    def __init__(self, outputs: list[int]) -> None:
+        self._outputs = outputs
+
+    def expect(self, job: Job) -> int:
+        return self._outputs[job.rid]
+
+
+def test_guessed_lengths_shorten_the_wait_and_wrong_guesses_lose_nothing() -> None:
+    """Two tenants with one limit, short answers and long ones: mean time to the end by what is known of lengths."""
+    rng = random.Random(5)
+    arrivals = [
+        Arrival(at=0.05 * i, prompt=50, output=o, limit=400, tenant=t)
+        for i in range(300)
+        for t, o in [rng.choice([("chat", rng.randrange(5, 30)), ("essay", rng.randrange(250, 400))])]
+    ]
+    mean = {}
+    policies: list[LengthPolicy] = [Limit(), History(), Oracle([one.output for one in arrivals]), Oracle([1] * 300)]
+    for name, policy in zip(("limit", "history", "oracle", "wrong"), policies, strict=True):
+        lives = run(arrivals, order=Shortest(speed=1.0), length=policy, max_seqs=8)
+        assert all(len(life.token_times) == life.output for life in lives), "every answer is whole"
+        mean[name] = sum((life.finished or 0.0) - life.job.arrived for life in lives) / len(lives)
+    assert mean["oracle"] < 0.7 * mean["limit"]
+    assert mean["history"] < 0.85 * mean["limit"], "most requests come before it has seen a text end"
+
+
+def test_what_is_expected_of_a_text_doubles_when_it_is_longer() -> None:
+    job = Job(0, 0.0, 10, 100, expected=12)
+    for output, likely in ((0, 12), (11, 1), (12, 12), (30, 18), (60, 36), (99, 1)):
+        job.output = output
+        assert job.likely == likely
+    assert Job(0, 0.0, 10, 100).likely == 100
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("inf"), float("nan")])

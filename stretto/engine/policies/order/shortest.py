@@ -2,9 +2,9 @@
 
     rank(job) = rows that are still to be computed - speed * (now - arrived)        smallest first
 
-Rows to be computed are what is left of the prompt and of `limit`, the longest output: what a user asked for bounds what
-is known of it. `speed` is how many rows of advantage a second of waiting makes good, so that long jobs do not starve.
-Shortest first on predicted lengths: arXiv 2306.06000. Differs from it: the limit stands for the prediction.
+Rows to be computed are what is left of the prompt and of the output that is expected (`Job.likely`, by a length
+policy). `speed` is how many rows of advantage a second of waiting makes good, so that long jobs do not starve.
+Shortest first on predicted lengths: arXiv 2306.06000.
 """
 
 import math
@@ -24,7 +24,7 @@ class Shortest(OrderPolicy):
         self._speed = speed
 
     def order(self, jobs: Sequence[Job], now: float) -> list[Job]:
-        return sorted(jobs, key=lambda job: (job.need + job.remaining - self._speed * (now - job.arrived), job.rid))
+        return sorted(jobs, key=lambda job: (job.need + job.likely - self._speed * (now - job.arrived), job.rid))
 
 
 CARD = Card(
