@@ -48,11 +48,13 @@ def option(
     """A field that is an option.
 
     flag: its name in words (default: that of the field, `--field-name`; None: it has no text form); short: `-n` beside
-    it; aliases: what others call it, `--max-model-len`. kind: the type of its texts, where the annotation says more. choices, low, high: what a value, or each of
-    several, may be. check: called with a value and its name in place of those limits; it raises UserError.
+    it; aliases: what others call it, `--max-model-len`. kind: the type of its texts, where the annotation says more.
+    choices, low, high: what a value, or each of several, may be. check: called with a value and its name in place of
+    those limits; it raises UserError.
     """
     meta = {
-        "help": help, "flag": flag, "short": short, "aliases": tuple(aliases), "metavar": metavar, "kind": kind, "choices": tuple(choices),
+        "help": help, "flag": flag, "short": short, "aliases": tuple(aliases), "metavar": metavar, "kind": kind,
+        "choices": tuple(choices),
         "low": low, "high": high, "check": check,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=meta)

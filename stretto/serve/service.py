@@ -1,10 +1,13 @@
 """`Service`: a model as the routes see it, from loading to the end. One per server, used in one event loop."""
 
+import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from stretto.llm.admission import Closed
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.tally import Counts
 from stretto.serve.errors import ApiError, draining, invalid, loading
@@ -14,6 +17,7 @@ from stretto.serve.metrics import Metrics
 from stretto.serve.reasoning import Tags, tags_of
 from stretto.text.tokenizer import Tokenizer
 
+COUNT_SECONDS = 1.0  # for an engine to say what it does, between two steps
 STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
 MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
 
@@ -134,8 +138,13 @@ class Service:
             raise invalid(f"{param}: token id {worst} does not exist", param)
 
     async def counts(self) -> Counts | None:
-        """Of the engine; None while there is none."""
-        return None if self._llm is None or self._llm.is_over else await self._llm.counts()
+        """Of the engine; None while there is none, or if it does not answer in time."""
+        if self._llm is None or self._llm.is_over:
+            return None
+        with suppress(TimeoutError, Closed):
+            async with asyncio.timeout(COUNT_SECONDS):
+                return await self._llm.counts()
+        return None
 
 
 def _in_text(tokenizer: Tokenizer, tags: Tags) -> bool:

@@ -20,6 +20,7 @@ from serving import CHAT, HELLO, serving
 from stretto.cli import main
 from stretto.cli.serve import Options, keys_of, names_of
 from stretto.core.errors import RunError, UserError
+from stretto.core.settings import Configuration, Settings
 from stretto.serve.address import listen, listen_at, resolve, url_of
 
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error", "param": None}}
@@ -43,8 +44,9 @@ def test_while_the_model_loads(tmp_path: Path) -> None:
 
 def test_an_engine_that_has_ended_is_not_healthy(tmp_path: Path) -> None:
     with serving(saying(tmp_path, "x")) as one:
-        one.service.llm._admission.close()
-        while not one.service.llm.is_over:
+        llm = one.service.llm
+        llm._admission.close()
+        while not llm.is_over:
             time.sleep(0.001)
         assert one.http.get("/health").status_code == one.http.get("/ready").status_code == 503
         assert one.post(CHAT, {"messages": HELLO}).status_code == 503
@@ -160,20 +162,24 @@ def test_a_port_that_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
 
 
+def options(**fields: Any) -> Options:
+    return Options(configuration=Configuration(Settings()), **fields)
+
+
 def test_keys_come_from_flags_and_files_else_from_the_variable(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")
-    assert keys_of(Options(model="m", api_key=("x",), api_key_file=file), "env") == ("x", "one", "two")
-    assert keys_of(Options(model="m"), "env") == ("env",) and keys_of(Options(model="m"), "") == ()
+    assert keys_of(options(model="m", api_key=("x",), api_key_file=file), "env") == ("x", "one", "two")
+    assert keys_of(options(model="m"), "env") == ("env",) and keys_of(options(model="m"), "") == ()
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no key"):
-        keys_of(Options(model="m", api_key_file=file), "env")
+        keys_of(options(model="m", api_key_file=file), "env")
 
 
 def test_clients_are_never_told_a_path() -> None:
-    assert names_of(Options(model="/secret/place/model.gguf")) == ("model.gguf",)
-    assert names_of(Options(model="./folder/")) == ("folder",)
-    assert names_of(Options(model="x", served_model_name=("a", "b"))) == ("a", "b")
+    assert names_of(options(model="/secret/place/model.gguf")) == ("model.gguf",)
+    assert names_of(options(model="./folder/")) == ("folder",)
+    assert names_of(options(model="x", served_model_name=("a", "b"))) == ("a", "b")
 
 
 def test_addresses(tmp_path: Path) -> None:
