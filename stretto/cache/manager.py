@@ -35,6 +35,20 @@ class Memory(Protocol):
     def check(self) -> None: ...
 
 
+def num_shared(tables: Sequence[Sequence[int]], contexts: Sequence[int]) -> list[int] | None:
+    """Per sequence, how many of its first keys lie on the pages of the one before it; None: no two share a page.
+
+    tables: per sequence, its pages; contexts: how many keys it holds.
+    """
+    found = [0] * len(tables)
+    for b in range(1, len(tables)):
+        before, own = tables[b - 1], tables[b]
+        if before and own and before[0] == own[0] != 0:
+            pages = next((i for i, (x, y) in enumerate(zip(before, own, strict=False)) if x != y), len(own))
+            found[b] = min(pages * PAGE_SIZE, contexts[b - 1], contexts[b])
+    return found if any(found) else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     rids: tuple[int, ...]
@@ -76,6 +90,10 @@ class CacheManager:
         """Whether a running prompt is about to compute much of a text that waits."""
         return self.ledger.is_coming(tokens, space)
 
+    def beginning(self, rid: int) -> Sequence[int]:
+        """Pages of a request, where they may be those of others, too."""
+        return self.ledger.beginning(rid)
+
     def next_cut(self, rid: int) -> int | None:
         """Where the next piece of a prompt must end at the latest."""
         return self.ledger.next_cut(rid)
@@ -111,7 +129,9 @@ class CacheManager:
                 is_own = all(pool.ref(page) == 1 and not pool.is_kept(page) for page in written)
                 assert is_own, "a shared page would be written"
                 mapping += table.slot_mapping(first, rows)
-            placements.append(PagePlacement([list(request.tables[group].blocks) for request in requests], mapping))
+            tables = [list(request.tables[group].blocks) for request in requests]
+            shared = None if self.reuse is None else num_shared(tables, seqs.contexts)
+            placements.append(PagePlacement(tables, mapping, num_shared=shared))
         slots = [self._slot(request) for request in requests]
         caches = self.pools.caches(Placement(placements, [request.source for request in requests], slots))
         self._open.update(rids)

@@ -13,12 +13,14 @@ class PagePlacement:
     """Where the keys of one page group lie: `Locations` as integers.
 
     tables: per sequence, its pages. slot_mapping: per row, page * PAGE_SIZE + offset. key_positions: per sequence, the
-    positions of the keys that it holds; None: all of its context, in order.
+    positions of the keys that it holds; None: all of its context, in order. num_shared: per sequence, how many of its
+    first keys lie on the pages of the sequence before it; None: nothing is known of that.
     """
 
     tables: Sequence[Sequence[int]] = ()
     slot_mapping: Sequence[int] = ()
     key_positions: Sequence[Sequence[int]] | None = None
+    num_shared: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,8 @@ class Replay:
             put(group, "num_keys", narrow, seqs.contexts if held is None else map(len, held))
             if held is not None:
                 put(group, "key_positions", narrow, _padded(held, width * PAGE_SIZE))
+            if own.num_shared is not None:
+                put(group, "num_shared", narrow, own.num_shared)
         for owner, name, buffer, at in places:
             setattr(owner, name, buffer.buffer_info()[0] + buffer.itemsize * at)
         self._held = (wide, narrow, groups)

@@ -278,3 +278,24 @@ def test_a_drafter_reads_what_the_cache_had(hybrid: LM) -> None:
         assert heard[request.rid] == list(request.tokens)[: len(heard[request.rid])]
         assert len(heard[request.rid]) >= len(prompt)
     assert request.job.cached
+
+
+def test_sequences_that_begin_alike_are_attended_together(some: LM) -> None:
+    """Beginnings of 600 tokens and, of half of them, 300 more: decoding reads shared pages once, with the same bits."""
+    shared, more = text(11, 600), text(12, 300)
+    prompts = [[*shared, *(more if i % 2 else []), *text(70 + i, 20 + i)] for i in range(8)]
+    cold, warm = (make(some, max_seqs=8, context=1200, prefix_bytes=n) for n in (0, MUCH << 3))
+    want = [run(cold, [prompt])[0] for prompt in prompts]
+    found: list[list[int]] = []
+    pack = warm.runner.cache.pack
+
+    def seen(*args: Any) -> Any:
+        caches = pack(*args)
+        found.extend(list(own.num_shared) for own in caches.placement.pages if own.num_shared is not None)
+        return caches
+
+    warm.runner.cache.pack = seen  # type: ignore[method-assign]
+    assert [one[:2] for one in run(warm, prompts)] == [one[:2] for one in want]
+    if any(group.window is None for group in warm.runner.cache.pools.layout.groups):
+        together = [shared for shared in found if len(shared) == 8]
+        assert together and sorted(together[-1]) == [0, 592, *[592] * 3, *[896] * 3]

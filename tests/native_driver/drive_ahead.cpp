@@ -20,7 +20,7 @@ void drive(const Runner& runner, Random& random, int n, int steps, bool ends) {
         step = {};
         step.num_rows = step.num_seqs = n;
         step.tokens = tokens.get(), step.state_destination = destination.get();
-        for (int g : {0, 1}) groups[g] = {slots.get() + g, nullptr, 0, num_keys.get() + g * n, nullptr};
+        for (int g : {0, 1}) groups[g] = {slots.get() + g, nullptr, 0, num_keys.get() + g * n, nullptr, nullptr};
         step.groups = groups, step.num_groups = 2;
         step.positions = positions.get(), step.contexts = contexts.get(), step.state_source = source.get();
         for (int b = 0; b < n; b++) {

@@ -68,10 +68,11 @@ class Pages {
 
 void drive(
     const Runner& runner, Random& random, const Layer& layer, const std::vector<Seq>& seqs, int64_t num_partials,
-    bool is_coarse = false
+    bool is_coarse = false, int shared_pages = 0
 ) {
     StepRows rows(random, seqs);
     rows.step.num_step_seqs = is_coarse;  // the others are prompts
+    if (shared_pages) rows.step.num_step_seqs = rows.step.num_seqs, rows.share(shared_pages);
     int n = rows.step.num_rows, keys = layer.groups * layer.key_size, all = layer.groups * layer.value_size;
     Matrix q(random, n, layer.heads * layer.key_size), k(random, n, keys), v(random, n, all);
     q.fill(random, 3.0f), k.fill(random, 3.0f), v.fill(random);
@@ -92,14 +93,23 @@ void drive(
     Ops ops = {OP(kv_append, append), OP(attention, args)};
     if (num_partials) ops.push_back(OP(attention_merge, merge));
     auto reset = [&] { k_pages.reset(7), v_pages.reset(8), o.poison(), lse.poison(), partials.poison(); };
-    runner.run(num_partials ? "kv_append attention attention_merge" : "kv_append attention", ops, rows.step, reset,
-               [&](Outputs& out) {
-                   for (auto* buffer : {&o, &lse})
-                       for (int64_t i = 0; i < buffer->count(); i++) {
-                           if (!((*buffer)[i] - (*buffer)[i] == 0.0f)) fail("attention left a number out");
-                           out.push_back((*buffer)[i]);
-                       }
-               });
+    Outputs alone;
+    auto run = [&] {
+        runner.run(num_partials ? "kv_append attention attention_merge" : "kv_append attention", ops, rows.step, reset,
+                   [&](Outputs& out) {
+                       for (auto* buffer : {&o, &lse})
+                           for (int64_t i = 0; i < buffer->count(); i++) {
+                               if (!((*buffer)[i] - (*buffer)[i] == 0.0f)) fail("attention left a number out");
+                               out.push_back((*buffer)[i]);
+                           }
+                       if (alone.empty()) alone = out;
+                       if (out != alone) fail("sequences that share pages have other bits");
+                   });
+    };
+    run();
+    if (!shared_pages) return;
+    rows.group.num_shared = nullptr;  // each by itself
+    run();
 }
 
 }  // namespace
@@ -134,6 +144,14 @@ void drive_attention(const Runner& runner) {
     std::vector<Seq> many;  // more items than chunks
     for (int i = 0; i < 50; i++) many.push_back(Seq::chain(random.below(40), 1, 1));
     drive(runner, random, layers[0], many, 16);
+    for (const Layer& layer : layers)  // bunches: as long as partial results find room; three splits, two, one
+        for (int64_t partials : {12, 400})
+            for (int pages : {49, 33, 16}) {
+                std::vector<Seq> bunch;
+                for (int i = 0; i < 40; i++) bunch.push_back(Seq::chain(784 + random.below(100), 1, 1));
+                bunch[20] = Seq::chain(790, 2, 1);  // no part of one
+                drive(runner, random, layer, bunch, partials, false, pages);
+            }
 }
 
 }  // namespace driver

@@ -178,8 +178,19 @@ class StepRows {
         step.contexts = keep(contexts), step.num_definite = keep(definite), step.parents = keep(parents);
         step.state_source = keep(source), step.state_destination = keep(destination);
         slots_ = std::make_unique<Buffer<int64_t>>(mapping);
-        group = {slots_->get(), keep(table), width, keep(contexts), nullptr};
+        group = {slots_->get(), keep(table), width, keep(contexts), nullptr, nullptr};
         step.groups = &group, step.num_groups = 1;
+    }
+
+    // Every sequence begins on the first `pages` pages of the one before it.
+    void share(int pages) {
+        std::vector<int32_t> table(group.block_table, group.block_table + step.num_seqs * group.block_width), shared = {0};
+        for (int b = 1; b < step.num_seqs; b++) {
+            for (int i = 0; i < pages; i++)
+                table[size_t(b * group.block_width + i)] = table[size_t((b - 1) * group.block_width + i)];
+            shared.push_back(pages * PAGE_TOKENS);
+        }
+        group.block_table = keep(table), group.num_shared = keep(shared);
     }
 
     StepRows(const StepRows&) = delete;

@@ -10,8 +10,8 @@
 // (with soft-capping s_j becomes cap tanh(s_j / cap)), and splits are merged in order: m' = max(m, m_s), (l, o)' =
 // (l, o) exp(m - m') + (l_s, o_s) exp(m_s - m'); a sink is merged last, as a split with m = sink, l = 1, o = 0. Keys that
 // a row does not see are never added, not even with weight 0, so the bits of a row depend on its query and its list
-// alone: not on the rows beside it, on the form of the call (decoding, verification, prefill), on threads or on the
-// instruction set. (In a list whose positions are not in order, keys that a window hides have weight 0.)
+// alone: not on the rows beside it, on the form of the call (decoding, verification, prefill), on the sequences that
+// share its pages, on threads or on the instruction set. (In a list whose positions are not in order, keys that a window hides have weight 0.)
 //
 // Prompts may be computed in another way, on request (attention_coarse.h).
 #include "attention/attention_coarse.h"
@@ -36,16 +36,29 @@ int64_t num_chunks(const Step& step, int64_t items) {
 
 int64_t chunks(const AttentionArgs& a, const Step& step) { return num_chunks(step, num_items(a, step)); }
 
+// A split that a whole bunch of sequences shares, whose first one is b: once for all of their rows.
+template <class Form>
+void run_bunch(
+    const AttentionArgs& a, const Step& step, const Cuts& cuts, const Cut& cut, int b, int split, int group) {
+    int64_t first[TARGET_LINES] = {cut.first_partial};
+    Cuts rest = cuts;
+    for (int r = 1; r < cut.bunch; r++) first[r] = rest.next(b + r).first_partial;
+    Form item(a, step, cuts, b, group, 0, cut.bunch, true);
+    item.partial(split, [&](int r) { return a.partials + (first[r] + split) * a.partial_size(); });
+}
+
 template <class Form>
 void run_item(const AttentionArgs& a, const Step& step, const Cuts& cuts, const Cut& cut, int b, int part, int group) {
-    int split = part / cut.blocks, block = part % cut.blocks, half = (cut.blocks + 1) / 2;
+    int split = cut.skipped + part / cut.blocks, block = part % cut.blocks, half = (cut.blocks + 1) / 2;
     // The longest lists first, in each half of the blocks: threads begin with different halves.
     block = cut.blocks - 1 - (block < half ? 2 * block : 2 * (block - half) + 1);
     int row = block * cut.block_rows, rows = least(cut.block_rows, cut.num_rows - row);
     Form item(a, step, cuts, b, group, row, rows);
     if (cut.is_split()) {
-        int64_t size = a.partial_size(), first = cut.first_partial + int64_t(row) * cut.num_splits + split;
-        item.partial(cut.first_split + split, a.partials + first * size, cut.num_splits * size);
+        int64_t first = cut.first_partial + int64_t(row) * cut.num_splits + split;
+        item.partial(cut.first_split + split, [&](int r) {
+            return a.partials + (first + r * cut.num_splits) * a.partial_size();
+        });
     } else {
         item.whole(cut.first_split, cut.num_splits);
     }
@@ -64,6 +77,7 @@ void run(const AttentionArgs& a, const Step& step, int64_t first, int64_t last) 
             bool is_coarse = a.is_coarse(step, b);
             auto run = with_format(a.format, [&](auto format) {
                 using P = decltype(format);
+                if (part < cut.shared) return run_bunch<Exact<P>>;
                 return is_coarse ? run_item<Coarse<P>> : run_item<Exact<P>>;
             });
             run(a, step, cuts, cut, b, part, group);

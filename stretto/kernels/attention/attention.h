@@ -53,12 +53,19 @@ INLINE int most(int a, int b) { return a > b ? a : b; }
 
 // How the rows of one sequence fall into items: one per key head and block of rows, which goes through all splits. Few
 // rows: one per split, too, which leaves a partial result.
+//
+// Sequences that decode beside one another and begin on the same pages are a bunch: its first sequence has the items of
+// the splits that all of it shares, with the rows of all of it, so that their keys are read once (RelayAttention, arXiv
+// 2402.14808). Partial results and their order stay those of every sequence by itself.
 struct Cut {
     int num_rows, first_split, num_splits, block_rows, blocks;
     int64_t first_partial;  // -1: none
+    int bunch = 1;    // sequences, of the first one
+    int shared = 0;   // splits that it computes for the bunch
+    int skipped = 0;  // splits that the first sequence computes for this one
 
     bool is_split() const { return first_partial >= 0; }
-    int parts() const { return is_split() ? num_splits * blocks : blocks; }
+    int parts() const { return is_split() ? (num_splits - skipped) * blocks : blocks; }
 };
 
 class Cuts {
@@ -82,14 +89,35 @@ class Cuts {
             c.first_partial = used_;
             used_ += partials;
         }
+        if (followers_ > 0) followers_--, c.skipped = shared_;
+        else if (c.is_split() && n == 1) lead(b, c);
         return c;
     }
 
   private:
+    // Sequence b is the first of a bunch if those behind it share as many splits as the next one does.
+    void lead(int b, Cut& c) {
+        int shared = shared_splits(b + 1), rows = 1;
+        if (shared == 0) return;
+        for (int64_t used = used_; rows < most_rows_ && shared_splits(b + rows) >= shared; rows++) {
+            used += a_.pages(step_).num_keys[b + rows] / SPLIT + 1;
+            if (used > a_.num_partials) break;  // it would have no partial results
+        }
+        if (rows > 1) c.bunch = rows, c.shared = shared_ = shared, followers_ = rows - 1;
+    }
+
+    // How many splits a sequence that decodes shares with the one before it.
+    int shared_splits(int b) const {
+        const PageGroup& pages = a_.pages(step_);
+        if (a_.window || !pages.num_shared || b >= step_.num_step_seqs) return 0;
+        return step_.starts[b + 1] - step_.starts[b] == 1 ? pages.num_shared[b] / SPLIT : 0;
+    }
+
     const int most_rows_, few_rows_;  // of a block
     const AttentionArgs& a_;
     const Step& step_;
     int64_t used_ = 0;
+    int followers_ = 0, shared_ = 0;  // of the bunch that has begun
 };
 
 // The keys [lo, hi) of its list that a row of sequence b sees, if it is not scattered.

@@ -25,8 +25,10 @@ inline thread_local Scratch scratch;
 // A line is a row and a head.
 class Item {
   public:
-    // Rows first_row .. first_row + rows - 1 of sequence b.
-    Item(const AttentionArgs& a, const Step& step, const Cuts& cuts, int b, int group, int first_row, int rows)
+    // Rows first_row .. first_row + rows - 1 of sequence b; of a bunch, the rows of as many sequences, for the splits
+    // that all of them share.
+    Item(const AttentionArgs& a, const Step& step, const Cuts& cuts, int b, int group, int first_row, int rows,
+         bool is_bunch = false)
         : a_(a), step_(step), pages_(a.pages(step)), w_(scratch), b_(b), held_(pages_.num_keys[b]), group_(group), per_group_(cuts.per_group), first_row_(first_row),
           rows_(rows), lines_(rows * cuts.per_group), width_((a.value_size + LANES - 1) / LANES * LANES),
           first_(step.starts[b] + first_row), is_scattered_(a.is_scattered(step)) {
@@ -35,7 +37,7 @@ class Item {
         for (int r = 0; r < num_rows && num_rows <= MAX_TREE; r++) is_tree_ |= parents[r] != r - 1;
         int size = per_group_ * a.key_size;
         for (int r = 0; r < rows; r++) {
-            Range keys = Range::of(a, step, b, first_ + r);
+            Range keys = Range::of(a, step, is_bunch ? b + r : b, first_ + r);
             for (int h = 0; h < per_group_; h++) w_.ranges[r * per_group_ + h] = keys;
             std::memcpy(w_.q + r * size, a.q + (first_ + r) * a.q_stride + group * size, size_t(size) * 4);
             int depth = keys.hi - held_;
@@ -59,14 +61,15 @@ class Item {
         }
     }
 
-    // One split. partials: of this split and the first row; stride: from row to row.
-    void partial(int split, float* partials, int64_t stride) {
+    // One split. partials: of this split, for every row.
+    template <class Partials>
+    void partial(int split, Partials partials) {
         Range keys = seen(split);
         if (keys.is_empty()) return;
         compute(split, keys);
         for (int i = 0; i < lines_; i++) {
             if (part(range(i), split).is_empty()) continue;
-            float* to = partials + i / per_group_ * stride;
+            float* to = partials(i / per_group_);
             to[head(i)] = w_.m[0][i], to[a_.num_heads + head(i)] = w_.l[0][i];
             to += 2 * a_.num_heads + head(i) * a_.value_size;
             for (int d = 0; d < a_.value_size; d += LANES) put(to, d, a_.value_size, load(w_.o + i * width_ + d));

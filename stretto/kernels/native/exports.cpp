@@ -7,7 +7,7 @@
 using namespace vec;
 
 STRETTO_STRUCT(Rows, kind, count)
-STRETTO_STRUCT(PageGroup, slot_mapping, block_table, block_width, num_keys, key_positions)
+STRETTO_STRUCT(PageGroup, slot_mapping, block_table, block_width, num_keys, key_positions, num_shared)
 STRETTO_STRUCT(Step, num_rows, num_out, num_seqs, num_step_seqs, tokens, out_rows, positions, seq_ids, starts, contexts,
                num_definite, parents, groups, num_groups, state_source, state_destination)
 STRETTO_STRUCT(Commit, step, num_accepted, accepted_rows)

@@ -21,6 +21,7 @@ struct PageGroup {
     int64_t block_width;
     int32_t* num_keys;             // [B] that the cache holds
     const int32_t* key_positions;  // [B, block_width * PAGE_TOKENS] of what it holds; null: a key's index
+    const int32_t* num_shared;     // [B] first keys that lie on the pages of the sequence before; null: not known
 
     const int32_t* table(int64_t b) const { return block_table + b * block_width; }
 };
