@@ -9,10 +9,11 @@ The names below load on first use, so that `import stretto` (and `stretto --help
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "Sampling", "Settings", "UserError", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "Grammar", "Sampling", "Settings", "UserError", "__version__"]
 
 if TYPE_CHECKING:
     from stretto.core.errors import UserError
+    from stretto.core.grammar import Grammar
     from stretto.core.sampling import Sampling
     from stretto.core.settings import Settings
     from stretto.llm import LLM, AsyncLLM
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "LLM": "stretto.llm",
     "AsyncLLM": "stretto.llm",
+    "Grammar": "stretto.core.grammar",
     "Sampling": "stretto.core.sampling",
     "Settings": "stretto.core.settings",
     "UserError": "stretto.core.errors",

@@ -65,6 +65,13 @@ class Draft:
         """The path of first children: what is left of a tree for a model or judge that takes chains only."""
         return self if self.tree.is_chain else self._kept(self.tree.first_chain(), Tree.chain)
 
+    def select(self, rows: Sequence[int]) -> "Draft":
+        """What is left of it where only `rows` stay, in order; with every row those that lead to it."""
+        if len(rows) == len(self.tokens):
+            return self
+        number = {row: n for n, row in enumerate((0, *rows))}
+        return self._kept(rows, lambda _: Tree.drafted([number[self.tree.parents[row]] for row in rows]))
+
     def _kept(self, rows: Sequence[int], tree_of: Any) -> "Draft":
         index = [row - 1 for row in rows]
         return Draft(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from stretto.core.errors import UserError
+from stretto.core.grammar import Grammar
 from stretto.core.option import check_fields, check_number, option
 
 _HINTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -20,7 +21,8 @@ class Sampling:
     """OpenAI's field names, plus `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`.
 
     A field left at None takes the model's own generation hint, else OpenAI's default. Order of operations:
-    logit_bias, penalties, temperature, top_k, top_p, min_p, draw. Raises UserError for anything out of range.
+    logit_bias, penalties, grammar, temperature, top_k, top_p, min_p, draw. grammar: the form of the text, which ends
+    where the grammar does. Raises UserError for anything out of range.
     """
 
     max_tokens: int | None = option(
@@ -85,8 +87,14 @@ class Sampling:
         high=MAX_LOGPROBS,
     )
 
+    grammar: Grammar | None = None
+
     def __post_init__(self) -> None:
         check_fields(self)
+        if not (self.grammar is None or isinstance(self.grammar, Grammar)):
+            raise UserError(
+                f"grammar is {self.grammar!r:.80}", try_="Grammar.json_schema(...), or another of its kinds"
+            )
         if self.top_p == 0:
             raise UserError("top_p is 0", why="no token would be left", try_="temperature=0 for greedy decoding")
         if len(self.logit_bias) > MAX_BIASES:

@@ -46,8 +46,9 @@ class Decision:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def row_samplings(asked: Asked) -> list[RowSampling]:
-    """How the token after the pending row and after every row that follows it is chosen."""
+def row_samplings(asked: Asked, masks: Sequence[bytes | None] | None = None) -> list[RowSampling]:
+    """How the token after the pending row and after every row that follows it is chosen. masks: of its grammar, per
+    row."""
     request, tokens = asked.request, asked.tokens
     paths = [tuple(tokens[row - 1] for row in path[1:]) for path in asked.tree.paths]
     return [
@@ -59,8 +60,9 @@ def row_samplings(asked: Asked) -> list[RowSampling]:
             output=request.output,
             path=path,
             banned=request.banned(len(request.output) + len(path)),
+            allowed=masks[row] if masks is not None else None,
         )
-        for path in paths
+        for row, path in enumerate(paths)
     ]
 
 
@@ -68,14 +70,15 @@ def decide(scores: Scores, batch: Sequence[Asked], judge: Judge, needs: Needs) -
     """One decision per request.
 
     scores: for each request its rows, in order. needs: what the drafter wants to hear. A request fails when its pending
-    row gives no token (NaN, everything banned) or its judge refuses the draft. Drafts must not change that: a row that
-    gives no token ends the accepted path before it, so that its token is the next pending one; and if the pending row
-    gives none beside other rows, the request has NOTHING and has not failed: it is to be decided again alone, since in
-    some kernels a hidden row can make NaN of those that do not see it (0 x NaN).
+    row gives no token (NaN, everything banned), its grammar fails, or its judge refuses the draft. Drafts must not
+    change that: a row that gives no token ends the accepted path before it, so that its token is the next pending one;
+    and if the pending row gives none beside other rows, the request has NOTHING and has not failed: it is to be decided
+    again alone, since in some kernels a hidden row can make NaN of those that do not see it (0 x NaN).
     """
     if not batch:
         return []
-    rows = [row_samplings(asked) for asked in batch]
+    masks, failed = grammar_masks(batch)
+    rows = [row_samplings(asked, masks.get(n)) for n, asked in enumerate(batch)]
     starts = [0, *accumulate(map(len, rows))]
     how, index = [row for own in rows for row in own], range(starts[-1])
     choose = score_picks if judge.head == "picks" else score_probs
@@ -84,10 +87,12 @@ def decide(scores: Scores, batch: Sequence[Asked], judge: Judge, needs: Needs) -
     if needs.picks:
         picks = results if judge.head == "picks" else score_picks(scores, how, index)[0]
     found: list[Decision] = []
-    for asked, first, end in zip(batch, starts, starts[1:], strict=False):
+    for n, (asked, first, end) in enumerate(zip(batch, starts, starts[1:], strict=False)):
         last, own = first + 1 + len(asked.draft), {row - first for row in refused if first <= row < end}
         decision = Decision(picks=tuple(picks[first:end]) if picks is not None else None)
-        if 0 not in own:
+        if n in failed:
+            decision = Decision(failure=failed[n])
+        elif 0 not in own:
             decision = _judged(judge, asked, results[first:last], decision, own)
         elif end - first == 1:
             decision = Decision(failure=refused[first])
@@ -95,6 +100,18 @@ def decide(scores: Scores, batch: Sequence[Asked], judge: Judge, needs: Needs) -
             decision = _with_top(decision, scores, first, needs.top)
         found.append(decision)
     return found
+
+
+def grammar_masks(batch: Sequence[Asked]) -> tuple[dict[int, list[bytes | None]], dict[int, UserError]]:
+    """By number in the batch: of requests with a grammar the mask of every row, or why theirs cannot go on."""
+    masks, failed = dict[int, list[bytes | None]](), dict[int, UserError]()
+    for n, asked in enumerate(batch):
+        if asked.request.matcher is not None:
+            try:
+                masks[n] = asked.request.matcher.masks(asked.tokens, asked.tree)
+            except UserError as why:
+                failed[n] = why
+    return masks, failed
 
 
 def _judged(judge: Judge, asked: Asked, results: object, decision: Decision, refused: set[int]) -> Decision:

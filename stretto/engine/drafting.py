@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from stretto.core.card import Can
 from stretto.core.drafter import Ask, Branch, Draft, Drafter, Needs, Piece, Round, Verdict
 from stretto.core.tree import MAX_TREE_ROWS
-from stretto.engine.decide import NO_BRANCH, Asked, Decision
+from stretto.engine.constrained import forced, is_forced, legal
+from stretto.engine.decide import NO_BRANCH, NO_DRAFT, Asked, Decision
 from stretto.engine.request import Request
 from stretto.engine.scheduler import Plan, Scheduler
 from stretto.runner.runner import Step
@@ -83,18 +84,23 @@ class Drafting:
             request.job.acceptance = ()
             if request.rid in self._known and request.job.need == 1 and request.job.drafts:
                 asks.append(_ask(request, min(_LOOK_AHEAD, request.remaining - 1)))
+        known = {request.rid: request for request in requests}
         for ask, draft in zip(asks, self.drafter.propose(asks), strict=True):
-            self._ready[ask.rid] = self._verifiable(draft)
+            self._ready[ask.rid] = legal(self._verifiable(draft), known[ask.rid])
         for request in requests:
             if request.rid in self._ready:
                 request.job.acceptance = self._ready[request.rid].acceptance or ()
 
     def propose(self, plan: Plan, requests: Mapping[int, Request], scheduler: Scheduler) -> dict[int, Asked]:
         """What is verified beside pending tokens, by request: within the budgets of the plan, and as far as there is
-        memory."""
-        if self.drafter is None or not plan.budgets:
-            return {}
-        asks = [_ask(requests[rid], budget) for rid, budget in plan.budgets.items()]
+        memory. What a grammar forces comes first."""
+        found = {}
+        if Can.CHAIN in self.can:
+            found = forced(plan, requests, scheduler, self._ready, self.extra, self._vocab_size)
+        budgets = {rid: budget for rid, budget in plan.budgets.items() if rid not in found}
+        if self.drafter is None or not budgets:
+            return found
+        asks = [_ask(requests[rid], budget) for rid, budget in budgets.items()]
         if all(ask.rid in self._ready and ask.max_tokens <= _LOOK_AHEAD for ask in asks):
             proposed = [self._ready[ask.rid].truncate(ask.max_tokens) for ask in asks]
         else:
@@ -102,14 +108,16 @@ class Drafting:
         for ask, draft in zip(asks, proposed, strict=True):
             assert len(draft) <= ask.max_tokens, "a drafter keeps to what it was asked for"
             self._check(draft.tokens)
-        proposed = [self._verifiable(draft) for draft in proposed]
+        proposed = [
+            legal(self._verifiable(draft), requests[ask.rid]) for ask, draft in zip(asks, proposed, strict=True)
+        ]
         drafts = [
             draft if not len(draft) or scheduler.grant(requests[ask.rid].job, len(draft)) else Draft()
             for ask, draft in zip(asks, proposed, strict=True)
         ]
         branches = self._branches(asks, drafts, requests, scheduler)
         self.drafter.prefetch([(ask.rid, draft) for ask, draft in zip(asks, drafts, strict=True)])
-        return {
+        return found | {
             ask.rid: Asked(requests[ask.rid], draft, branch)
             for ask, draft, branch in zip(asks, drafts, branches, strict=True)
         }
@@ -161,7 +169,7 @@ class Drafting:
         if self.drafter is None:
             return
         rounds = [
-            Round(one.request.rid, one.draft, decision.verdict, decision.picks, decision.top)
+            _round(one, decision)
             for one, decision in zip(asked, decisions, strict=True)
             if decision.verdict.emitted and decision.failure is None
         ]
@@ -181,6 +189,14 @@ class Drafting:
         for rid in list(self._known):
             with suppress(Exception):
                 self.forget(rid)
+
+
+def _round(one: Asked, decision: Decision) -> Round:
+    """What its drafter hears. Tokens that a grammar forced are to it what plain steps gave that ran as one."""
+    if not is_forced(one):
+        return Round(one.request.rid, one.draft, decision.verdict, decision.picks, decision.top)
+    picks = decision.picks[:1] if decision.picks is not None else None
+    return Round(one.request.rid, NO_DRAFT, Verdict((), decision.verdict.emitted), picks)
 
 
 def _ask(request: Request, max_tokens: int) -> Ask:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stretto.core.drafter import Drafter, Needs
+from stretto.core.grammar import TokenMatcher
 from stretto.core.judge import Judge
 from stretto.core.sampling import Sampling
 from stretto.engine import abilities
@@ -35,8 +36,8 @@ class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are in their layout).
-    trace: gets every call of the scheduler (`engine/trace.py`). notes: what a user should know
-    about how it runs. Raises UserError for a model that cannot be run as asked.
+    trace: gets every call of the scheduler (`engine/trace.py`). notes: what a user should know of it. Raises UserError
+    for a model that cannot be run as asked.
     """
 
     def __init__(
@@ -74,21 +75,23 @@ class Engine:
         sampling: Sampling,
         text: TextStream | None = None,
         *,
+        matcher: TokenMatcher | None = None,
         child: int = 0,
         priority: int = 0,
         tenant: str = "",
         space: str = "",
         tags: Mapping[str, int] | None = None,
     ) -> Request:
-        """Queue a prompt. `sampling` must be resolved. child: number of this answer among those of one prompt and seed.
-        priority, tenant, space: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such
-        as the adapter of this request (`stretto.core.seqs`). Raises UserError for anything that cannot be run."""
+        """Queue a prompt. `sampling` must be resolved. matcher: of its grammar, of this request alone. child: number of
+        this answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. tags:
+        integers that parts of the model may ask for (`stretto.core.seqs`). Raises UserError for what cannot be run."""
         abilities.check_sampling(self.judge, sampling)
         request = make_request(
             self._next_rid,
             prompt,
             sampling,
             text,
+            matcher=matcher,
             child=child,
             eos_ids=self.eos_ids,
             vocab_size=self.runner.vocab_size,
@@ -98,8 +101,7 @@ class Engine:
         request.job.priority, request.job.tenant, request.tags = priority, tenant, tags or {}
         request.job.tokens = request.tokens
         request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached
-        self._next_rid += 1
-        self._requests[request.rid] = request
+        self._next_rid, self._requests[request.rid] = self._next_rid + 1, request
         self.scheduler.add(request.job)
         return request
 
@@ -122,9 +124,8 @@ class Engine:
         """Advance every scheduled request; returns what happened. Empty if there is nothing to do.
 
         A request that gives no token (NaN, everything banned) ends with an error, and no other does. A step that raises
-        ends all requests with that error (if there is none left, or for an interrupt, it is raised); the engine is
-        empty then, and serves on. patience: seconds for which the caller needs to hear nothing. Native engines may fill
-        them with several plain steps: the same tokens, reported together.
+        ends all with that error (if none is left, or for an interrupt, it is raised); the engine is empty then, and
+        serves on. patience: seconds in which the caller needs to hear nothing: several plain steps may fill them.
         """
         events: list[Event] = []
         try:

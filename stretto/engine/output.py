@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from stretto.core.errors import UserError
 from stretto.engine.decide import Asked, Decision
 from stretto.engine.request import Event, FinishReason, Request, TokenLogprobs
 
@@ -16,15 +17,19 @@ def advance(asked: Asked, decision: Decision, logprobs: Sequence[TokenLogprobs],
     if timeline.first_token is None:
         timeline.first_token = clock()
     timeline.drafted += len(draft)
-    text, kept, reason = "", 0, None
+    text, kept, reason, failure = "", 0, None, decision.failure
     for token in verdict.emitted:
         request.append(token)
         kept += 1
-        piece, reason = _read(request, token)
+        try:
+            piece, reason = _read(request, token)
+        except UserError as why:
+            failure = why
+            break
         text += piece
         if reason is not None:
             break
-    error = decision.failure if reason is None else None  # a text that ended before the failure has none
+    error = failure if reason is None else None  # a text that ended before the failure has none
     accepted = min(kept, len(verdict.path))
     timeline.accepted += accepted
     timeline.steps += max(1, kept - accepted)  # a step gives one token that no draft gave
@@ -42,10 +47,12 @@ def advance(asked: Asked, decision: Decision, logprobs: Sequence[TokenLogprobs],
 
 
 def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:
-    """The text that `token` makes certain, and whether it ends the request."""
+    """The text that `token` makes certain, and whether it ends the request. Raises UserError if its grammar fails."""
     if token in request.stop_ids:
         return "", "stop"
+    if request.matcher is not None:
+        request.matcher.accept((token,))
     piece, stopped = request.text.push(token) if request.text is not None else ("", False)
-    if stopped:
+    if stopped or (request.matcher is not None and request.matcher.is_over):
         return piece, "stop"
     return piece, "length" if request.remaining <= 0 else None

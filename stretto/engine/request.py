@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from stretto.core.errors import UserError
+from stretto.core.grammar import TokenMatcher
 from stretto.core.policy import Job
 from stretto.core.sampling import Noise, Sampling
 
@@ -77,6 +78,7 @@ class Request:
     stop_ids: frozenset[int]  # these tokens end the text
     timeline: Timeline
     text: TextStream | None = None
+    matcher: TokenMatcher | None = None  # of `sampling.grammar`, behind the last output token
     output: list[int] = field(default_factory=list)
     tags: Mapping[str, int] = field(default_factory=dict)
     is_alone: bool = False  # its next token is computed without a draft beside it
@@ -113,7 +115,8 @@ class Request:
     def needs_nobody(self) -> bool:
         """Whether its next tokens depend on nothing but the model and its noise."""
         s = self.sampling
-        return s.logprobs is None and not (s.logit_bias or s.has_penalties or self.banned(len(self.output)))
+        is_free = s.logprobs is None and self.matcher is None
+        return is_free and not (s.logit_bias or s.has_penalties or self.banned(len(self.output)))
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
@@ -137,6 +140,7 @@ def make_request(
     sampling: Sampling,
     text: TextStream | None,
     *,
+    matcher: TokenMatcher | None = None,
     child: int,
     eos_ids: frozenset[int],
     vocab_size: int,
@@ -147,6 +151,8 @@ def make_request(
     check_prompt(prompt, vocab_size, context)
     if sampling.stops and text is None:
         raise UserError("stop strings need a tokenizer", why="this engine was given none", try_="stop_token_ids")
+    if (sampling.grammar is None) != (matcher is None):
+        raise UserError("a grammar needs a tokenizer", why="its matcher follows the tokens", try_="LLM.add")
     for token in (*sampling.logit_bias, *sampling.stop_token_ids):
         if token >= vocab_size:
             raise UserError(f"token id {token} does not exist", why=f"the vocabulary has {vocab_size} tokens")
@@ -161,4 +167,5 @@ def make_request(
         stop_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
         timeline=Timeline(arrived=arrived),
         text=text,
+        matcher=matcher,
     )

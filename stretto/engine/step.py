@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stretto.core.drafter import Verdict
 from stretto.core.judge import Judge
 from stretto.core.policy import Record
+from stretto.engine.constrained import is_forced
 from stretto.engine.decide import Asked, Decision, decide, emitted_logprobs
 from stretto.engine.drafting import Drafting
 from stretto.engine.request import Request, TokenLogprobs
@@ -36,14 +37,14 @@ class Outcome:
             seconds=seconds,
             num_seqs=len(plan.shares),
             num_rows=sum(share.num_rows for share in plan.shares) + drafted,
-            is_decode=plan.is_decode,
+            is_decode=plan.is_decode and not any(map(is_forced, self.asked)),  # nothing is learned of such a step
             drafted=drafted,
             emitted=sum(emitted.values()),
             num_steps=self.num_steps,
             rounds=tuple(
                 (one.request.rid, len(one.draft), tuple(decision.verdict.path))
                 for one, decision in zip(self.asked, self.decisions, strict=True)
-                if len(one.draft)
+                if len(one.draft) and not is_forced(one)
             ),
             contexts=plan.contexts,
             pairs=plan.pairs,

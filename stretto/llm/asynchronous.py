@@ -72,9 +72,11 @@ class AsyncLLM:
     def submit(self, submissions: Sequence[Submission]) -> Answers:
         """Queue requests, all or none, and read them together.
 
-        Raises BusyError if there are not enough places, UserError if there never are so many, or if all is over. What
-        is wrong with one of the requests is raised when it is read.
+        A request with a grammar comes with its matcher (`offload` it: `llm.matcher`). Raises BusyError if there are not
+        enough places, UserError if there never are so many, or if all is over. What is wrong with one of the requests
+        is raised when it is read.
         """
+        assert all(one.sampling.grammar is None or one.matcher is not None for one in submissions), "compiled elsewhere"
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         readers = [Reader(loop, number, arrived) for number in range(len(submissions))]
@@ -134,9 +136,13 @@ class AsyncLLM:
     async def _iterate(
         self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
     ) -> AsyncGenerator[Chunk, None]:
-        reader = Reader(asyncio.get_running_loop())
-        wanted = sampling or Sampling()
-        self._admission.open(reader, lambda: Submission(ids=encode(), sampling=wanted, continues=continues))
+        reader, how = Reader(asyncio.get_running_loop()), sampling or Sampling()
+
+        def prepare() -> Submission:
+            ids = encode()
+            return Submission(ids=ids, sampling=how, continues=continues, matcher=self._llm.matcher(how))
+
+        self._admission.open(reader, prepare)
         try:
             while True:
                 chunk = await reader.next()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stretto.core.grammar import TokenMatcher
 from stretto.core.sampling import Sampling
 
 
@@ -10,7 +11,8 @@ from stretto.core.sampling import Sampling
 class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
     answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
-    tokens that are not text are left out of it."""
+    tokens that are not text are left out of it. matcher: of the grammar of `sampling`, for this request alone
+    (`LLM.matcher`)."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -20,3 +22,4 @@ class Submission:
     tenant: str = ""
     space: str = ""
     skip_special: bool = True
+    matcher: TokenMatcher | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.core.collector import collector_paused
 from stretto.core.env import Env, read_env
 from stretto.core.errors import UserError
+from stretto.core.grammar import TokenMatcher
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
@@ -24,6 +25,7 @@ from stretto.text.stream import Text
 
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
+    from stretto.text.grammar.compiler import Compiler
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -147,6 +149,17 @@ class LLM:
         ids = self.encode_chat(messages, tools=tools, **options)
         return self._iterate(ids, sampling or Sampling(), continues=False)
 
+    def matcher(self, sampling: Sampling) -> TokenMatcher | None:
+        """What follows the grammar of one request, if there is one. Any thread may ask; it takes milliseconds as a rule
+        and seconds at worst. Raises UserError for a grammar that cannot be used."""
+        return self._grammars.compile(sampling.grammar).matcher() if sampling.grammar is not None else None
+
+    @cached_property
+    def _grammars(self) -> "Compiler":
+        from stretto.text.grammar.compiler import Compiler
+
+        return Compiler(self.tokenizer)
+
     def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> Stream:
         """Queue a request without running it (for loops of your own, over `engine.step`).
 
@@ -156,12 +169,15 @@ class LLM:
 
     def submit(self, one: Submission) -> Stream:
         """`add`, with everything that can be said of a request."""
-        text = Text(self.tokenizer, one.sampling.stops, skip_special=one.skip_special, continues=one.continues)
         sampling = one.sampling.resolve(self.hints)
+        shows = sampling.grammar.shows if sampling.grammar is not None else ()
+        how = {"skip_special": one.skip_special, "continues": one.continues}
+        text = Text(self.tokenizer, sampling.stops, shows=shows, **how)
         request = self.engine.add(
             one.ids,
             sampling,
             text,
+            matcher=one.matcher or self.matcher(sampling),
             child=one.child,
             priority=one.priority,
             tenant=one.tenant,

@@ -13,10 +13,21 @@ class Detokenizer:
     character whose bytes are still incomplete is held back. Time is linear in the ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continues: bool = False) -> None:
-        """continues: the text goes on from a prompt, so a first space is kept where `decode` would drop it."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special: bool = True,
+        shows: Iterable[str] = (),
+        continues: bool = False,
+    ) -> None:
+        """shows: special tokens that are text here all the same. continues: the text goes on from a prompt, so a first
+        space is kept where `decode` would drop it."""
         self._tokenizer = tokenizer
+        shown = frozenset(shows)
         self._skipped = tokenizer.special_ids if skip_special else frozenset[int]()
+        if shown:
+            self._skipped = frozenset(i for i in self._skipped if tokenizer.token_text(i) not in shown)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._strip = tokenizer.strip_space and not continues
 
@@ -78,10 +89,17 @@ class Text:
     """The `TextStream` of one request: incremental detokenization, then stop strings."""
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str], *, skip_special: bool = True, continues: bool
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        *,
+        skip_special: bool = True,
+        shows: Iterable[str] = (),
+        continues: bool,
     ) -> None:
-        """continues: the text goes on from a raw prompt, so its first space belongs to it."""
-        self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special, continues=continues)
+        """shows: special tokens that are text here all the same. continues: the text goes on from a raw prompt, so its
+        first space belongs to it."""
+        self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special, shows=shows, continues=continues)
         self._matcher = StopMatcher(stops)
         self._stopped = False
 

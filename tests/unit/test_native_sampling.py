@@ -3,6 +3,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,38 @@ def test_tokens_are_those_of_the_torch_path(fields: dict[str, float], kind: str)
         assert picks(x, rows, threads=team(num_threads=1)) == want, width
         for r in range(count):
             assert picks(x[r : r + 1], rows[r : r + 1], threads=team()) == [want[r]], "whoever is drawn with it"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_masks_are_those_of_the_torch_path(temperature: float) -> None:
+    """A grammar's mask after bias and penalties, and beside bans; masks may be longer or shorter than a row."""
+    random.seed(temperature)
+    torch.manual_seed(3)
+    for width in (1, 7, 8, 9, 63, 1000):
+        fields = {"temperature": temperature, "presence_penalty": 0.5}
+        for size in (-(-width // 8), -(-width // 32) * 4 + 4, -(-width // 16)):
+            x = torch.stack([logits_of("peaked", width) for _ in range(8)])
+            rows = [
+                replace(
+                    row,
+                    allowed=bytes([1 | random.getrandbits(8)]) + random.randbytes(size - 1),
+                    banned=(width - 1,) if width > 8 else (),
+                )
+                for row in rows_of(fields, len(x), width)
+            ]
+            want = picks(x, rows)
+            assert want == picks(x, rows, impl="reference")
+            for level in LEVELS:
+                assert picks(x, rows, threads=team(level)) == want, (width, level)
+            for row, token in zip(rows, want, strict=True):
+                assert row.allowed is not None and row.allowed[token // 8] >> token % 8 & 1
+
+
+def test_a_mask_without_tokens_is_refused() -> None:
+    (row,) = rows_of({"temperature": 1.0}, 1, 40)
+    for allowed in (b"", bytes(5), b"\0\0\0\0\0\xff"):
+        with pytest.raises(UserError, match="no token is allowed"):
+            picks(torch.randn(1, 40), [replace(row, allowed=allowed)], threads=team())
 
 
 def test_a_long_draw_is_the_argmax_of_logits_and_noise_in_plain_python() -> None:

@@ -47,7 +47,13 @@ def adjust(x: Tensor, row: RowSampling) -> Tensor:
             times = torch.tensor(list(counts.values()), dtype=x.dtype, device=x.device)
             x[ids] -= s.frequency_penalty * times + s.presence_penalty
     if row.allowed is not None:
-        x.masked_fill_(~row.allowed, -math.inf)
+        x.masked_fill_(~unpacked(row.allowed, len(x)).to(x.device), -math.inf)
     if row.banned:
         x[list(row.banned)] = -math.inf
     return x
+
+
+def unpacked(allowed: bytes, width: int) -> Tensor:
+    """[width] bool of a mask (`RowSampling.allowed`)."""
+    held = torch.frombuffer(bytearray(allowed.ljust(-(-width // 8), b"\0")), dtype=torch.uint8)
+    return (held[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[:width]

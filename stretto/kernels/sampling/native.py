@@ -9,7 +9,7 @@ import ctypes
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from ctypes import c_float, c_int32
+from ctypes import c_float, c_int32, c_uint8
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +142,12 @@ def _adjusted(x: int, width: int, how: RowSampling, threads: Team) -> tuple["cty
                 value = copy[token]
                 copy[token] = value / repetition if value > 0 else value * repetition
         _subtract(copy, counts, _fp32(s.frequency_penalty), _fp32(s.presence_penalty))
-    if how.allowed is not None:
-        for token, is_allowed in enumerate(how.allowed.tolist()):
-            if not is_allowed:
-                copy[token] = -math.inf
     for token in how.banned:
         copy[token] = -math.inf
+    if how.allowed is not None:
+        held = (c_uint8 * len(how.allowed)).from_buffer_copy(how.allowed)
+        mask: Fields = {"x": ctypes.addressof(copy), "allowed": held, "width": width, "num_bytes": len(held)}
+        threads.run_once("mask", [mask])
     top, argmax = c_float(), c_int32()
     fields: Fields = {"rows": threads.library.struct("Rows")(threads.library.code("RowKind", "constant_rows"), 1)}
     fields |= {"width": width, "x": ctypes.addressof(copy), "x_stride": width}

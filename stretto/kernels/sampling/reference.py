@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from stretto.core.errors import UserError
 from stretto.core.sampling import Noise, Sampling
 from stretto.kernels.native.library import Team
-from stretto.kernels.sampling.rows import Logprobs, Refusals, RowSampling, check_ids, refusal
+from stretto.kernels.sampling.rows import Logprobs, Refusals, RowSampling, check_ids, forbidden_ids, refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +193,7 @@ def _law_of(x: "Tensor", row: RowSampling) -> dict[int, float]:
     check_ids(row.banned, len(x))
     banned = {*row.banned}
     if row.allowed is not None:
-        banned |= {t for t, is_allowed in enumerate(row.allowed.tolist()) if not is_allowed}
+        banned.update(forbidden_ids(row.allowed, len(x)))
     how = row.sampling, row.prompt, (*row.output, *row.path), banned
     values = adjusted(x.tolist(), *how)
     top = math.nan if any(map(math.isnan, values)) else max(values)

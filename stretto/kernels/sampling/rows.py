@@ -1,7 +1,7 @@
 """How the token after a row is chosen, and why a row may give no token."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +18,8 @@ class RowSampling:
 
     sampling: resolved (`Sampling.resolve`). noise, position: the stream, and the absolute position of the token to
     choose. prompt, output, path: the tokens before it; `path` holds draft tokens between `output` and this row.
-    banned: ids that may not be chosen (end of text before `min_tokens`). allowed: [W] bool, a grammar's mask.
+    banned: ids that may not be chosen (end of text before `min_tokens`). allowed: a grammar's mask, bit t % 8 of byte
+    t // 8 for token t; what lies beyond its end is not allowed.
     """
 
     sampling: Sampling
@@ -28,7 +29,7 @@ class RowSampling:
     output: Sequence[int] = ()
     path: Sequence[int] = ()
     banned: Sequence[int] = ()
-    allowed: "Tensor | None" = None
+    allowed: bytes | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -69,6 +70,11 @@ def refusal(top: float) -> UserError:
         f"a logit is {'NaN' if math.isnan(top) else 'infinite'}",
         why="the model's arithmetic overflowed, or its weights are damaged",
     )
+
+
+def forbidden_ids(allowed: bytes, width: int) -> Iterator[int]:
+    """The tokens below `width` that a mask does not allow, in order."""
+    return (t for t in range(width) if t // 8 >= len(allowed) or not allowed[t // 8] >> t % 8 & 1)
 
 
 def check_ids(ids: Iterable[int], vocab: int) -> None:
