@@ -66,8 +66,7 @@ class Engine:
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)
         self.notes = abilities.notes(self.runner.host_operations, self.drafting.can, drafts=drafter is not None)
         self.eos_ids, self.clock = eos_ids, clock
-        self._requests: dict[int, Request] = {}
-        self._next_rid = 0
+        self._requests, self._next_rid = dict[int, Request](), 0
 
     def add(
         self,
@@ -98,17 +97,14 @@ class Engine:
             context=self.runner.sizes.context,
             arrived=self.clock(),
         )
-        request.job.priority, request.job.tenant, request.tags = priority, tenant, tags or {}
-        request.job.tokens = request.tokens
-        request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached
+        _describe(request, priority, tenant, space, tags or {})
         self._next_rid, self._requests[request.rid] = self._next_rid + 1, request
         self.scheduler.add(request.job)
         return request
 
     def cancel(self, rid: int) -> Event | None:
         """End a request now and free what it holds. None if it has already ended."""
-        request = self._requests.get(rid)
-        if request is None:
+        if (request := self._requests.get(rid)) is None:
             return None
         try:
             return self._finish(request, Event(rid, (), "", "cancelled"))
@@ -175,8 +171,7 @@ class Engine:
 
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""
-        ended = event.finish_reason in ("stop", "length")
-        self.scheduler.remove(request.job, keep=event.error is None, ended=ended)
+        self.scheduler.remove(request.job, keep=event.error is None, ended=event.finish_reason in ("stop", "length"))
         request.timeline.finished = self.clock()
         del self._requests[request.rid]
         rest = request.text.finish() if request.text is not None and event.error is None else ""
@@ -187,3 +182,10 @@ class Engine:
         self.drafting.abandon()
         error = problem if isinstance(problem, Exception) else None
         return [self._finish(r, Event(r.rid, (), "", "error", error=error)) for r in list(self._requests.values())]
+
+
+def _describe(request: Request, priority: int, tenant: str, space: str, tags: Mapping[str, int]) -> None:
+    """What the scheduler and the cache are told of a request."""
+    request.job.priority, request.job.tenant, request.tags = priority, tenant, tags
+    request.job.tokens = request.tokens
+    request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached

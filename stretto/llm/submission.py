@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from stretto.core.grammar import TokenMatcher
 from stretto.core.sampling import Sampling
+from stretto.text.stream import Text
+from stretto.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +25,14 @@ class Submission:
     space: str = ""
     skip_special: bool = True
     matcher: TokenMatcher | None = None
+
+    def text(self, tokenizer: Tokenizer) -> Text:
+        """Its tokens as text."""
+        grammar = self.sampling.grammar
+        return Text(
+            tokenizer,
+            self.sampling.stops,
+            skip_special=self.skip_special,
+            shows=grammar.shows if grammar is not None else (),
+            continues=self.continues,
+        )

@@ -21,11 +21,10 @@ from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
 from stretto.llm.submission import Submission
 from stretto.text.chat import ChatTemplate, chat_ids
-from stretto.text.stream import Text
+from stretto.text.grammar import Grammars
 
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
-    from stretto.text.grammar.compiler import Compiler
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -64,7 +63,7 @@ class LLM:
         self._model, self._env, tell = model, env, note or _log.warning
         loaded = load(model, self.settings, env, progress=progress, note=note, tell=tell)
         self.tokenizer, self.hints, self.backend_choice = loaded.tokenizer, loaded.hints, loaded.choice
-        self.template = ChatTemplate.of(self.tokenizer, source)
+        self.template, self._grammars = ChatTemplate.of(self.tokenizer, source), Grammars(self.tokenizer)
         self.program, self.why_not_kept = loaded.program, loaded.why_not_kept
         approximate = approximations(self.settings, kv_is_approximate=loaded.kv_is_approximate)
         self.load_s = time.perf_counter() - started
@@ -152,13 +151,7 @@ class LLM:
     def matcher(self, sampling: Sampling) -> TokenMatcher | None:
         """What follows the grammar of one request, if there is one. Any thread may ask; it takes milliseconds as a rule
         and seconds at worst. Raises UserError for a grammar that cannot be used."""
-        return self._grammars.compile(sampling.grammar).matcher() if sampling.grammar is not None else None
-
-    @cached_property
-    def _grammars(self) -> "Compiler":
-        from stretto.text.grammar.compiler import Compiler
-
-        return Compiler(self.tokenizer)
+        return self._grammars.matcher(sampling.grammar)
 
     def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> Stream:
         """Queue a request without running it (for loops of your own, over `engine.step`).
@@ -170,13 +163,10 @@ class LLM:
     def submit(self, one: Submission) -> Stream:
         """`add`, with everything that can be said of a request."""
         sampling = one.sampling.resolve(self.hints)
-        shows = sampling.grammar.shows if sampling.grammar is not None else ()
-        how = {"skip_special": one.skip_special, "continues": one.continues}
-        text = Text(self.tokenizer, sampling.stops, shows=shows, **how)
         request = self.engine.add(
             one.ids,
             sampling,
-            text,
+            one.text(self.tokenizer),
             matcher=one.matcher or self.matcher(sampling),
             child=one.child,
             priority=one.priority,
