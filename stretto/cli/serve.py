@@ -82,7 +82,7 @@ def run(options: Options) -> int:
 
         from stretto.serve.address import url_of
         from stretto.serve.log import to_stream
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     listening, access = _listen(options, keys)
     url = url_of(listening)
     to_stream()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from socket import socket
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -78,21 +79,27 @@ class Lifecycle:
         try:
             with self._signals(signals):
                 loading = in_thread(load)
-                await asyncio.wait({serving, ending, loading}, return_when=asyncio.FIRST_COMPLETED)
+                events: set[asyncio.Future[Any]] = {serving, ending, loading}
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
                     llm = loading.result()
                     self._service.open(AsyncLLM(llm, max_waiting=max_waiting))
                     ready(llm)
-                    await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
                 await self._drain()
+                await self._end(serving)
         finally:
             ending.cancel()
-            await self._service.close()
-            self._server.should_exit = True
-            await serving
+            await self._end(serving)
         return self._signal
+
+    async def _end(self, serving: "asyncio.Future[None]") -> None:
+        """Again is fine."""
+        await self._service.close()
+        self._server.should_exit = True
+        await serving
 
     async def _drain(self) -> None:
         self._service.drain()
@@ -105,14 +112,15 @@ class Lifecycle:
     @contextmanager
     def _signals(self, wanted: bool) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT) if wanted else ()
-        for number in numbers:
+        before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)} if wanted else {}
+        for number in before:
             loop.add_signal_handler(number, self.end, int(number))
         try:
             yield
         finally:
-            for number in numbers:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
 
 def in_thread(work: Callable[[], LLM]) -> "asyncio.Future[LLM]":

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +21,11 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does so itself only for sockets that were made with the number of the protocol, and those of
+        # `socket.create_server` were not: every response in two writes would wait 40 ms for the client's delayed ACK.
+        sock = transport.get_extra_info("socket")
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > self.most:
             self._say(ApiError(503, f"There are {self.most} connections already", code=503, retry_after=1))
             return

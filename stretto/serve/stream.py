@@ -6,7 +6,7 @@ ended well. Where something goes wrong on the way, an event says what, and the s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +20,6 @@ from stretto.serve.reading import Reading
 
 QUIET_SECONDS = 15.0  # of silence, then a comment
 PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
-Arrivals = AsyncIterator[tuple[int, Chunk]]
 Events = Callable[[int, Chunk], list[Any]]
 """From a chunk of one request to the events that it becomes."""
 
@@ -62,7 +61,7 @@ class EventStream:
                 end = event(self._told(problem).body)
             await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    async def _blocks(self, arrival: tuple[int, Chunk] | None) -> AsyncIterator[bytes]:
+    async def _blocks(self, arrival: tuple[int, Chunk] | None) -> AsyncGenerator[bytes, None]:
         while True:
             if arrival is None:
                 yield PING

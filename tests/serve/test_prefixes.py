@@ -1,4 +1,4 @@
-"""Prompts that begin alike, through the server: what was known is counted, never changes a text, and stays with its key."""
+"""Prompts that begin alike: what was known is counted, never changes a text, and stays with its key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from serving import CHAT, COMPLETIONS, Running, serving, tiny
 
 from stretto.serve.app import Access
 
-LONG = "the same beginning of every one of these texts, and then "
+LONG = "the same beginning of every one of these texts, long enough to be kept, and then "
 
 
 @pytest.fixture(scope="module")
