@@ -90,9 +90,9 @@ class Ledger:
         running = ((one.standing, one.length) for one in self.holdings.values() if one.standing is not None)
         return self.prefixes.is_coming(tokens, space, running)
 
-    def beginning(self, rid: int) -> Sequence[int]:
+    def beginning(self, rid: int) -> list[int]:
         """Pages of a sequence, in order, where they may be those of others, too: who shares some sorts side by side."""
-        return self.holdings[rid].tables[0].blocks if self.prefixes is not None and self.room.groups else ()
+        return self.holdings[rid].tables[0].blocks if self.prefixes is not None and self.room.groups else []
 
     def next_cut(self, rid: int) -> int | None:
         """Where the next piece of a prompt must end at the latest."""

@@ -90,7 +90,7 @@ class CacheManager:
         """Whether a running prompt is about to compute much of a text that waits."""
         return self.ledger.is_coming(tokens, space)
 
-    def beginning(self, rid: int) -> Sequence[int]:
+    def beginning(self, rid: int) -> list[int]:
         """Pages of a request, where they may be those of others, too."""
         return self.ledger.beginning(rid)
 
