@@ -150,7 +150,7 @@ def test_cancelled_while_its_prompt_is_encoded(llm: LLM) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("where", ["step", "add"])
+@pytest.mark.parametrize("where", ["step", "submit"])
 def test_cancelled_while_the_engine_is_busy(llm: LLM, where: str) -> None:
     """Before its command runs, and in the middle of it."""
     want = llm.generate(["one", "two"], GREEDY)
