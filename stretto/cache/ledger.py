@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.cache.blocks import BlockPool, SlotPool
+from stretto.cache.prefix import check
 from stretto.cache.prefix_cache import PrefixCache, Reuse, Standing
 from stretto.cache.tables import Table
 from stretto.core.pages import PAGE_SIZE, PageGroup
@@ -178,7 +179,7 @@ class Ledger:
         for holding in holdings:
             assert not (self.room.has_slots and holding.length) or holding.source, "a state without a slot"
         if self.prefixes is not None:
-            self.prefixes.tree.check()
+            check(self.prefixes.tree)
 
     def _truncate(self, holding: Holding, num_tokens: int) -> None:
         for table, pool in zip(holding.tables, self.blocks, strict=True):

@@ -102,17 +102,17 @@ class PrefixTree:
     def match(self, tokens: Sequence[int], space: str) -> Match:
         """Where `tokens` can go on; at least the last one stays to be computed. O(len(tokens))."""
         node = best = self.root(space)
-        last, gaps = len(tokens) - 1, [-1] * len(self.groups)  # per group the last block without a page
+        last, walk = len(tokens) - 1, _Walk(self.groups, needs_state=self.slots is not None)
         while True:
             if node.tails:
-                best = max((best, *self._tails(node, tokens, last, gaps)), key=lambda one: one.end)
+                best = max((best, *walk.tails(node, tokens, last)), key=lambda one: one.end)
             block = tuple(tokens[node.end : node.end + PAGE_SIZE]) if node.end + PAGE_SIZE <= last else ()
             child = node.children.get(block)
             if child is None:
                 break
             node = child
-            self._note_gaps(gaps, node)
-            if node.end % self.step == 0 and self._can_go_on(node, gaps):
+            walk.follow(node)
+            if node.end % self.step == 0 and walk.can_go_on(node):
                 best = node
         for used in best.ancestors:
             used.used = self.now
@@ -166,11 +166,6 @@ class PrefixTree:
         node.slot = 0
         del self.stateful[node]
 
-    def drop_page(self, node: Node, group: int) -> None:
-        """Free the page of a node in a window group."""
-        page, node.pages[group] = node.pages[group], 0
-        self.blocks[group].forget(page)
-
     def remove(self, node: Node) -> None:
         """Free a node that nothing continues and nobody stands on."""
         parent = node.parent
@@ -201,46 +196,19 @@ class PrefixTree:
         self._prune(node)
 
     @property
+    def roots(self) -> list[Node]:
+        """Where the texts of every space begin."""
+        return list(self._roots.values())
+
+    @property
     def nodes(self) -> Iterator[Node]:
         """All of them, roots aside."""
-        left = list(self._roots.values())
+        left = self.roots
         while left:
             node = left.pop()
             below = [*node.children.values(), *node.tails.values()]
             yield from below
             left += below
-
-    def check(self) -> None:
-        """Assert that lists and nodes agree (pages and slots are checked by `Ledger.check`)."""
-        nodes = list(self.nodes)
-        assert set(self.leaves) == {node for node in nodes if not node.num_children}
-        assert set(self.stateful) == {node for node in nodes if node.slot}
-        for node in nodes:
-            assert node.parent is not None and node.start == node.parent.end
-            assert len(node.tokens) == PAGE_SIZE or not node.num_children, "a tail goes on"
-            assert len(node.tokens) == PAGE_SIZE or bool(node.slot) == (self.slots is not None), (
-                "a tail without a state"
-            )
-            windows = zip(self.groups, node.pages, strict=True)
-            assert all(page for group, page in windows if group.window is None), "a block without its page"
-        for root in self._roots.values():
-            assert root.locks or root.num_children, "an empty space"
-
-    def _tails(self, node: Node, tokens: Sequence[int], last: int, gaps: Sequence[int]) -> Iterator[Node]:
-        for block, tail in node.tails.items():
-            fits = tail.end <= last and tuple(tokens[node.end : tail.end]) == block
-            if fits and all(tail.pages) and self._can_go_on(tail, gaps):
-                yield tail
-
-    def _can_go_on(self, node: Node, gaps: Sequence[int]) -> bool:
-        if self.slots is not None and not node.slot:
-            return False
-        return all(gap < group.first_page(node.end) for group, gap in zip(self.groups, gaps, strict=True))
-
-    def _note_gaps(self, gaps: list[int], node: Node) -> None:
-        for group, page in enumerate(node.pages):
-            if not page:
-                gaps[group] = node.start // PAGE_SIZE
 
     def _fill(self, node: Node, pages: Sequence[int]) -> None:
         """What the caller has of a block and the tree has not."""
@@ -257,3 +225,44 @@ class PrefixTree:
         """A root that is neither locked nor continued goes."""
         if root.parent is None and not root.locks and not root.num_children:
             del self._roots[self._spaces.pop(root)]
+
+
+class _Walk:
+    """A text that is followed through the tree, and where it could go on. needs_state: only from checkpoints."""
+
+    def __init__(self, groups: Sequence[PageGroup], *, needs_state: bool) -> None:
+        self._groups, self._needs_state = groups, needs_state
+        self._gaps = [-1] * len(groups)  # per group the last block without a page
+
+    def follow(self, node: Node) -> None:
+        """The text goes on over this block."""
+        for group, page in enumerate(node.pages):
+            if not page:
+                self._gaps[group] = node.start // PAGE_SIZE
+
+    def can_go_on(self, node: Node) -> bool:
+        """Whether behind `node`, to which the text was followed, all is there that later tokens see."""
+        if self._needs_state and not node.slot:
+            return False
+        return all(gap < group.first_page(node.end) for group, gap in zip(self._groups, self._gaps, strict=True))
+
+    def tails(self, node: Node, tokens: Sequence[int], last: int) -> Iterator[Node]:
+        """Tails of `node` from which the text can go on, with at least one token left."""
+        for block, tail in node.tails.items():
+            fits = tail.end <= last and tuple(tokens[node.end : tail.end]) == block
+            if fits and all(tail.pages) and self.can_go_on(tail):
+                yield tail
+
+
+def check(tree: PrefixTree) -> None:
+    """Assert that lists and nodes agree (pages and slots are checked by `Ledger.check`)."""
+    nodes = list(tree.nodes)
+    assert set(tree.leaves) == {node for node in nodes if not node.num_children}
+    assert set(tree.stateful) == {node for node in nodes if node.slot}
+    for node in nodes:
+        assert node.parent is not None and node.start == node.parent.end
+        assert len(node.tokens) == PAGE_SIZE or not node.num_children, "a tail goes on"
+        assert len(node.tokens) == PAGE_SIZE or bool(node.slot) == (tree.slots is not None), "a tail without a state"
+        windows = zip(tree.groups, node.pages, strict=True)
+        assert all(page for group, page in windows if group.window is None), "a block without its page"
+    assert all(root.locks or root.num_children for root in tree.roots), "an empty space"

@@ -49,7 +49,8 @@ class Victims:
                 one = self._next(queue, found, lambda node: self._is_idle(node, group))
                 if one is None:
                     return
-                tree.drop_page(one, group)
+                page, one.pages[group] = one.pages[group], 0
+                pool.forget(page)
             elif not self.drop_leaf():
                 return
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, LENGTHS, ORDERS
 from stretto.core.drafter import DrafterConfig
@@ -120,7 +120,24 @@ def _check_template(value: object, what: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class _Values:
+    """What can be done with settings of any kind."""
+
+    def replace(self, **changes: Any) -> Self:
+        """These settings with other values; UserError, with near matches, for a name that is none."""
+        known = [one.name for one in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UserError(f"unknown setting {name!r}", why="see docs/SETTINGS.md", try_=near(name, known))
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name, for JSON: paths are texts, an object is the name of its class."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings(_Values):
     """How a model is run. Raises UserError for values that cannot be, alone or together.
 
     From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`,
@@ -268,18 +285,6 @@ class Settings:
         """The text of `chat_template`."""
         template = self.chat_template
         return read_text(template, "chat_template") if isinstance(template, Path) else template
-
-    def replace(self, **changes: Any) -> "Settings":
-        """These settings with other values; UserError, with near matches, for a name that is none."""
-        known = [one.name for one in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise UserError(f"unknown setting {name!r}", why="see docs/SETTINGS.md", try_=near(name, known))
-        return dataclasses.replace(self, **changes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings by name, for JSON: paths are texts, an object is the name of its class."""
-        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
 
 
 def _plain(value: Any) -> Any:
