@@ -72,15 +72,16 @@ class Ledger:
         """Tokens committed."""
         return self.holdings[rid].length
 
-    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "") -> int:
+    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "", *, fresh: bool = False) -> int:
         """A sequence, and how many of its tokens are there already; it takes memory from its first `reserve` on.
 
-        tokens: its text so far, a list that grows with it. space: texts of different spaces share nothing.
+        tokens: its text so far, a list that grows with it. space: texts of different spaces share nothing. fresh: it
+        leaves what it has to others, and takes nothing.
         """
         assert rid not in self.holdings, f"request {rid} is admitted twice"
         holding = self.holdings[rid] = Holding([Table(group) for group in self.room.groups])
         if tokens is not None and self.prefixes is not None:
-            holding.standing = self.prefixes.admit(holding.tables, tokens, space)
+            holding.standing = self.prefixes.admit(holding.tables, tokens, space, fresh=fresh)
             holding.length = holding.standing.start
         return holding.length
 

@@ -82,9 +82,9 @@ class CacheManager:
         """Tokens committed."""
         return self.ledger.length(rid)
 
-    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "") -> int:
+    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "", *, fresh: bool = False) -> int:
         """A request, and how many of its tokens the cache has: see `Ledger.admit`."""
-        return self.ledger.admit(rid, tokens, space)
+        return self.ledger.admit(rid, tokens, space, fresh=fresh)
 
     def is_coming(self, tokens: Sequence[int] | None, space: str) -> bool:
         """Whether a running prompt is about to compute much of a text that waits."""

@@ -64,10 +64,10 @@ class PrefixCache:
         self.tree = PrefixTree(groups, blocks, slots, self._step)
         self._victims = Victims(self.tree, reuse.policy)
 
-    def admit(self, tables: Sequence[Table], tokens: Sequence[int], space: str) -> Standing:
-        """A sequence of these tokens; its tables get the pages of what is known."""
+    def admit(self, tables: Sequence[Table], tokens: Sequence[int], space: str, *, fresh: bool) -> Standing:
+        """A sequence of these tokens; its tables get the pages of what is known. fresh: as if nothing were."""
         self.tree.now += 1
-        match = self.tree.match(tokens, space)
+        match = self.tree.match([] if fresh else tokens, space)
         node = match.node
         standing = Standing(tokens, space, len(tokens), node, node.end)
         self.tree.lock(node)

@@ -23,9 +23,10 @@ class Job:
     it is. prompt, output: what there is; limit: most that may be output; expected: how much is expected to be.
     held: in the cache. tokens: prompt and output, a list that grows, for the prefix cache; None = its text is not
     shared. space: texts of different spaces share nothing. cached: what the prefix cache had of its prompt when it
-    was admitted first. drafts: tokens may be drafted for it; ahead: its next tokens depend on nothing but the model
-    and its noise; acceptance: of every token that a lookup has ready for it, how likely it is to be accepted; None
-    = the drafter does not say before it is asked (the engine says these three for every step).
+    was admitted first. fresh: all of its prompt is computed, whatever is cached. drafts: tokens may be drafted for
+    it; ahead: its next tokens depend on nothing but the model and its noise; acceptance: of every token that a
+    lookup has ready for it, how likely it is to be accepted; None = the drafter does not say before it is asked
+    (the engine says these three for every step).
     """
 
     rid: int
@@ -40,6 +41,7 @@ class Job:
     tokens: Sequence[int] | None = None
     space: str = ""
     cached: int | None = None
+    fresh: bool = False
     is_running: bool = False
     drafts: bool = False
     ahead: bool = False

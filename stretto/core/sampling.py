@@ -79,6 +79,13 @@ class Sampling:
         "the text ends at these tokens", default=(), kind=tuple[int, ...], metavar="N,...", low=0, high=_MOST
     )
     ignore_eos: bool = option("end-of-text tokens do not end the text", default=False)
+    prompt_logprobs: int | None = option(
+        "with every token of the prompt but the first its log-probability, and those of this many likeliest ones",
+        default=None,
+        flag=None,
+        low=0,
+        high=MAX_LOGPROBS,
+    )
     logprobs: int | None = option(
         "with every token the log-probabilities of this many likeliest ones",
         default=None,

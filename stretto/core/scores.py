@@ -26,6 +26,15 @@ class Scores:
     ) -> None:
         self._logits, self.top, self.argmax, self.rows = logits, top, argmax, rows
 
+    def select(self, order: Sequence[int]) -> "Scores":
+        """Those of these rows, in this order."""
+        return Scores(
+            lambda: self.logits[list(order)],
+            None if self.top is None else [self.top[i] for i in order],
+            None if self.argmax is None else [self.argmax[i] for i in order],
+            None if self.rows is None else self.rows.select(order),
+        )
+
     @cached_property
     def logits(self) -> "Tensor":
         """[R, W]."""

@@ -187,5 +187,5 @@ class Engine:
 def _describe(request: Request, priority: int, tenant: str, space: str, tags: Mapping[str, int]) -> None:
     """What the scheduler and the cache are told of a request."""
     request.job.priority, request.job.tenant, request.tags = priority, tenant, tags
-    request.job.tokens = request.tokens
+    request.job.tokens, request.job.fresh = request.tokens, request.sampling.prompt_logprobs is not None
     request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached

@@ -80,6 +80,7 @@ class Request:
     text: TextStream | None = None
     matcher: TokenMatcher | None = None  # of `sampling.grammar`, behind the last output token
     output: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of every token of the prompt but the first
     tags: Mapping[str, int] = field(default_factory=dict)
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)

@@ -37,7 +37,7 @@ MAX_HELD = 32  # prompts that wait for a running one while others pass them
 class Memory(Protocol):
     """What the scheduler asks of the cache."""
 
-    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "") -> int: ...
+    def admit(self, rid: int, tokens: Sequence[int] | None = None, space: str = "", *, fresh: bool = False) -> int: ...
     def is_coming(self, tokens: Sequence[int] | None, space: str) -> bool: ...
     def beginning(self, rid: int) -> list[int]: ...
     def next_cut(self, rid: int) -> int | None: ...
@@ -227,7 +227,7 @@ class _Placement:
         for job in waiting:
             if self._budget <= 0 or len(self._scheduler.running) == self._scheduler.limits.max_seqs or held > MAX_HELD:
                 return
-            if self._memory.is_coming(job.tokens, job.space):
+            if not job.fresh and self._memory.is_coming(job.tokens, job.space):
                 held += 1
                 self._shorten()
             elif not self._admit(job):
@@ -261,7 +261,7 @@ class _Placement:
 
     def _admit(self, job: Job) -> bool:
         """An admission must find room for its whole prompt, or it would be preempted by its own second chunk."""
-        job.held, fits = self._memory.admit(job.rid, job.tokens, job.space), False
+        job.held, fits = self._memory.admit(job.rid, job.tokens, job.space, fresh=job.fresh), False
         try:
             rows = self._rows(job)
             fits = rows > 0 and self._memory.reserve(job.rid, rows, later_rows=job.need - rows)

@@ -11,6 +11,7 @@ from stretto.core.policy import Record
 from stretto.engine.constrained import is_forced
 from stretto.engine.decide import Asked, Decision, decide, emitted_logprobs
 from stretto.engine.drafting import Drafting
+from stretto.engine.prompts import num_scored, read_prompts
 from stretto.engine.request import Request, TokenLogprobs
 from stretto.engine.scheduler import Plan, Scheduler, Share, served
 from stretto.runner.runner import Rows, Runner
@@ -58,8 +59,10 @@ def run_one(
     """propose -> pack -> forward -> judge -> commit -> read."""
     drafted = drafting.propose(plan, requests, scheduler)
     verified = [drafted.get(share.job.rid) or Asked(requests[share.job.rid]) for share in plan.shares]
-    step = runner.pack([_rows(share, one) for share, one in zip(plan.shares, verified, strict=True)])
+    parts = [_rows(share, one) for share, one in zip(plan.shares, verified, strict=True)]
+    step = runner.pack(parts)
     outputs = runner.forward(step)
+    read_prompts(outputs.scores, plan.shares, requests, sum(part.wants for part in parts))
     asked = [one for share, one in zip(plan.shares, verified, strict=True) if share.is_last]
     decisions = decide(outputs.scores, asked, judge, drafting.needs)
     logprobs = emitted_logprobs(outputs.scores, asked, decisions)
@@ -84,6 +87,7 @@ def _rows(share: Share, one: Asked) -> Rows:
         tree=None if one.tree.is_chain else one.tree,
         is_step=share.is_decode,
         wants=len(one.tree) if share.is_last else 0,
+        scored=num_scored(share, one.request),
         tags=one.request.tags,
     )
 

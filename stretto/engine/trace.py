@@ -12,7 +12,7 @@ from stretto.core.policy import Job, Record
 from stretto.engine.scheduler import Limits, Memory, Plan, Policies, Scheduler
 
 Event = dict[str, Any]
-ARRIVAL = ("rid", "arrived", "prompt", "limit", "priority", "tenant", "space")  # fields of a job that is new
+ARRIVAL = ("rid", "arrived", "prompt", "limit", "priority", "tenant", "space", "fresh")  # fields of a job that is new
 
 
 def plan_event(plan: Plan) -> Event:

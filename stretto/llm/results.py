@@ -44,6 +44,7 @@ class Result:
     """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again.
 
     approximate: what may have changed the output, `prefill int8` for example; empty = exact or lossless.
+    prompt_logprobs: of every token of the prompt but the first, if they were asked for.
     """
 
     text: str
@@ -55,6 +56,7 @@ class Result:
     seed: int
     logprobs: tuple[TokenLogprobs, ...] = ()
     approximate: tuple[str, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

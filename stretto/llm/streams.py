@@ -115,4 +115,5 @@ class Streams:
             seed=request.noise.seed,
             logprobs=tuple(stream.logprobs),
             approximate=self._approximate,
+            prompt_logprobs=tuple(request.prompt_logprobs),
         )

@@ -37,7 +37,8 @@ class Rows:
 
     tokens: those that are certain, then `num_draft` provisional ones. tree: of all these rows; None = a chain.
     is_step: in step form, which provisional rows need; such sequences come first. wants: scores of so many rows at the
-    end. tags: integers that parts of the model may ask for (`Seqs.tag`).
+    end. scored: scores of its first so many rows, too; they come behind those of all sequences. tags: integers that
+    parts of the model may ask for (`Seqs.tag`).
     """
 
     rid: int
@@ -46,15 +47,18 @@ class Rows:
     tree: Tree | None = None
     is_step: bool = True
     wants: int = 0
+    scored: int = 0
     tags: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A packed step: its sequences, and the arguments of the forward pass."""
+    """A packed step: its sequences, the arguments of the forward pass, and the order of its scores, if that is another
+    one than that of the rows."""
 
     rids: tuple[int, ...]
     plan: StepPlan
+    order: Sequence[int] | None = None
 
     @property
     def seqs(self) -> Seqs:
@@ -135,8 +139,10 @@ class Runner:
         assert all(part.is_step for part in parts[:num_step]), "sequences in step form come first"
         tokens: list[int] = []
         wanted: list[int] = []
+        scored: list[int] = []
         names = {name for part in parts for name in part.tags}
         for part in parts:
+            scored += range(len(tokens), len(tokens) + part.scored)
             tokens += part.tokens
             wanted += range(len(tokens) - part.wants, len(tokens))
         seqs = Seqs.of(
@@ -148,11 +154,15 @@ class Runner:
             tags={name: [part.tags.get(name, 0) for part in parts for _ in part.tokens] for name in names},
         )
         rids = tuple(part.rid for part in parts)
-        return Step(rids, StepPlan(tokens, seqs, wanted, self.cache.pack(rids, seqs)))
+        rows = sorted((*wanted, *scored))  # what the head computes comes in order
+        place = {row: i for i, row in enumerate(rows)}
+        order = [place[row] for row in (*wanted, *scored)] if scored else None
+        return Step(rids, StepPlan(tokens, seqs, rows, self.cache.pack(rids, seqs)), order)
 
     def forward(self, step: Step) -> Outputs:
         """Scores of the wanted rows, hidden states of all."""
-        return self._compute(step.plan)
+        outputs = self._compute(step.plan)
+        return outputs if step.order is None else Outputs(outputs.scores.select(step.order), outputs.features)
 
     def commit(self, step: Step, paths: Sequence[Sequence[int]]) -> None:
         """Keep the certain rows, and of the provisional ones a path per sequence: numbers of rows among its tokens."""

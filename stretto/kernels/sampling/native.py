@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from ctypes import c_float, c_int32, c_uint8
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stretto.core.errors import UserError
@@ -29,16 +29,24 @@ _SMALLEST = 1.1754943508222875e-38  # normal fp32 number
 
 @dataclass(frozen=True, slots=True)
 class LogitRows:
-    """Logits in memory: `count` rows of fp32 [width], `stride` bytes apart. threads: who computes with them."""
+    """Logits in memory: `count` rows of fp32 [width], `stride` bytes apart. threads: who computes with them. order:
+    numbers of these rows, which then stand for the rows 0, 1, ...; None = all, as they are."""
 
     address: int
     count: int
     width: int
     stride: int
     threads: Team
+    order: Sequence[int] | None = None
+
+    def select(self, order: Sequence[int]) -> "LogitRows":
+        """These rows, in this order."""
+        assert self.order is None
+        return replace(self, order=order)
 
     def at(self, row: int) -> int:
         """The address of a row."""
+        row = row if self.order is None else self.order[row]
         assert 0 <= row < self.count
         return self.address + row * self.stride
 
@@ -48,7 +56,8 @@ class LogitRows:
 
         numbers = (c_float * (self.count * self.stride // 4)).from_address(self.address)
         whole = torch.frombuffer(numbers, dtype=torch.float32) if self.count else torch.empty(0)
-        return whole.view(self.count, self.stride // 4)[:, : self.width]
+        rows = whole.view(self.count, self.stride // 4)[:, : self.width]
+        return rows if self.order is None else rows[list(self.order)]
 
 
 def row(library: Library, x: int, argmax: int, width: int, how: Draw) -> Any:
