@@ -21,6 +21,7 @@ from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, ma
 from stretto.llm.streams import Streams
 from stretto.llm.sync import LLM
 from stretto.text.chat import ChatTemplate
+from stretto.text.grammar import Grammars
 from stretto.text.tokenizer import Tokenizer
 
 BOS, EOS, VOCAB = 256, 257, 258
@@ -104,11 +105,12 @@ class ScriptedEngine:
         priority: int = 0,
         tenant: str = "",
         space: str = "",
+        matcher: Any = None,
         tags: Mapping[str, int] | None = None,
     ) -> Request:
         request = make_request(
-            len(self.added), prompt, sampling, text, child=child, eos_ids=self.eos_ids, vocab_size=VOCAB,
-            context=self.runner.sizes.context, arrived=self.clock(),
+            len(self.added), prompt, sampling, text, child=child, matcher=matcher, eos_ids=self.eos_ids,
+            vocab_size=VOCAB, context=self.runner.sizes.context, arrived=self.clock(),
         )  # fmt: skip
         request.job.priority, request.job.tenant = priority, tenant
         self.added.append(request)
@@ -173,7 +175,7 @@ class ScriptedLLM(LLM):
     ) -> None:  # fmt: skip
         self.settings, self.load_s, self.hints = settings or Settings(), 0.0, {}
         self.tokenizer = byte_tokenizer(folder, template)
-        self.template = ChatTemplate.of(self.tokenizer)
+        self.template, self._grammars = ChatTemplate.of(self.tokenizer), Grammars(self.tokenizer)
         self.backend_choice = SimpleNamespace(name="scripted")  # type: ignore[assignment]
         self.scripted = ScriptedEngine(say, context=context, max_seqs=max_seqs)
         self._streams = Streams(self.scripted, 0.0, ())  # type: ignore[arg-type]
