@@ -94,11 +94,10 @@ def main() -> None:
         samples[f"attention of {streams}, one by one / together"] = ratio
         whole = SHARED // SPLIT * SPLIT  # of whole splits
         once = whole + streams * (SHARED + OWN - whole)
-        print(
-            f"{streams:3} sequences: step {median(found['together']):.1f} ms together,"
-            f" {median(found['one by one']):.1f} ms one by one; attention {median(ratio):.2f} times as fast; keys and values read"
-            f" {streams * (SHARED + OWN) * token_bytes / 1e6:,.0f} MB -> {once * token_bytes / 1e6:,.0f} MB"
-        )
+        read = [n * token_bytes / 1e6 for n in (streams * (SHARED + OWN), once)]
+        steps = " and ".join(f"{median(values):.1f} ms {way}" for way, values in found.items())
+        print(f"{streams:3} sequences: a step takes {steps}; attention {median(ratio):.2f} times as fast;")
+        print(f"    keys and values read: {read[0]:,.0f} MB one by one, {read[1]:,.0f} MB together")
     rows = [result(name, "x" if "/" in name else "ms", values) for name, values in samples.items()]
     machine = describe_machine() | {"shown": "shown", "backend": llm.backend_choice.name}
     command = shlex.join(["python", *sys.argv])
