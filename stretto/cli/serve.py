@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ EXAMPLES = (
     "STRETTO_API_KEY=secret stretto serve smollm2 --host 0.0.0.0 --served-model-name small",
     "stretto serve ./model.gguf --ctx 8192 --max-seqs 16 --port 0 --json",
 )
-KEY_VARIABLE = "STRETTO_API_KEY"
+KEY_VARIABLE, ADMIN_VARIABLE = "STRETTO_API_KEY", "STRETTO_ADMIN_KEY"
 LONGEST_KEY = 1024
 
 
@@ -45,6 +45,11 @@ class Options:
         default=(),
     )
     api_key_file: Path | None = option("file with a key per line", default=None)
+    admin_key: tuple[str, ...] = option(
+        f"key for what changes this machine, such as pulling models; may be repeated (default: {ADMIN_VARIABLE};"
+        " without one, nobody may)",
+        default=(),
+    )
     no_auth: bool = option("ask for no key on any address: something in front of this server does", default=False)
     cors_origin: tuple[str, ...] = option(
         "let pages of this origin ask, such as https://example.org; may be repeated", default=(), metavar="ORIGIN"
@@ -74,6 +79,7 @@ class Options:
 def run(options: Options) -> int:
     """Serve until a signal says not to."""
     keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
+    admin_keys = admin_keys_of(options, process_variables().get(ADMIN_VARIABLE, ""))
     from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
@@ -83,7 +89,7 @@ def run(options: Options) -> int:
         from stretto.serve.address import url_of
         from stretto.serve.log import to_stream
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    listening, access = _listen(options, keys)
+    listening, access = _listen(options, keys, admin_keys)
     url = url_of(listening)
     to_stream()
     note(f"listening on {url}, loading {options.model}")
@@ -126,12 +132,23 @@ def keys_of(options: Options, variable: str) -> tuple[str, ...]:
             raise UserError(f"--api-key-file {options.api_key_file} holds no key", why="it is empty")
     if not keys and variable:
         keys = [variable]
-    for key in keys:
-        if not key.isascii() or not key.isprintable() or " " in key or not 0 < len(key) <= LONGEST_KEY:
-            raise UserError("an API key must be printable ASCII without spaces", why="clients send it in a header")
+    _check_keys(keys)
     if keys and options.no_auth:
         raise UserError("--no-auth and API keys exclude each other", why="--no-auth asks nobody for a key")
     return tuple(keys)
+
+
+def admin_keys_of(options: Options, variable: str) -> tuple[str, ...]:
+    """The admin keys that were given, else the one in the variable. Raises UserError."""
+    keys = options.admin_key or ((variable,) if variable else ())
+    _check_keys(keys)
+    return keys
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or " " in key or not 0 < len(key) <= LONGEST_KEY:
+            raise UserError("an API key must be printable ASCII without spaces", why="clients send it in a header")
 
 
 def names_of(options: Options) -> tuple[str, ...]:
@@ -157,15 +174,15 @@ def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
     }
 
 
-def _listen(options: Options, keys: Sequence[str]) -> "tuple[socket, Access]":
+def _listen(options: Options, keys: Sequence[str], admin_keys: Sequence[str]) -> "tuple[socket, Access]":
     from stretto.serve.address import access_for, listen, listen_at, resolve
     from stretto.serve.app import Access
 
     if options.uds is not None:
-        return listen_at(options.uds), Access(keys=keys, origins=options.cors_origin)
+        return listen_at(options.uds), Access(keys=keys, admin_keys=admin_keys, origins=options.cors_origin)
     family, address = resolve(options.host, options.port)
     access = access_for(address[0], keys, options.cors_origin, no_auth=options.no_auth)
-    return listen(family, address), access
+    return listen(family, address), replace(access, admin_keys=admin_keys)
 
 
 async def _serve(options: Options, access: "Access", listening: "socket", load: Any, ready: Any) -> int:

@@ -14,7 +14,10 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class TextStream(Protocol):
-    """Turns tokens into text; holds back what may still change (half a character, half a stop string)."""
+    """Turns tokens into text; holds back what may still change (half a character, half a stop string). hit: the stop
+    string that was completed."""
+
+    hit: str | None
 
     def push(self, token: int) -> tuple[str, bool]:
         """Text that is now certain, and whether a stop string was completed (the text ends before it)."""

@@ -44,7 +44,8 @@ class Result:
     """The continuation of one prompt. seed: what `Sampling.seed` must be to get the same text again.
 
     approximate: what may have changed the output, `prefill int8` for example; empty = exact or lossless.
-    prompt_logprobs: of every token of the prompt but the first, if they were asked for.
+    prompt_logprobs: of every token of the prompt but the first, if they were asked for. stop_string: the one that
+    ended the text, if one did.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Result:
     logprobs: tuple[TokenLogprobs, ...] = ()
     approximate: tuple[str, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

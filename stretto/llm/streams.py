@@ -116,4 +116,5 @@ class Streams:
             logprobs=tuple(stream.logprobs),
             approximate=self._approximate,
             prompt_logprobs=tuple(request.prompt_logprobs),
+            stop_string=request.text.hit if request.text is not None else None,
         )

@@ -11,6 +11,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Scope
 
 from stretto.serve import system, texts
+from stretto.serve.anthropic.route import count_tokens, create_message
+from stretto.serve.anthropic.schema import CountRequest, MessagesRequest
 from stretto.serve.auth import Guard, Keys
 from stretto.serve.call import Call
 from stretto.serve.chat import chat
@@ -18,7 +20,14 @@ from stretto.serve.completions import complete
 from stretto.serve.endpoint import Post
 from stretto.serve.frame import Frame
 from stretto.serve.json import Json
+from stretto.serve.ollama import about
+from stretto.serve.ollama.generate import chat as ollama_chat
+from stretto.serve.ollama.generate import generate
+from stretto.serve.ollama.pull import Puller
+from stretto.serve.ollama.schema import OllamaChat, OllamaGenerate, PullRequest, ShowRequest
 from stretto.serve.openapi import Entry, document
+from stretto.serve.responses.route import respond
+from stretto.serve.responses.schema import ResponsesRequest
 from stretto.serve.schema import (
     ChatRequest,
     CompletionRequest,
@@ -31,10 +40,11 @@ from stretto.serve.service import Service
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may ask. keys: empty = nobody is asked for one; loopback_only: requests must name this machine; origins: of
-    the pages that browsers may let ask."""
+    """Who may ask. keys: empty = nobody is asked for one; admin_keys: for what changes this machine; loopback_only:
+    requests must name this machine; origins: of the pages that browsers may let ask."""
 
     keys: Sequence[str] = ()
+    admin_keys: Sequence[str] = ()
     loopback_only: bool = False
     origins: Sequence[str] = ()
 
@@ -45,6 +55,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     app: ASGIApp = Guard(
         Router(routes, redirect_slashes=False),
         Keys(access.keys),
+        admin_keys=Keys(access.admin_keys),
         loopback_only=access.loopback_only,
         origins=access.origins,
     )
@@ -65,10 +76,14 @@ def entries(service: Service) -> list[Entry]:
     def get(path: str, summary: str, answer: system.Answer, media_type: str = "application/json") -> Entry:
         return Entry("GET", path, summary, system.Plain(service, answer), media_type=media_type)
 
+    def post(path: str, summary: str, answer: system.Answer) -> Entry:
+        return Entry("POST", path, summary, system.Plain(service, answer))
+
     async def openapi(call: Call, scope: Scope) -> ASGIApp:
         return Json(page)
 
     found = [
+        get("/", "That somebody is here", system.root, "text/plain"),
         get("/health", "Whether the engine lives", system.health),
         get("/v1/health", "Whether the engine lives", system.health),
         get("/ping", "Whether the engine lives", system.health),
@@ -82,6 +97,25 @@ def entries(service: Service) -> list[Entry]:
         Entry("POST", "/v1/chat/completions", "Answer a conversation", Post(service, ChatRequest, chat), ChatRequest),
         Entry("POST", "/v1/completions", "Continue texts", Post(service, CompletionRequest, complete),
               CompletionRequest),
+        Entry("POST", "/v1/responses", "Answer a conversation of items", Post(service, ResponsesRequest, respond),
+              ResponsesRequest),
+        Entry("POST", "/v1/messages", "Answer a conversation of blocks", Post(service, MessagesRequest, create_message),
+              MessagesRequest),
+        Entry("POST", "/v1/messages/count_tokens", "Tokens of a conversation of blocks",
+              Post(service, CountRequest, count_tokens), CountRequest),
+        post("/v1/embeddings", "Not here yet", system.no_embeddings),
+        get("/api/version", "Of this server", about.version),
+        get("/api/tags", "What is served", about.tags),
+        get("/api/ps", "What is loaded", about.running),
+        Entry("POST", "/api/show", "One model", Post(service, ShowRequest, about.show), ShowRequest),
+        Entry("POST", "/api/chat", "Answer a conversation, in lines", Post(service, OllamaChat, ollama_chat),
+              OllamaChat, media_type="application/x-ndjson"),
+        Entry("POST", "/api/generate", "Answer a prompt, in lines", Post(service, OllamaGenerate, generate),
+              OllamaGenerate, media_type="application/x-ndjson"),
+        post("/api/embed", "Not here yet", system.no_embeddings),
+        post("/api/embeddings", "Not here yet", system.no_embeddings),
+        Entry("POST", "/api/pull", "Fetch a model (admin key)", Post(service, PullRequest, Puller()), PullRequest,
+              media_type="application/x-ndjson"),
         Entry("POST", "/tokenize", "Ids of a text", Post(service, TokenizeRequest, texts.tokenize), TokenizeRequest),
         Entry("POST", "/detokenize", "Text of ids", Post(service, DetokenizeRequest, texts.detokenize),
               DetokenizeRequest),

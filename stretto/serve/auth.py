@@ -18,6 +18,8 @@ from stretto.serve.errors import ApiError
 from stretto.serve.log import Record
 
 PUBLIC = frozenset({"/health", "/v1/health", "/ping", "/ready"})
+ADMIN = frozenset({"/api/pull"})
+"""Paths that change this machine: only a key of the operator's own opens them, also where nobody else needs one."""
 
 
 class Keys:
@@ -41,11 +43,14 @@ class Keys:
 
 
 class Guard:
-    """Lets a request through, or answers 401 or 403. keys: empty = none is asked for; loopback_only: requests must
-    name this machine; origins: of pages that may ask."""
+    """Lets a request through, or answers 401 or 403. keys: empty = none is asked for; admin_keys: open all that keys
+    open, and `ADMIN`; loopback_only: requests must name this machine; origins: of pages that may ask."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, *, loopback_only: bool, origins: Collection[str] = ()) -> None:
-        self._app, self._keys, self._loopback_only, self._origins = app, keys, loopback_only, frozenset(origins)
+    def __init__(
+        self, app: ASGIApp, keys: Keys, *, admin_keys: Keys, loopback_only: bool, origins: Collection[str] = ()
+    ) -> None:
+        self._app, self._keys, self._admin_keys = app, keys, admin_keys
+        self._loopback_only, self._origins = loopback_only, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -55,6 +60,9 @@ class Guard:
         if self._keys and not is_public:
             record: Record = scope["state"]["record"]
             record.tenant = self._tenant(headers)
+        if scope["path"] in ADMIN and self._admin_keys.whose(_presented(headers)) is None:
+            why = "" if self._admin_keys else "; this server was started without --admin-key"
+            raise ApiError(403, f"This needs the admin key{why}", code="admin_key_needed")
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
@@ -67,14 +75,21 @@ class Guard:
             raise ApiError(403, "Pages of this origin may not use this server", code="origin_not_allowed")
 
     def _tenant(self, headers: Headers) -> str:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        presented = [token.strip()] if scheme.lower() == "bearer" else []
-        presented += headers.getlist("x-api-key")[:1]
-        number = self._keys.whose(presented)
+        presented = _presented(headers)
+        number, admin = self._keys.whose(presented), self._admin_keys.whose(presented)
+        if admin is not None:
+            return f"admin-{admin + 1}"
         if number is None:
             message = "The API key is wrong" if presented else "An API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         return f"key-{number + 1}"
+
+
+def _presented(headers: Headers) -> list[str]:
+    """The keys that a request brings."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    presented = [token.strip()] if scheme.lower() == "bearer" else []
+    return presented + headers.getlist("x-api-key")[:1]
 
 
 def host_of(header: str) -> str:

@@ -57,7 +57,7 @@ def parse(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
         found = msgspec.json.decode(body, type=kind)
         names = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError as problem:
-        raise _invalid(str(problem)) from None
+        raise invalid_value(str(problem)) from None
     except msgspec.DecodeError as problem:
         raise invalid(f"The body is not JSON: {problem}", code="invalid_json") from None
     except RecursionError:
@@ -66,10 +66,11 @@ def parse(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     return found, [name for name in names if name not in known]
 
 
-def _invalid(text: str) -> ApiError:
-    """msgspec says what was expected and at which path; it never repeats a value but that of a wrong choice."""
+def invalid_value(text: str, inside: str = "") -> ApiError:
+    """msgspec says what was expected and at which path; it never repeats a value but that of a wrong choice. inside:
+    the path of what was read."""
     found = _PATH.fullmatch(text)
-    message, path = (found[1], found[2].lstrip(".")) if found else (text, "")
+    message, path = (found[1], (inside + found[2]).lstrip(".")) if found else (text, inside)
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", message):
         path = f"{path}.{missing[1]}".lstrip(".")
         return invalid(f"{path} is missing", path, "missing_required_parameter")

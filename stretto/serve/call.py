@@ -1,5 +1,6 @@
 """`Call`: one HTTP request on its way through the server."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.serve.log import LOGGER, Record, short
@@ -29,6 +30,10 @@ class Call:
 
     def note_unknown(self, names: list[str]) -> None:
         """Fields that are no fields of this route were left out."""
+        self.note_skipped("unknown fields are ignored", names, "fields")
+
+    def note_skipped(self, event: str, names: Sequence[str], what: str = "types") -> None:
+        """One line in the log for all that was left out, if anything was."""
         if names:
-            facts = {"id": self.id, "fields": [short(name) for name in names[:16]], "count": len(names)}
-            LOGGER.info("unknown fields are ignored", extra={"facts": facts})
+            facts = {"id": self.id, what: [short(name) for name in names[:16]], "count": len(names)}
+            LOGGER.info(event, extra={"facts": facts})

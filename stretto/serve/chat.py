@@ -6,65 +6,59 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from stretto.llm.results import Chunk, Result
-from stretto.llm.submission import Submission
+from stretto.serve.asking import ask
 from stretto.serve.call import Call
-from stretto.serve.conversation import Conversation, encode_chat
 from stretto.serve.json import Json
 from stretto.serve.logprobs import of_chat
-from stretto.serve.reading import Reading
-from stretto.serve.reasoning import Part, Splitter, is_open
-from stretto.serve.refusals import refuse_unsupported
-from stretto.serve.reply import Head, drafted, wants_usage
-from stretto.serve.sampling import sampling_of
+from stretto.serve.parts import Argued, Called, Part, PartReader, Said, Thought
+from stretto.serve.reply import Head, drafted, new_id, wants_usage
 from stretto.serve.schema import ChatRequest
 from stretto.serve.stream import EventStream
 from stretto.serve.usage import about, timings, usage
 from stretto.text.tokenizer import Tokenizer
 
-_TAIL = 64  # tokens at the end of a prompt in which a template may have opened the thinking
-
 
 async def chat(call: Call, request: ChatRequest) -> ASGIApp:
     """Answer a conversation."""
-    service = call.service
-    llm = service.model(request.model)
-    refuse_unsupported(request, order=service.order)
-    conversation = Conversation(request.messages, _tools(request), _kwargs(request))
-    ids = await encode_chat(service, llm, conversation)
-    service.check_ids(ids, "messages")
-    logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    sampling = sampling_of(request, max_tokens=request.max_completion_tokens or request.max_tokens, logprobs=logprobs)
-    submissions = [
-        Submission(ids=ids, sampling=sampling, child=child, priority=-(request.priority or 0), tenant=call.tenant,
-                   space=call.space(request.cache_salt), skip_special=request.skip_special_tokens is not False)
-        for child in range(request.n or 1)
-    ]  # fmt: skip
-    params = sampling.resolve(llm.llm.hints) if request.echo_params else None
+    asked = await ask(call, request)
+    llm, tokenizer = asked.llm.llm, asked.llm.llm.tokenizer
+    params = asked.sampling.resolve(llm.hints) if request.echo_params else None
     kind = "chat.completion.chunk" if request.stream else "chat.completion"
-    head = Head.make("chatcmpl", kind, service.name, llm.llm, params)
-    begins_open = service.tags is not None and is_open(
-        llm.llm.tokenizer.decode(ids[-_TAIL:], skip_special=False), service.tags
-    )
-    splitters = [Splitter(service.tags, begins_open) for _ in submissions]
-    reading = Reading(call, llm, submissions, reply_id=head.id, timeout=request.timeout)
+    head = Head.make("chatcmpl", kind, call.service.name, llm, params)
+    reading = asked.reading(call, head.id)
     if request.stream:
-        grown = _Stream(request, head, llm.llm.tokenizer, splitters, ids)
+        grown = _Stream(request, head, tokenizer, asked.readers, asked.ids)
         return EventStream(reading, call.id, grown.events, grown.last)
     with reading:
         results = await reading.results()
-    return Json(_whole(request, head, llm.llm.tokenizer, splitters, results))
+    return Json(_whole(request, head, tokenizer, asked.readers, results))
 
 
-def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
-    return None if request.tool_choice == "none" else request.tools or None
+def _reason(result: Result, reader: PartReader) -> str:
+    return "tool_calls" if reader.num_calls and result.finish_reason == "stop" else result.finish_reason
 
 
-def _kwargs(request: ChatRequest) -> dict[str, Any]:
-    kwargs = dict(request.chat_template_kwargs or {})
-    for name in ("reasoning_effort", "documents"):
-        if (value := getattr(request, name)) is not None:
-            kwargs.setdefault(name, value)
-    return kwargs
+def _calls(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The calls of a whole answer."""
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, Called):
+            found.append({"id": new_id("call"), "type": "function", "function": {"name": part.name, "arguments": ""}})
+        elif isinstance(part, Argued):
+            found[part.index]["function"]["arguments"] += part.text
+    return found
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    """What a part adds to a message."""
+    if isinstance(part, Thought):
+        return _thought(part.text)
+    if isinstance(part, Said):
+        return {"content": part.text}
+    if isinstance(part, Argued):
+        return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
+    function = {"name": part.name, "arguments": ""}
+    return {"tool_calls": [{"index": part.index, "id": new_id("call"), "type": "function", "function": function}]}
 
 
 def _thought(text: str) -> dict[str, str]:
@@ -73,21 +67,23 @@ def _thought(text: str) -> dict[str, str]:
 
 
 def _whole(
-    request: ChatRequest, head: Head, tokenizer: Tokenizer, splitters: Sequence[Splitter], results: Sequence[Result]
+    request: ChatRequest, head: Head, tokenizer: Tokenizer, readers: Sequence[PartReader], results: Sequence[Result]
 ) -> dict[str, Any]:
     choices = []
-    for index, (result, splitter) in enumerate(zip(results, splitters, strict=True)):
-        pieces: dict[Part, str] = {"reasoning": "", "content": ""}
-        for part, text in (*splitter.push(result.text), *splitter.finish()):
-            pieces[part] += text
-        message: dict[str, Any] = {"role": "assistant", "content": pieces["content"], "refusal": None}
-        if pieces["reasoning"]:
-            message |= _thought(pieces["reasoning"])
+    for index, (result, reader) in enumerate(zip(results, readers, strict=True)):
+        parts = reader.whole(result.text)
+        content = "".join(part.text for part in parts if isinstance(part, Said))
+        thought = "".join(part.text for part in parts if isinstance(part, Thought))
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if thought:
+            message |= _thought(thought)
+        if reader.num_calls:
+            message |= {"content": content or None, "tool_calls": _calls(parts)}
         choice: dict[str, Any] = {
             "index": index,
             "message": message,
             "logprobs": of_chat(tokenizer, result.token_ids, result.logprobs) if request.logprobs else None,
-            "finish_reason": result.finish_reason,
+            "finish_reason": _reason(result, reader),
             "stretto": about(result),
         }
         if request.return_token_ids:
@@ -109,24 +105,22 @@ class _Stream:
         request: ChatRequest,
         head: Head,
         tokenizer: Tokenizer,
-        splitters: Sequence[Splitter],
+        readers: Sequence[PartReader],
         prompt_ids: Sequence[int],
     ) -> None:
-        self._request, self._head, self._tokenizer, self._splitters = request, head, tokenizer, splitters
+        self._request, self._head, self._tokenizer, self._readers = request, head, tokenizer, readers
         self._prompt_ids = prompt_ids
-        self._has_begun = [False] * len(splitters)
+        self._has_begun = [False] * len(readers)
         self._results: list[Result] = []
 
     def events(self, number: int, chunk: Chunk) -> list[Any]:
         """The chunks that one chunk of the engine becomes."""
-        found, splitter = [], self._splitters[number]
+        found, reader = [], self._readers[number]
         if not self._has_begun[number]:
             self._has_begun[number] = True
             extra = {"prompt_token_ids": self._prompt_ids} if self._request.return_token_ids else {}
             found.append(self._chunk(number, {"role": "assistant", "content": ""}, extra=extra))
-        pieces = splitter.push(chunk.text) + (splitter.finish() if chunk.result is not None else [])
-        deltas: list[dict[str, Any]] = [_thought(text) if part == "reasoning" else {"content": text}
-                                        for part, text in pieces]  # fmt: skip
+        deltas = [_delta(part) for part in reader.read(chunk)]
         beside = self._beside(chunk)
         if not deltas and beside:
             deltas = [{"content": ""}]
@@ -134,7 +128,7 @@ class _Stream:
             found.append(self._chunk(number, delta, **(beside if i == 0 else {})))
         if chunk.result is not None:
             self._results.append(chunk.result)
-            ending = {"finish_reason": chunk.result.finish_reason, "stretto": about(chunk.result)}
+            ending = {"finish_reason": _reason(chunk.result, reader), "stretto": about(chunk.result)}
             found.append(self._chunk(number, {}, **ending, extra={"timings": timings(chunk.result)}))
         return found
 

@@ -31,7 +31,7 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     service = call.service
     llm = service.model(request.model)
     refuse_unsupported(request, order=service.order)
-    prompts = [await _encode(service, llm, prompt) for prompt in prompts_of(request)]
+    prompts = [await encode_text(service, llm, prompt) for prompt in prompts_of(request)]
     max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
     skip, n = request.skip_special_tokens is not False, request.n or 1
@@ -76,7 +76,8 @@ def prompts_of(request: CompletionRequest) -> list[str | list[int]]:
     return list(found)
 
 
-async def _encode(service: Service, llm: AsyncLLM, prompt: str | list[int]) -> list[int]:
+async def encode_text(service: Service, llm: AsyncLLM, prompt: str | list[int]) -> list[int]:
+    """Ids of a prompt without a template, checked. Raises ApiError."""
     if isinstance(prompt, str):
         service.check_text([prompt], "prompt")
     try:

@@ -25,7 +25,7 @@ class Conversation:
 async def encode_chat(service: Service, llm: AsyncLLM, one: Conversation) -> list[int]:
     """Its token ids. Raises ApiError."""
     _check(service, one)
-    model, messages = llm.llm, plain(one.messages)
+    model, messages = llm.llm, _readable(one.messages, llm)
 
     def encode() -> list[int]:
         return chat_ids(
@@ -42,7 +42,7 @@ async def encode_chat(service: Service, llm: AsyncLLM, one: Conversation) -> lis
 async def render_chat(service: Service, llm: AsyncLLM, one: Conversation) -> str:
     """The text that the model reads. Raises ApiError."""
     _check(service, one)
-    template, messages = llm.llm.template, plain(one.messages)
+    template, messages = llm.llm.template, _readable(one.messages, llm)
     try:
         if template is None:
             raise UserError("this model has no chat template")
@@ -51,6 +51,17 @@ async def render_chat(service: Service, llm: AsyncLLM, one: Conversation) -> str
         )
     except UserError as problem:
         raise of_problem(problem, "messages") or problem from None
+
+
+def _readable(messages: Messages, llm: AsyncLLM) -> list[dict[str, Any]]:
+    """The messages for the template. OpenAI's newer name for the system is the role `developer`; a template that does
+    not know it is given the older one."""
+    found: list[dict[str, Any]] = plain(messages)
+    if llm.llm.template is not None and "developer" not in llm.llm.template.source:
+        for message in found:
+            if message["role"] == "developer":
+                message["role"] = "system"
+    return found
 
 
 def _check(service: Service, one: Conversation) -> None:

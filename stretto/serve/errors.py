@@ -5,6 +5,7 @@ would be the same next time says so, and only what passes by itself (busy, loadi
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from starlette.exceptions import HTTPException
 from stretto.core.errors import BusyError, FitError, MissingDependency, ModelFileError, RunError, UserError
 from stretto.core.sampling import Sampling
 from stretto.llm.admission import Closed
-from stretto.serve.json import Json
 
 _KINDS = {
     400: "invalid_request_error",
@@ -24,6 +24,7 @@ _KINDS = {
     409: "cancelled_error",
     429: "rate_limit_error",
     500: "server_error",
+    501: "not_supported_error",
     503: "unavailable_error",
 }
 _PARAMS = frozenset(Sampling.names())
@@ -62,9 +63,24 @@ class ApiError(Exception):
             again = {} if self.status == 500 else {"x-should-retry": "false"}
         return {**again, **self._headers}
 
-    def response(self) -> Json:
-        """The response that says so."""
-        return Json(self.body, self.status, headers=self.headers)
+    def renamed(self, names: Mapping[str, str]) -> "ApiError":
+        """The same under the names that a client has for fields; positions in a list that it did not write are left
+        out."""
+        head = re.split(r"[.\[]", self.param or "", maxsplit=1)[0]
+        if head not in names:
+            return self
+        self.param = names[head]
+        begun = re.match(rf"{re.escape(head)}(?=:)", self.message)
+        self.message = names[head] + self.message[begun.end() :] if begun else f"{names[head]}: {self.message}"
+        return self
+
+
+class TooLong(ApiError):
+    """A prompt for which the context is too short. have, most: its size and the bound, in `unit`."""
+
+    def __init__(self, message: str, param: str, *, have: int, most: int, unit: str = "tokens") -> None:
+        super().__init__(400, message, param=param, code="context_length_exceeded")
+        self.have, self.most, self.unit = have, most, unit
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

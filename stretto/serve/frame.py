@@ -10,6 +10,7 @@ from stretto.serve.errors import ApiError, fault, of_problem
 from stretto.serve.log import LOGGER, Record
 from stretto.serve.metrics import Metrics
 from stretto.serve.protocol import MAX_HEADER_BYTES
+from stretto.serve.shapes import api_of, error_response
 
 MAX_HEADERS = 100
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -32,7 +33,9 @@ class Frame:
         async def framed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
+                names = [b"x-request-id", b"request-id"][: 1 + (api_of(record.path) == "anthropic")]
+                found = [(name, record.id.encode()) for name in names]
+                message = {**message, "headers": [*message["headers"], *found]}
             await send(message)
 
         try:
@@ -54,4 +57,4 @@ class Frame:
         if record.status:  # the response has begun: closing the connection is all that is left to say
             return
         self._metrics.rejected("fault" if known.status == 500 else str(known.code or known.status))
-        await known.response()(scope, receive, send)
+        await error_response(record.path, known, record.id)(scope, receive, send)

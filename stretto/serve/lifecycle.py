@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from socket import socket
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +19,7 @@ from stretto.llm.sync import LLM
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
 from stretto.serve.service import Service
 
+T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
 _LOOK = 0.02  # seconds between two looks at what still runs
 
@@ -123,26 +124,26 @@ class Lifecycle:
                 signal.signal(number, handler)
 
 
-def in_thread(work: Callable[[], LLM]) -> "asyncio.Future[LLM]":
+def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
     """Run `work` in a thread that does not keep the process alive."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[LLM] = loop.create_future()
+    found: asyncio.Future[T] = loop.create_future()
 
-    def settle(llm: LLM | None, problem: BaseException | None) -> None:
+    def settle(result: T | None, problem: BaseException | None) -> None:
         if found.cancelled():
             return
         if problem is not None:
             found.set_exception(problem)
-        elif llm is not None:
-            found.set_result(llm)
+        elif result is not None:
+            found.set_result(result)
 
     def run() -> None:
         try:
-            done: tuple[LLM | None, BaseException | None] = (work(), None)
+            done: tuple[T | None, BaseException | None] = (work(), None)
         except BaseException as problem:  # whatever it is, it is raised where the result is awaited
             done = (None, problem)
         with suppress(RuntimeError):  # the server ended first
             loop.call_soon_threadsafe(settle, *done)
 
-    threading.Thread(target=run, name="stretto-load", daemon=True).start()
+    threading.Thread(target=run, name="stretto-work", daemon=True).start()
     return found

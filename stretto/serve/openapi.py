@@ -9,23 +9,24 @@ from starlette.types import ASGIApp
 
 import stretto
 from stretto.serve.auth import PUBLIC
+from stretto.serve.shapes import api_of
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "integer", "null"]},
-            },
-        }
-    },
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(fields), "properties": fields}
+
+
+_TEXT = {"type": "string"}
+_ERRORS: dict[str, dict[str, Any]] = {
+    "openai": _object(
+        error=_object(
+            message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code={"type": ["string", "integer", "null"]}
+        )
+    ),
+    "anthropic": _object(type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_TEXT),
+    "ollama": _object(error=_TEXT),
 }
+_NAMES = {"openai": "Error", "anthropic": "AnthropicError", "ollama": "OllamaError"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Entry:
 
 
 def document(entries: Sequence[Entry]) -> dict[str, Any]:
-    """OpenAPI 3.1. Every error of every route has the same body."""
+    """OpenAPI 3.1. Every error of a route has the body of its API."""
     kinds = [entry.kind for entry in entries if entry.kind is not None]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     by_kind = dict(zip(kinds, schemas, strict=True))
@@ -54,7 +55,9 @@ def document(entries: Sequence[Entry]) -> dict[str, Any]:
                 "200": {"description": "OK", "content": {entry.media_type: {"schema": {}}}},
                 "default": {
                     "description": "an error",
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                    "content": {
+                        "application/json": {"schema": {"$ref": f"#/components/schemas/{_NAMES[api_of(entry.path)]}"}}
+                    },
                 },
             },
         }
@@ -73,7 +76,7 @@ def document(entries: Sequence[Entry]) -> dict[str, Any]:
         "info": {"title": "stretto", "version": stretto.__version__},
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": _ERROR},
+            "schemas": {**components, **{_NAMES[api]: schema for api, schema in _ERRORS.items()}},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}],

@@ -5,7 +5,7 @@ from typing import Any
 from stretto.serve.errors import ApiError, invalid
 from stretto.serve.schema import ChatRequest, CompletionRequest, Sampled
 
-_GRAMMAR = "structured output is not supported yet"
+_GRAMMAR = "it is not supported yet; use `response_format`"
 _FIELDS = {
     "prompt_logprobs": "log-probabilities of prompts are not supported yet",
     "include_stop_str_in_output": "a stop string never stands in the text",
@@ -47,12 +47,6 @@ def refuse_unsupported(request: Sampled, *, order: str) -> None:
 
 
 def _refuse_of_chat(request: ChatRequest) -> None:
-    if request.response_format is not None and request.response_format.get("type") != "text":
-        raise _refused("response_format", _GRAMMAR)
-    if request.tool_choice not in (None, "auto", "none"):
-        raise _refused("tool_choice", "calls cannot be enforced yet: auto and none are taken")
-    if request.tools and request.parallel_tool_calls is False:
-        raise _refused("parallel_tool_calls", "the number of calls cannot be limited yet")
     if request.modalities not in (None, ["text"]):
         raise _refused("modalities", "this model writes text only")
     if request.top_logprobs is not None and not request.logprobs:

@@ -24,7 +24,7 @@ class Head:
     def make(prefix: str, kind: str, model: str, llm: LLM, params: Sampling | None) -> "Head":
         """prefix: of the id; kind: the value of `object`."""
         fields: dict[str, Any] = {
-            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "id": new_id(prefix, "-"),
             "object": kind,
             "created": int(time.time()),
             "model": model,
@@ -35,6 +35,11 @@ class Head:
         if params is not None:
             fields["params"] = shown(params)
         return Head(fields["id"], fields)
+
+
+def new_id(prefix: str, between: str = "_") -> str:
+    """An id that nobody has."""
+    return f"{prefix}{between}{secrets.token_hex(12)}"
 
 
 def shown(params: Sampling) -> dict[str, Any]:

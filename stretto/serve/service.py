@@ -5,17 +5,21 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from stretto.llm.admission import Closed
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.tally import Counts
-from stretto.serve.errors import ApiError, draining, invalid, loading
+from stretto.serve.errors import ApiError, TooLong, draining, invalid, loading
 from stretto.serve.live import Live
 from stretto.serve.log import LOGGER
 from stretto.serve.metrics import Metrics
+from stretto.serve.parts import CallReaders
 from stretto.serve.reasoning import Tags, tags_of
 from stretto.text.tokenizer import Tokenizer
+from stretto.text.tool_calls import ToolCallReader
+from stretto.text.tools import ToolFormat, find_format
 
 COUNT_SECONDS = 1.0  # for an engine to say what it does, between two steps
 STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
@@ -42,6 +46,8 @@ class Service:
         self.state: Literal["loading", "ready", "draining"] = "loading"
         self.metrics, self.live = Metrics(config.prefix, config.names[0]), Live()
         self.tags: Tags | None = None
+        self.call_readers: CallReaders | None = None  # None: calls stay in the text, as the model writes them
+        self.call_format: ToolFormat | None = None
         self.num_calls = 0  # whose body has come and whose response has not gone
         self._llm: AsyncLLM | None = None
 
@@ -78,6 +84,8 @@ class Service:
         if self.tags is not None and not _in_text(llm.llm.tokenizer, self.tags):
             LOGGER.warning("the tags of the thinking are special tokens: it stays with the answer")
             self.tags = None
+        self.call_format = form = find_format(template.source if template else None)
+        self.call_readers = None if form is None else partial(ToolCallReader, form)
         if self.state == "loading":
             self.state = "ready"
 
@@ -116,10 +124,12 @@ class Service:
         """Raise ApiError for more text than the context could hold, before it is read."""
         have, most = sum(map(len, texts)), MOST_CHARACTERS * self.context
         if have > most:
-            raise invalid(
+            raise TooLong(
                 f"{param}: {have:,} characters cannot fit into the context of {self.context:,} tokens",
                 param,
-                "context_length_exceeded",
+                have=have,
+                most=most,
+                unit="characters",
             )
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
@@ -128,11 +138,12 @@ class Service:
         if not ids:
             raise invalid(f"{param}: the prompt is empty", param)
         if len(ids) >= self.context:
-            raise invalid(
+            raise TooLong(
                 f"The prompt has {len(ids):,} tokens, and the context of this model is {self.context:,}: at least one"
                 " token must be left for the answer",
                 param,
-                "context_length_exceeded",
+                have=len(ids),
+                most=self.context - 1,
             )
         if (worst := max(ids)) >= engine.runner.vocab_size:
             raise invalid(f"{param}: token id {worst} does not exist", param)

@@ -8,6 +8,7 @@ ended well. Where something goes wrong on the way, an event says what, and the s
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,8 +25,39 @@ Events = Callable[[int, Chunk], list[Any]]
 """From a chunk of one request to the events that it becomes."""
 
 
+def event(value: Any) -> bytes:
+    """One event."""
+    return b"data: " + encode(value) + b"\n\n"
+
+
+def named_event(value: dict[str, Any]) -> bytes:
+    """One event whose name, the value's `type`, stands before it, too."""
+    return f"event: {value['type']}\n".encode() + event(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How an API sends its events. problem: what ends a stream that fails; ping: sent in silence, empty = nothing is;
+    end: of a stream that ended well."""
+
+    problem: Callable[[ApiError], bytes]
+    event: Callable[[Any], bytes] = named_event
+    ping: bytes = PING
+    end: bytes = b""
+    media_type: str = "text/event-stream; charset=utf-8"
+
+
+OPENAI = Wire(event=event, problem=lambda problem: event(problem.body), end=DONE)
+
+
+def nothing() -> list[Any]:
+    """No events."""
+    return []
+
+
 class EventStream:
-    """A response of events. events: per chunk; last: what follows when all requests have ended.
+    """A response of events. first: what comes before all; events: per chunk; last: what follows when all requests have
+    ended.
 
     The response begins with the first chunk, so that what is wrong with a request is still an ordinary error; or with a
     comment, if nothing comes for `quiet` seconds.
@@ -38,50 +70,54 @@ class EventStream:
         events: Events,
         last: Callable[[], list[Any]],
         *,
+        wire: Wire = OPENAI,
+        first: Callable[[], list[Any]] = nothing,
         quiet: float | None = None,
     ) -> None:
         self._reading, self._request_id, self._events, self._last = reading, request_id, events, last
+        self._wire, self._first = wire, first
         self._quiet = QUIET_SECONDS if quiet is None else quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._reading:
             first = await self._reading.next(self._quiet)
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"),
+            headers = [(b"content-type", self._wire.media_type.encode()), (b"cache-control", b"no-store"),
                        (b"x-accel-buffering", b"no")]  # fmt: skip
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 async with aclosing(self._blocks(first)) as blocks:
                     async for block in blocks:
                         await send({"type": "http.response.body", "body": block, "more_body": True})
-                end = DONE
+                end = self._wire.end
             except asyncio.CancelledError:
                 raise
             except Exception as problem:
                 self._reading.note(problem)
-                end = event(self._told(problem).body)
+                end = self._wire.problem(self._told(problem))
             await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _blocks(self, arrival: tuple[int, Chunk] | None) -> AsyncGenerator[bytes, None]:
+        if block := self._block(self._first()):
+            yield block
         while True:
             if arrival is None:
-                yield PING
+                if self._wire.ping:
+                    yield self._wire.ping
             else:
-                block = b"".join(map(event, self._events(*arrival)))
+                block = self._block(self._events(*arrival))
                 if block:
                     yield block
             if self._reading.is_over:
                 break
             arrival = await self._reading.next(self._quiet)
-        if block := b"".join(map(event, self._last())):
+        if block := self._block(self._last()):
             yield block
+
+    def _block(self, events: list[Any]) -> bytes:
+        return b"".join(map(self._wire.event, events))
 
     def _told(self, problem: Exception) -> ApiError:
         if (known := of_problem(problem)) is not None:
             return known
         LOGGER.error("fault", exc_info=problem, extra={"facts": {"id": self._request_id}})
         return fault(self._request_id)
-
-
-def event(value: Any) -> bytes:
-    """One event."""
-    return b"data: " + encode(value) + b"\n\n"

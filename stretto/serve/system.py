@@ -1,6 +1,7 @@
 """What a server says of itself: health, models, metrics, version; and the cancelling of requests."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -27,6 +28,16 @@ class Plain:
         await response(scope, receive, send)
 
 
+async def root(call: Call, scope: Scope) -> ASGIApp:
+    """A sign of life for clients that look whether anybody is there."""
+    return Response(f"stretto {stretto.__version__}\n", media_type="text/plain")
+
+
+async def no_embeddings(call: Call, scope: Scope) -> ASGIApp:
+    """Vectors of texts, which this server cannot give yet."""
+    raise ApiError(501, "Embeddings cannot be computed by this server yet", code="not_supported")
+
+
 async def health(call: Call, scope: Scope) -> ASGIApp:
     """Whether the model is there and its engine lives."""
     call.service.check_health()
@@ -45,14 +56,17 @@ async def version(call: Call, scope: Scope) -> ASGIApp:
 
 
 async def models(call: Call, scope: Scope) -> ASGIApp:
-    """Every name of the model, in the lists that OpenAI's clients and those of Codex and Ollama read."""
+    """Every name of the model, in the lists that the clients of OpenAI, Anthropic and Ollama read. Codex, which says
+    its version, wants a list of its own with prompts and tools for each model, and takes an empty one."""
     service = call.service
     cards = [model_card(service, name) for name in service.config.names]
     names = [
         {"name": one["id"], "model": one["id"], "capabilities": one["capabilities"], "details": {"format": ""}}
         for one in cards
     ]
-    return Json({"object": "list", "data": cards, "models": names})
+    is_codex = b"client_version=" in scope["query_string"]
+    page = {"has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+    return Json({"object": "list", "data": cards, "models": [] if is_codex else names, **page})
 
 
 async def model(call: Call, scope: Scope) -> ASGIApp:
@@ -77,16 +91,25 @@ async def cancel(call: Call, scope: Scope) -> ASGIApp:
     return Json({"id": one, "object": "request.cancelled", "cancelled": count})
 
 
+def capabilities(service: Service) -> list[str]:
+    """What the model can do, in the words of clients. Tools: calls are told from the text."""
+    template = service.llm.llm.template
+    if template is None:
+        return ["completion"]
+    can = {"chat": True, "thinking": service.tags is not None, "tools": service.call_readers is not None}
+    return ["completion", *(name for name, holds in can.items() if holds)]
+
+
 def model_card(service: Service, name: str) -> dict[str, Any]:
     """What a model is and can do."""
     llm = service.llm.llm
-    capabilities = ["completion"]
-    if llm.template is not None:
-        capabilities += ["chat"] + (["thinking"] if service.tags is not None else [])
     return {
         "id": name,
         "object": "model",
+        "type": "model",
+        "display_name": name,
         "created": service.created,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "stretto",
         "root": service.name,
         "max_model_len": service.context,
@@ -97,5 +120,5 @@ def model_card(service: Service, name: str) -> dict[str, Any]:
             "backend": llm.backend_choice.name,
         },
         "architecture": {"modality": "text->text", "input_modalities": ["text"], "output_modalities": ["text"]},
-        "capabilities": capabilities,
+        "capabilities": capabilities(service),
     }

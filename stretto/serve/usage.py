@@ -1,9 +1,12 @@
 """Counts and times of an answer, in OpenAI's and in llama.cpp's names."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from stretto.llm.results import Result
+from stretto.serve.parts import PartReader
+from stretto.text.tokenizer import Tokenizer
 
 
 def cached_tokens(result: Result) -> int:
@@ -21,6 +24,21 @@ def usage(groups: Sequence[Sequence[Result]]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(cached_tokens(group[0]) for group in groups)},
     }
+
+
+def thinking_tokens(tokenizer: Tokenizer, result: Result, reader: PartReader) -> int:
+    """How many tokens of an answer are its thinking, the tags among them. reader: the one that read the answer."""
+    tags = reader.tags
+    if tags is None:
+        return 0
+    spelled = [tokenizer.token_bytes(token) for token in result.token_ids]
+    text, closing = b"".join(spelled), tags.closing.encode()
+    if not reader.begins_open and not text.lstrip().startswith(tags.opening.encode()):
+        return 0
+    if (at := text.find(closing)) < 0:
+        return len(spelled)
+    ends = itertools.accumulate(map(len, spelled))
+    return 1 + next(i for i, end in enumerate(ends) if end >= at + len(closing))
 
 
 def timings(result: Result) -> dict[str, Any]:

@@ -101,17 +101,16 @@ class Text:
         first space belongs to it."""
         self._detokenizer = Detokenizer(tokenizer, skip_special=skip_special, shows=shows, continues=continues)
         self._matcher = StopMatcher(stops)
-        self._stopped = False
+        self.hit: str | None = None
 
     def push(self, token: int) -> tuple[str, bool]:
         """Text that is now certain, and whether a stop string was completed."""
-        piece, hit = self._matcher.push(self._detokenizer.push([token]))
-        self._stopped = hit is not None
-        return piece, self._stopped
+        piece, self.hit = self._matcher.push(self._detokenizer.push([token]))
+        return piece, self.hit is not None
 
     def finish(self) -> str:
         """The text that was held back; nothing after a stop string."""
-        if self._stopped:
+        if self.hit is not None:
             return ""
-        piece, hit = self._matcher.push(self._detokenizer.finish())
-        return piece if hit is not None else piece + self._matcher.finish()
+        piece, self.hit = self._matcher.push(self._detokenizer.finish())
+        return piece if self.hit is not None else piece + self._matcher.finish()

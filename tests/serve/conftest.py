@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import agents
 import pytest
 from scripted import ScriptedLLM, saying
 from serving import Running, serving, tiny
@@ -42,5 +43,23 @@ def llm(scripted: Running) -> ScriptedLLM:
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    for name in {"server", "scripted"} & set(request.fixturenames):
+    for name in {"server", "scripted", "agent"} & set(request.fixturenames):
         request.getfixturevalue(name).settled()
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server of a model that thinks and calls tools."""
+    with agents.agent(tmp_path_factory.mktemp("agent")) as one:
+        yield one
+
+
+@pytest.fixture
+def actor(agent: Running) -> Iterator[ScriptedLLM]:
+    """The model of `agent`, which is the same at the end as at the beginning."""
+    assert isinstance(agent.llm, ScriptedLLM)
+    engine = agent.llm.scripted
+    say, failing = engine.say, engine.failing
+    yield agent.llm
+    engine.say, engine.failing = say, failing
+    engine.gate.open()

@@ -86,6 +86,21 @@ class Running:
         assert cache.free_blocks == cache.pools.num_pages and not engine.scheduler.waiting
 
 
+def told(path: str, response: httpx.Response) -> tuple[str, str]:
+    """Kind and message of an error, which must have the form of the API that this path belongs to. Ollama's has no
+    kind."""
+    body = response.json()
+    if path.startswith("/api/"):
+        assert set(body) == {"error"} and body["error"]
+        return "", body["error"]
+    if path.startswith("/v1/messages"):
+        assert set(body) == {"type", "error", "request_id"} and body["type"] == "error"
+        assert body["request_id"] in response.headers["request-id"] and set(body["error"]) == {"type", "message"}
+    else:
+        assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]["type"], body["error"]["message"]
+
+
 def parsed(stream: bytes) -> list[Any]:
     """The values of a stream of events; every byte of it must be an event or a comment, each with its blank line."""
     assert stream.endswith(b"\n\n")
@@ -108,10 +123,18 @@ def joined(events: list[Any], key: str = "content", index: int = 0) -> str:
 
 @contextmanager
 def serving(
-    llm: LLM, *, access: Access | None = None, key: str | None = None, max_waiting: int = 64, **options: Any
+    llm: LLM,
+    *,
+    access: Access | None = None,
+    key: str | None = None,
+    admin_key: str | None = None,
+    max_waiting: int = 64,
+    **options: Any,
 ) -> Iterator[Running]:
     """A server of `llm` until the end of the block. options: fields of `Config`, of `Server` and `Lifecycle`."""
-    access = access or Access(keys=(key,) if key else (), loopback_only=not key)
+    access = access or Access(
+        keys=(key,) if key else (), admin_keys=(admin_key,) if admin_key else (), loopback_only=not key
+    )
     drain_timeout, connections = options.pop("drain_timeout", 10.0), options.pop("max_connections", 512)
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     is_ready, found, problems = threading.Event(), list[Running](), list[BaseException]()

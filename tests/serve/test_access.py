@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from scripted import saying
-from serving import CHAT, HELLO, Running, serving
+from serving import CHAT, HELLO, Running, serving, told
 
 from stretto.core.errors import UserError
 from stretto.serve.address import access_for
@@ -45,8 +45,8 @@ def test_without_a_key_every_route_but_those_of_health_is_closed(locked: Running
         response = locked.http.request(method, path, headers=headers)
         assert response.status_code == (200 if is_open else 401)
         if not is_open:
-            error = response.json()["error"]
-            assert error["type"] == "authentication_error" and set(error) == {"message", "type", "param", "code"}
+            kind, message = told(path, response)
+            assert kind in ("authentication_error", "") and "key" in message
             assert response.headers["www-authenticate"] == "Bearer" and response.headers["x-should-retry"] == "false"
 
 

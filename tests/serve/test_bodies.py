@@ -173,10 +173,6 @@ UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     *((CHAT, {name: {"x": 1} if name not in ("chat_template",) else "x"}) for name in refusals._FIELDS
       if name not in ("suffix", "store", "continue_final_message", "include_stop_str_in_output")),
     (CHAT, {"store": True}), (CHAT, {"continue_final_message": True}), (CHAT, {"include_stop_str_in_output": True}),
-    (CHAT, {"response_format": {"type": "json_object"}}),
-    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}), (CHAT, {"response_format": {}}),
-    (CHAT, {"tool_choice": "required"}), (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
-    (CHAT, {"parallel_tool_calls": False, "tools": [{"type": "function", "function": {"name": "f"}}]}),
     (CHAT, {"modalities": ["audio"]}), (CHAT, {"top_logprobs": 3}), (CHAT, {"best_of": 4}), (CHAT, {"priority": 1}),
     (CHAT, {"stream_options": {"include_usage": True}}),
     (COMPLETIONS, {"suffix": "x"}), (COMPLETIONS, {"prompt_logprobs": 1}), (COMPLETIONS, {"best_of": 2}),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from serving import Running
+from serving import Running, told
 
 from stretto.serve.app import entries
 from stretto.serve.service import Config, Service
@@ -26,7 +26,11 @@ def _documents(service: Service) -> dict[str, Any]:
     return found
 
 
-schema = schemathesis.openapi.from_dict(document())
+# Every field at its limits once: these two routes share theirs with others.
+_AGAIN = [{"include-path": path, "phases": {"coverage": {"enabled": False}}}
+          for path in ("/v1/responses", "/v1/messages/count_tokens")]  # fmt: skip
+_CONFIG = schemathesis.Config.from_dict({"operations": _AGAIN})
+schema = schemathesis.openapi.from_dict(document(), config=_CONFIG)
 
 
 def test_it_names_every_route(scripted: Running) -> None:
@@ -44,11 +48,11 @@ def test_it_names_every_route(scripted: Running) -> None:
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_request_is_more_than_refused(case: schemathesis.Case, scripted: Running) -> None:
     response = case.call(base_url=scripted.url)
-    assert response.status_code in (200, 400, 404, 405, 413, 415), response.text
+    closed = {"/api/pull": 403, "/v1/embeddings": 501, "/api/embed": 501, "/api/embeddings": 501}
+    assert response.status_code in (200, 400, 404, 405, 408, 413, 415, closed.get(case.path, 200)), response.text
     if response.status_code >= 400:
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"} and error["message"]
-        assert "Traceback" not in response.text and "0x" not in error["message"]
+        _, message = told(case.path, response)
+        assert message and "Traceback" not in response.text and "0x" not in message
     assert response.headers["x-request-id"]
 
 
