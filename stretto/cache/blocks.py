@@ -30,6 +30,11 @@ class BlockPool:
         """Pages that only the prefix tree keeps."""
         return self._num_idle
 
+    @property
+    def idle(self) -> set[int]:
+        """Those pages. O(pages that the tree keeps)."""
+        return {page for page in self._kept if not self._refs[page]}
+
     def ref(self, page: int) -> int:
         """How many tables contain the page."""
         return self._refs[page]
@@ -108,6 +113,11 @@ class SlotPool:
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def used(self) -> frozenset[int]:
+        """Slots that have an owner."""
+        return frozenset(self._used)
 
     def alloc(self) -> int | None:
         """A slot, or None if all are in use. O(1)."""

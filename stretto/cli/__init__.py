@@ -25,8 +25,10 @@ from stretto.core.errors import FitError, RunError, UserError, near
 
 VERBS: dict[str, str] = {
     "run": "Answer a prompt, or chat in the terminal",
-    "serve": "Serve a model to clients of the OpenAI API",
+    "serve": "Serve a model to clients of the OpenAI API, with a web page",
     "batch": "Answer the requests of a file into another one",
+    "top": "Show what a server is doing: cache, requests, steps",
+    "trace": "Record the steps and requests of a server for Perfetto",
     "pull": "Download a model and check it",
     "show": "Say what a model file is, without loading it",
     "list": "List every filler of every socket, and the pulled models",

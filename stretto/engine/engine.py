@@ -7,19 +7,18 @@ engines live in one process. It is not thread-safe; `AsyncLLM` owns one in a thr
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from stretto.core.drafter import Drafter, Needs
-from stretto.core.grammar import TokenMatcher
 from stretto.core.judge import Judge
 from stretto.core.sampling import Sampling
 from stretto.engine import abilities
 from stretto.engine.drafting import Drafting
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.output import advance
-from stretto.engine.request import Event, Request, TextStream, make_request
+from stretto.engine.request import Event, How, Request, TextStream, make_request
 from stretto.engine.scheduler import Plan, Policies
 from stretto.engine.step import Outcome, run_ahead, run_one
 from stretto.engine.trace import Event as TraceEvent
@@ -73,31 +72,22 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling,
         text: TextStream | None = None,
-        *,
-        matcher: TokenMatcher | None = None,
-        child: int = 0,
-        priority: int = 0,
-        tenant: str = "",
-        space: str = "",
-        tags: Mapping[str, int] | None = None,
+        **how: Unpack[How],
     ) -> Request:
-        """Queue a prompt. `sampling` must be resolved. matcher: of its grammar, of this request alone. child: number of
-        this answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. tags:
-        integers that parts of the model may ask for (`stretto.core.seqs`). Raises UserError for what cannot be run."""
+        """Queue a prompt. `sampling` must be resolved. how: what else can be said of a request. Raises UserError for
+        anything that cannot be run."""
         abilities.check_sampling(self.judge, sampling)
         request = make_request(
             self._next_rid,
             prompt,
             sampling,
             text,
-            matcher=matcher,
-            child=child,
             eos_ids=self.eos_ids,
             vocab_size=self.runner.vocab_size,
             context=self.runner.sizes.context,
             arrived=self.clock(),
+            **how,
         )
-        _describe(request, priority, tenant, space, tags or {})
         self._next_rid, self._requests[request.rid] = self._next_rid + 1, request
         self.scheduler.add(request.job)
         return request
@@ -142,8 +132,7 @@ class Engine:
 
     def _schedule(self, now: float, patience: float) -> Plan:
         for request in self._requests.values():
-            request.job.drafts = self.drafting.works and not request.is_alone
-            request.job.ahead = request.needs_nobody
+            request.prepare(drafts=self.drafting.works)
         self.drafting.look(self._requests.values())
         plan = self.scheduler.schedule(now, patience)
         for job in plan.preempted:
@@ -182,10 +171,3 @@ class Engine:
         self.drafting.abandon()
         error = problem if isinstance(problem, Exception) else None
         return [self._finish(r, Event(r.rid, (), "", "error", error=error)) for r in list(self._requests.values())]
-
-
-def _describe(request: Request, priority: int, tenant: str, space: str, tags: Mapping[str, int]) -> None:
-    """What the scheduler and the cache are told of a request."""
-    request.job.priority, request.job.tenant, request.tags = priority, tenant, tags
-    request.job.tokens, request.job.fresh = request.tokens, request.sampling.prompt_logprobs is not None
-    request.job.space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 from stretto.core.errors import UserError
 from stretto.core.grammar import TokenMatcher
@@ -85,6 +85,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of every token of the prompt but the first
     tags: Mapping[str, int] = field(default_factory=dict)
+    may_draft: bool = True
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
 
@@ -104,6 +105,11 @@ class Request:
     def remaining(self) -> int:
         """Tokens that may still be emitted."""
         return self.job.limit - len(self.output)
+
+    def prepare(self, *, drafts: bool) -> None:
+        """A step is to be planned: what the scheduler may do with it. drafts: whether drafts can be verified at all."""
+        self.job.drafts = drafts and self.may_draft and not self.is_alone
+        self.job.ahead = self.needs_nobody
 
     def append(self, token: int) -> None:
         """One more output token."""
@@ -138,6 +144,21 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
         )
 
 
+class How(TypedDict, total=False):
+    """What else can be said of a request. child: number of this answer among those of one prompt and seed. priority,
+    tenant, space: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such as the
+    adapter of this request (`stretto.core.seqs`). drafts: tokens may be drafted for it. matcher: of the grammar of its
+    sampling, of this request alone."""
+
+    matcher: TokenMatcher | None
+    child: int
+    priority: int
+    tenant: str
+    space: str
+    tags: Mapping[str, int] | None
+    drafts: bool
+
+
 def make_request(
     rid: int,
     prompt: Sequence[int],
@@ -145,7 +166,12 @@ def make_request(
     text: TextStream | None,
     *,
     matcher: TokenMatcher | None = None,
-    child: int,
+    child: int = 0,
+    priority: int = 0,
+    tenant: str = "",
+    space: str = "",
+    tags: Mapping[str, int] | None = None,
+    drafts: bool = True,
     eos_ids: frozenset[int],
     vocab_size: int,
     context: int,
@@ -163,8 +189,9 @@ def make_request(
     room = context - len(prompt)
     limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
     seed = random.SystemRandom().getrandbits(63) if sampling.seed is None else sampling.seed
-    return Request(
-        job=Job(rid, arrived, len(prompt), limit),
+    space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached
+    request = Request(
+        job=Job(rid, arrived, len(prompt), limit, priority, tenant, space=space),
         prompt=tuple(prompt),
         sampling=sampling,
         noise=Noise(seed, child),
@@ -172,4 +199,8 @@ def make_request(
         timeline=Timeline(arrived=arrived),
         text=text,
         matcher=matcher,
+        tags=tags or {},
+        may_draft=drafts,
     )
+    request.job.tokens, request.job.fresh = request.tokens, sampling.prompt_logprobs is not None
+    return request

@@ -10,7 +10,7 @@ The engine runs the scheduler over its cache, the simulator (`planner/simulator.
 own: the same code, the same decisions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,6 +121,7 @@ class Scheduler:
         self.memory, self.policies, self.limits = memory, policies, limits
         self.waiting: list[Job] = []
         self.running: list[Job] = []
+        self.listeners: list[Callable[[Record], None]] = []  # who else hears of every step
         self._pace = 0, 0.0  # of the latest plain step: its jobs, its seconds
 
     def add(self, job: Job) -> None:
@@ -175,6 +176,8 @@ class Scheduler:
         if record.is_decode and not record.drafted:
             self._pace = record.num_seqs, record.seconds / record.num_steps
         self.policies.learn(record)
+        for listener in self.listeners:
+            listener(record)
 
     def _budgets(self, shares: Sequence[Share]) -> dict[int, int]:
         jobs = [share.job for share in shares if share.is_decode and share.job.drafts]

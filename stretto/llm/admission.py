@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stretto.core.errors import BusyError, RunError, UserError
 from stretto.llm.results import Chunk, Stream
 from stretto.llm.submission import Submission
-from stretto.llm.tally import Counts
+from stretto.llm.watch import Watch
 
 T = TypeVar("T")
 
@@ -80,10 +80,24 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """A command: say what the engine is doing."""
+class Ask:
+    """A command: answer a question about the engine."""
 
-    answer: "Future[Counts]"
+    question: Callable[[Watch], Any]
+    answer: "Future[Any]"
+
+    def fail(self, problem: BaseException) -> None:
+        """There is no answer."""
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_exception(problem)
+
+    def ask(self, watch: Watch) -> None:
+        """Answer; what the question raises is the answer, too."""
+        if self.answer.set_running_or_notify_cancel():
+            try:
+                self.answer.set_result(self.question(watch))
+            except Exception as problem:
+                self.answer.set_exception(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +114,7 @@ class Admission:
 
     def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
         self.max_waiting, self._clock = max_waiting, clock
-        self.inbox: SimpleQueue[Add | Drop | Count | Stop] = SimpleQueue()
+        self.inbox: SimpleQueue[Add | Drop | Ask | Stop] = SimpleQueue()
         self._lock = threading.Lock()  # over places, and over what may still be submitted
         self._readers: set[Reader] = set()  # those that hold a place
         self._ends: deque[float] = deque(maxlen=_PACE_OF)  # when the latest places came free, others being taken
@@ -138,13 +152,13 @@ class Admission:
                 raise self.refusal()
             return self._encoders.submit(work)
 
-    def count(self) -> "Future[Counts]":
-        """Ask the engine's thread for its counts."""
-        answer: Future[Counts] = Future()
+    def ask(self, question: Callable[[Watch], T]) -> "Future[T]":
+        """Have a question answered by the engine's thread, between two steps."""
+        answer: Future[T] = Future()
         with self._lock:
             if self._is_over:
                 raise self.refusal()
-            self.inbox.put(Count(answer))
+            self.inbox.put(Ask(question, answer))
         return answer
 
     def drop(self, reader: Reader) -> None:

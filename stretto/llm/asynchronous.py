@@ -14,7 +14,7 @@ from stretto.llm.engine_thread import EngineThread
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
 from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
-from stretto.llm.tally import Counts
+from stretto.llm.watch import Watch
 
 T = TypeVar("T")
 
@@ -83,9 +83,9 @@ class AsyncLLM:
         self._admission.submit(readers, submissions)
         return Answers(self._admission, readers, arrived)
 
-    async def counts(self) -> Counts:
-        """What the engine is doing, between two of its steps."""
-        return await asyncio.wrap_future(self._admission.count())
+    async def ask(self, question: Callable[[Watch], T]) -> T:
+        """What `question` says of the engine, between two of its steps: `Watch.counts`, for example."""
+        return await asyncio.wrap_future(self._admission.ask(question))
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Chunk, None]:
         """As `LLM.stream`. Leaving the loop early does not end the request at once; `aclose()` does."""

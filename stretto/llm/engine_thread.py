@@ -6,10 +6,10 @@ import time
 from concurrent.futures import Future
 
 from stretto.engine.request import Event
-from stretto.llm.admission import Add, Admission, Count, Drop, Reader, Stop
+from stretto.llm.admission import Add, Admission, Ask, Drop, Reader, Stop
 from stretto.llm.streams import STREAM_PATIENCE
 from stretto.llm.sync import LLM
-from stretto.llm.tally import Tally
+from stretto.llm.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class EngineThread:
     def __init__(self, llm: LLM, admission: Admission) -> None:
         self._llm, self._admission = llm, admission
         self._live: dict[int, Reader] = {}  # by request id
-        self._tally, self.ticked = Tally(), time.monotonic()
+        self._watch, self.ticked = Watch(llm.engine), time.monotonic()
         self.ended: Future[None] = Future()  # from then on, `join` takes no time
         self._thread = threading.Thread(target=self._run, name="stretto-engine", daemon=True)
         self._thread.start()
@@ -57,9 +57,8 @@ class EngineThread:
                     self._add(command)
                 case Drop(reader):
                     self._let_go(reader)
-                case Count(answer):
-                    if answer.set_running_or_notify_cancel():
-                        answer.set_result(self._tally.counts(self._llm.engine))
+                case Ask():
+                    command.ask(self._watch)
                 case Stop():
                     return False
         return True
@@ -72,7 +71,7 @@ class EngineThread:
                 self._fail(reader, problem)
             return
         for event in events:
-            self._tally.add(event)
+            self._watch.add(event)
             if event.rid in self._live:
                 self._report(self._live[event.rid], event)
 
@@ -95,6 +94,7 @@ class EngineThread:
             self._fail(reader, problem)
         else:
             self._live[reader.stream.request.rid] = reader
+            self._watch.begin(reader.stream.request)
 
     def _fail(self, reader: Reader, problem: BaseException) -> None:
         self._let_go(reader)
@@ -103,7 +103,7 @@ class EngineThread:
     def _let_go(self, reader: Reader) -> None:
         """Nothing of a reader's request stays, here or in the engine, whether it has ended or not."""
         if reader.stream is not None and self._live.pop(reader.stream.request.rid, None) is not None:
-            self._tally.end(reader.stream.request)
+            self._watch.end(reader.stream.request)
             try:
                 self._llm.engine.cancel(reader.stream.request.rid)
             except Exception:  # it is out of the engine all the same, and nobody waits for it
@@ -116,7 +116,8 @@ class EngineThread:
                 self._fail(reader, self._admission.refusal())
             while not self._admission.inbox.empty():
                 command = self._admission.inbox.get()
-                if isinstance(command, Count) and command.answer.set_running_or_notify_cancel():
-                    command.answer.set_exception(self._admission.refusal())
+                if isinstance(command, Ask):
+                    command.fail(self._admission.refusal())
         finally:
+            self._watch.close()
             self.ended.set_result(None)

@@ -14,7 +14,7 @@ class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
     answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
     tokens that are not text are left out of it. matcher: of the grammar of `sampling`, for this request alone
-    (`LLM.matcher`)."""
+    (`LLM.matcher`). drafts: tokens may be drafted for it."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -25,6 +25,7 @@ class Submission:
     space: str = ""
     skip_special: bool = True
     matcher: TokenMatcher | None = None
+    drafts: bool = True
 
     def text(self, tokenizer: Tokenizer) -> Text:
         """Its tokens as text."""

@@ -172,6 +172,7 @@ class LLM:
             priority=one.priority,
             tenant=one.tenant,
             space=one.space,
+            drafts=one.drafts,
         )
         return Stream(request)
 

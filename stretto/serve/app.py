@@ -10,10 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Scope
 
-from stretto.serve import system, texts
+from stretto.serve import files, monitor, system, texts
 from stretto.serve.anthropic.route import count_tokens, create_message
 from stretto.serve.anthropic.schema import CountRequest, MessagesRequest
-from stretto.serve.auth import Guard, Keys
+from stretto.serve.auth import PAGE, PAGE_FOLDER, Guard, Keys
 from stretto.serve.call import Call
 from stretto.serve.chat import chat
 from stretto.serve.completions import complete
@@ -52,6 +52,10 @@ class Access:
 def make_app(service: Service, access: Access) -> ASGIApp:
     """The server of `service`, for those whom `access` lets in."""
     routes = [Route(one.path, one.endpoint, methods=[one.method]) for one in entries(service)]
+    routes += [
+        Route(PAGE, system.Plain(service, files.index), methods=["GET"]),
+        Route(PAGE_FOLDER + "{name}", system.Plain(service, files.file), methods=["GET"]),
+    ]
     app: ASGIApp = Guard(
         Router(routes, redirect_slashes=False),
         Keys(access.keys),
@@ -71,7 +75,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
 
 
 def entries(service: Service) -> list[Entry]:
-    """Every route there is."""
+    """Every route of the API: all there are but the files of the web page."""
 
     def get(path: str, summary: str, answer: system.Answer, media_type: str = "application/json") -> Entry:
         return Entry("GET", path, summary, system.Plain(service, answer), media_type=media_type)
@@ -93,6 +97,8 @@ def entries(service: Service) -> list[Entry]:
         get("/openapi.json", "This document", openapi),
         get("/v1/models", "What is served", system.models),
         get("/v1/models/{id:path}", "One model", system.model),
+        get("/stretto/state", "What the engine is doing", monitor.state),
+        get("/stretto/trace", "What it did lately, for Perfetto", monitor.trace),
         Entry("POST", "/v1/requests/{id}/cancel", "End a request", system.Plain(service, system.cancel)),
         Entry("POST", "/v1/chat/completions", "Answer a conversation", Post(service, ChatRequest, chat), ChatRequest),
         Entry("POST", "/v1/completions", "Continue texts", Post(service, CompletionRequest, complete),

@@ -92,7 +92,7 @@ async def _ask(call: Call, request: ChatRequest) -> Asked:
     submissions = [
         Submission(ids=ids, sampling=sampling, matcher=matcher, child=child, priority=-(request.priority or 0),
                    tenant=call.tenant, space=call.space(request.cache_salt),
-                   skip_special=request.skip_special_tokens is not False)
+                   skip_special=request.skip_special_tokens is not False, drafts=request.draft is not False)
         for child, matcher in enumerate(matchers)
     ]  # fmt: skip
     begins_open = tags is not None and is_open(tail, tags)

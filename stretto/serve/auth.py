@@ -20,6 +20,7 @@ from stretto.serve.log import Record
 PUBLIC = frozenset({"/health", "/v1/health", "/ping", "/ready"})
 ADMIN = frozenset({"/api/pull"})
 """Paths that change this machine: only a key of the operator's own opens them, also where nobody else needs one."""
+PAGE, PAGE_FOLDER = "/", "/page/"  # the web page, which is in every copy of this package
 
 
 class Keys:
@@ -56,7 +57,7 @@ class Guard:
         headers = Headers(scope=scope)
         if self._loopback_only:
             self._check_host(headers)
-        is_public = scope["path"] in PUBLIC and scope["method"] in ("GET", "HEAD")
+        is_public = is_open(scope["path"]) and scope["method"] in ("GET", "HEAD")
         if self._keys and not is_public:
             record: Record = scope["state"]["record"]
             record.tenant = self._tenant(headers)
@@ -90,6 +91,11 @@ def _presented(headers: Headers) -> list[str]:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     presented = [token.strip()] if scheme.lower() == "bearer" else []
     return presented + headers.getlist("x-api-key")[:1]
+
+
+def is_open(path: str) -> bool:
+    """Whether a route needs no key for reading."""
+    return path in PUBLIC or path == PAGE or path.startswith(PAGE_FOLDER)
 
 
 def host_of(header: str) -> str:

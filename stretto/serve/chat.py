@@ -10,6 +10,7 @@ from stretto.serve.asking import ask
 from stretto.serve.call import Call
 from stretto.serve.json import Json
 from stretto.serve.logprobs import of_chat
+from stretto.serve.origins import Origins
 from stretto.serve.parts import Argued, Called, Part, PartReader, Said, Thought
 from stretto.serve.reply import Head, drafted, new_id, wants_usage
 from stretto.serve.schema import ChatRequest
@@ -110,6 +111,8 @@ class _Stream:
     ) -> None:
         self._request, self._head, self._tokenizer, self._readers = request, head, tokenizer, readers
         self._prompt_ids = prompt_ids
+        skip_special = request.skip_special_tokens is not False
+        self._origins = [Origins(tokenizer, skip_special=skip_special) for _ in readers]
         self._has_begun = [False] * len(readers)
         self._results: list[Result] = []
 
@@ -121,7 +124,7 @@ class _Stream:
             extra = {"prompt_token_ids": self._prompt_ids} if self._request.return_token_ids else {}
             found.append(self._chunk(number, {"role": "assistant", "content": ""}, extra=extra))
         deltas = [_delta(part) for part in reader.read(chunk)]
-        beside = self._beside(chunk)
+        beside = self._beside(number, chunk)
         if not deltas and beside:
             deltas = [{"content": ""}]
         for i, delta in enumerate(deltas):  # what belongs to the tokens goes with the first of their pieces
@@ -138,8 +141,10 @@ class _Stream:
             return []
         return [{**self._head.fields, "choices": [], "usage": usage([self._results])}]
 
-    def _beside(self, chunk: Chunk) -> dict[str, Any]:
+    def _beside(self, number: int, chunk: Chunk) -> dict[str, Any]:
         found, ids = drafted(chunk), chunk.token_ids
+        if self._request.return_steps and ids:
+            found["stretto"] = self._origins[number].of(chunk)
         if self._request.logprobs and ids:
             found["logprobs"] = of_chat(self._tokenizer, ids, chunk.logprobs)
         if self._request.return_token_ids and ids:

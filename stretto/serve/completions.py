@@ -37,7 +37,8 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     skip, n = request.skip_special_tokens is not False, request.n or 1
     submissions = [
         Submission(ids=ids, sampling=sampling, continues=True, child=child, priority=-(request.priority or 0),
-                   tenant=call.tenant, space=call.space(request.cache_salt), skip_special=skip)
+                   tenant=call.tenant, space=call.space(request.cache_salt), skip_special=skip,
+                   drafts=request.draft is not False)
         for ids in prompts for child in range(n)
     ]  # fmt: skip
     params = sampling.resolve(llm.llm.hints) if request.echo_params else None

@@ -5,14 +5,16 @@ was encoded; between tokens as they reach the client.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stretto.llm.history import Bins
 from stretto.llm.results import Chunk, Result
-from stretto.llm.tally import Counts
+from stretto.llm.watch import Measures
 from stretto.serve.usage import cached_tokens
 
 PREFIXES = ("stretto", "vllm")
@@ -54,9 +56,9 @@ class Metrics:
         """Of one request, which arrived then."""
         return RequestMetrics(self, arrived)
 
-    def render(self, counts: Counts | None) -> bytes:
-        """The page. counts: of the engine; None while there is none."""
-        self._engine.counts = counts
+    def render(self, measures: Measures | None) -> bytes:
+        """The page. measures: of the engine; None while there is none."""
+        self._engine.measures = measures
         return generate_latest(self.registry)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
@@ -111,11 +113,12 @@ class _Engine(Collector):
 
     def __init__(self, prefix: str, model: str) -> None:
         self._prefix, self._model = prefix, model
-        self.counts: Counts | None = None
+        self.measures: Measures | None = None
 
     def collect(self) -> Iterator[Metric]:
-        if (now := self.counts) is None:
+        if self.measures is None:
             return
+        now = self.measures.counts
         yield self._gauge("num_requests_running", "Requests that run", now.running)
         yield self._gauge("num_requests_waiting", "Requests that wait", now.waiting)
         yield self._gauge("queued_tokens", "Tokens that the waiting requests need", now.queued_tokens)
@@ -125,6 +128,11 @@ class _Engine(Collector):
         yield self._sum("spec_decode_num_drafts", "Drafts that were verified", now.drafts)
         yield self._sum("spec_decode_num_draft_tokens", "Tokens of those drafts", now.draft_tokens)
         yield self._sum("spec_decode_num_accepted_tokens", "Those that became output", now.accepted_tokens)
+        times: list[tuple[Mapping[str, str], Bins, float]] = [
+            ({"phase": phase}, bins, 1e-3) for phase, bins in self.measures.milliseconds.items()
+        ]
+        yield self._bins("step_time_seconds", "A step, by what it did", times)
+        yield self._bins("step_num_tokens", "Rows of a step", [({}, self.measures.tokens, 1.0)])
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(self._prefix + name, help, labels=["model_name"])
@@ -134,6 +142,15 @@ class _Engine(Collector):
     def _sum(self, name: str, help: str, value: float) -> Metric:
         family = CounterMetricFamily(self._prefix + name, help, labels=["model_name"])
         family.add_metric([self._model], value)
+        return family
+
+    def _bins(self, name: str, help: str, found: Sequence[tuple[Mapping[str, str], Bins, float]]) -> Metric:
+        """found: per histogram its labels beside the model, its bins, and what their unit is in that of the metric."""
+        family = HistogramMetricFamily(self._prefix + name, help, labels=["model_name", *found[0][0]])
+        for labels, bins, unit in found:
+            bounds = [*(str(bound * unit) for bound in bins.bounds), "+Inf"]
+            below = list(zip(bounds, accumulate(bins.counts), strict=True))
+            family.add_metric([self._model, *labels.values()], below, bins.sum * unit)
         return family
 
 

@@ -58,6 +58,8 @@ class Sampled(Struct, kw_only=True, frozen=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     echo_params: bool | None = None
     return_token_ids: bool | None = None
+    draft: bool | None = None  # ours: false = plain decoding, the same tokens
+    return_steps: bool | None = None  # ours: chunks of a stream say how their tokens came to be (`origins`)
     # Known, and not here.
     best_of: int | None = None
     prompt_logprobs: Any = None

@@ -2,15 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from stretto.llm.admission import Closed
 from stretto.llm.asynchronous import AsyncLLM
-from stretto.llm.tally import Counts
+from stretto.llm.watch import Measures, Watch
 from stretto.serve.errors import ApiError, TooLong, draining, invalid, loading
 from stretto.serve.live import Live
 from stretto.serve.log import LOGGER
@@ -21,6 +21,7 @@ from stretto.text.tokenizer import Tokenizer
 from stretto.text.tool_calls import ToolCallReader
 from stretto.text.tools import ToolFormat, find_format
 
+T = TypeVar("T")
 COUNT_SECONDS = 1.0  # for an engine to say what it does, between two steps
 STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
 MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
@@ -148,14 +149,20 @@ class Service:
         if (worst := max(ids)) >= engine.runner.vocab_size:
             raise invalid(f"{param}: token id {worst} does not exist", param)
 
-    async def counts(self) -> Counts | None:
+    async def measures(self) -> Measures | None:
         """Of the engine; None while there is none, or if it does not answer in time."""
-        if self._llm is None or self._llm.is_over:
-            return None
-        with suppress(TimeoutError, Closed):
-            async with asyncio.timeout(COUNT_SECONDS):
-                return await self._llm.counts()
+        with suppress(ApiError, Closed):
+            return await self.ask(Watch.measures, COUNT_SECONDS)
         return None
+
+    async def ask(self, question: Callable[[Watch], T], seconds: float = STUCK_SECONDS) -> T:
+        """What `question` says of the engine. Raises ApiError while there is none, or if it does not answer in time."""
+        llm = self.llm
+        try:
+            async with asyncio.timeout(seconds):
+                return await llm.ask(question)
+        except TimeoutError:
+            raise ApiError(503, "The engine does not answer", code=503, retry_after=seconds) from None
 
 
 def _in_text(tokenizer: Tokenizer, tags: Tags) -> bool:

@@ -79,7 +79,7 @@ async def model(call: Call, scope: Scope) -> ASGIApp:
 
 async def metrics(call: Call, scope: Scope) -> ASGIApp:
     """For Prometheus."""
-    page = call.service.metrics.render(await call.service.counts())
+    page = call.service.metrics.render(await call.service.measures())
     return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from stretto.cache.ledger import Ledger, Room
 from stretto.core.errors import RunError
+from stretto.core.pages import PageGroup
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
 from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, make_request
@@ -88,10 +90,11 @@ class ScriptedEngine:
         self.num_steps, self.num_cancelled = 0, 0
         self.requests: dict[int, Request] = {}
         self.added: list[Request] = []
-        self.scheduler = SimpleNamespace(running=[], waiting=[])
+        self.scheduler = SimpleNamespace(running=[], waiting=[], listeners=[])
         room = SimpleNamespace(num_blocks=(9,), num_slots=1, has_slots=False)
         pools = SimpleNamespace(room=room, num_pages=8)
-        cache = SimpleNamespace(pools=pools, free_blocks=8, free_slots=0)
+        ledger = Ledger(Room(groups=(PageGroup(),), num_blocks=(9,), num_slots=1, has_slots=False))
+        cache = SimpleNamespace(pools=pools, ledger=ledger, free_blocks=8, free_slots=0)
         sizes = SimpleNamespace(context=context, max_seqs=max_seqs)
         self.runner = SimpleNamespace(cache=cache, sizes=sizes, vocab_size=VOCAB)
 
@@ -107,12 +110,13 @@ class ScriptedEngine:
         space: str = "",
         matcher: Any = None,
         tags: Mapping[str, int] | None = None,
+        drafts: bool = True,
     ) -> Request:
         request = make_request(
             len(self.added), prompt, sampling, text, child=child, matcher=matcher, eos_ids=self.eos_ids,
-            vocab_size=VOCAB, context=self.runner.sizes.context, arrived=self.clock(),
+            vocab_size=VOCAB, context=self.runner.sizes.context, arrived=self.clock(), priority=priority,
+            tenant=tenant, drafts=drafts,
         )  # fmt: skip
-        request.job.priority, request.job.tenant = priority, tenant
         self.added.append(request)
         self.requests[request.rid] = request
         return request
