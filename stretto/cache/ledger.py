@@ -93,8 +93,9 @@ class Ledger:
         return self.prefixes.is_coming(tokens, space, running)
 
     def beginning(self, rid: int) -> list[int]:
-        """Pages of a sequence, in order, where they may be those of others, too: who shares some sorts side by side."""
-        return self.holdings[rid].tables[0].blocks if self.prefixes is not None and self.room.groups else []
+        """Numbers that stand for the beginning of its text: who begins alike sorts side by side."""
+        standing = self.holdings[rid].standing
+        return standing.marks if standing is not None else []
 
     def next_cut(self, rid: int) -> int | None:
         """Where the next piece of a prompt must end at the latest."""

@@ -91,7 +91,7 @@ class CacheManager:
         return self.ledger.is_coming(tokens, space)
 
     def beginning(self, rid: int) -> list[int]:
-        """Pages of a request, where they may be those of others, too."""
+        """Numbers that stand for the beginning of its text: see `Ledger.beginning`."""
         return self.ledger.beginning(rid)
 
     def next_cut(self, rid: int) -> int | None:

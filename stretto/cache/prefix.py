@@ -22,13 +22,14 @@ from stretto.core.pages import PAGE_SIZE, PageGroup
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """start, end: positions of its tokens. pages: per group, 0 = not there. slot: its checkpoint, 0 = none. locks:
+    """start, end: positions of its tokens. mark: a hash of all tokens up to its end. pages: per group, 0 = not there. slot: its checkpoint, 0 = none. locks:
     sequences that stand on it. used: when it was last used, in requests since the start."""
 
     parent: "Node | None"
     tokens: tuple[int, ...]
     end: int
     pages: list[int]
+    mark: int = 0
     slot: int = 0
     locks: int = 0
     used: int = 0
@@ -127,7 +128,8 @@ class PrefixTree:
             block = tuple(tokens[node.end : node.end + PAGE_SIZE])
             pages, child = pages_of(node.end // PAGE_SIZE), node.children.get(block)
             if child is None:
-                child = Node(node, block, node.end + PAGE_SIZE, [0] * len(self.groups), used=self.now)
+                mark = hash((node.mark, block))  # of integers: the same in every process
+                child = Node(node, block, node.end + PAGE_SIZE, [0] * len(self.groups), mark, used=self.now)
                 node.children[block] = child
                 self._grown(node, child)
             self._fill(child, pages)
@@ -142,7 +144,7 @@ class PrefixTree:
         if (there := node.tails.get(block)) is not None:
             there.used = self.now
             return None
-        tail = Node(node, block, node.end + len(block), [0] * len(self.groups), slot, used=self.now)
+        tail = Node(node, block, node.end + len(block), [0] * len(self.groups), slot=slot, used=self.now)
         node.tails[block] = tail
         self._grown(node, tail)
         self._fill(tail, pages)

@@ -23,6 +23,7 @@ from stretto.core.pages import PAGE_SIZE, PageGroup
 from stretto.core.policy import EvictPolicy
 
 ALIGN = 64  # tokens: where kernels that read prompts in chunks begin one
+STRETCH = 256  # tokens: sequences that share less are not computed together
 WORTH = 64  # tokens: who need not compute so many may wait for it, and a checkpoint that saves so many is worth a step
 
 
@@ -41,7 +42,7 @@ class Standing:
     """Where a sequence stands in the tree. tokens: its text, a list that grows. read: tokens that are read as a prompt.
     node: the deepest node of its text, locked. source: the checkpoint that its next step starts from, of a locked node.
     tail: a page of this node is to be copied into the first page of its own. cuts: positions, in order. start: tokens
-    that it found."""
+    that it found. marks: of every `STRETCH` tokens of its text: those that begin alike have the same first ones."""
 
     tokens: Sequence[int]
     space: str
@@ -51,6 +52,13 @@ class Standing:
     source: int = 0
     tail: Node | None = None
     cuts: list[int] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+
+    def stand(self, node: Node) -> None:
+        """Its text is known up to there."""
+        if node.end // STRETCH > self.node.end // STRETCH or not self.marks:
+            self.marks = [one.mark for one in node.path if one.end % STRETCH == 0]
+        self.node = node
 
 
 class PrefixCache:
@@ -70,6 +78,7 @@ class PrefixCache:
         match = self.tree.match([] if fresh else tokens, space)
         node = match.node
         standing = Standing(tokens, space, len(tokens), node, node.end)
+        standing.stand(node)
         self.tree.lock(node)
         if self._slots is not None:
             standing.source = node.slot
@@ -173,7 +182,7 @@ class PrefixCache:
         if deeper.end > standing.node.end:
             self.tree.lock(deeper)
             self.tree.unlock(standing.node)
-            standing.node = deeper
+            standing.stand(deeper)
 
     def _leave_end(self, standing: Standing, tables: Sequence[Table], held: int, slot: int) -> bool:
         """The state behind the last token, and what lies on a page that is not full."""
