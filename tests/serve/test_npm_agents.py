@@ -19,6 +19,7 @@ from scripted import ScriptedLLM
 from serving import Running
 
 from stretto.engine.request import Request
+from stretto.text.tools import find_format
 
 pytestmark = pytest.mark.full
 MAKE = "touch made.txt"
@@ -70,10 +71,13 @@ class Scene:
 
     def prompts(self) -> list[str]:
         """Those with tools: an agent may ask for a title, too."""
-        llm = self.server.llm
+        llm, found = self.server.llm, list[str]()
         assert isinstance(llm, ScriptedLLM)
-        texts = [llm.tokenizer.decode(r.prompt, skip_special=False) for r in llm.scripted.added]
-        return [text for text in texts if text.startswith("[tools]")]
+        for request in llm.scripted.added:
+            text = llm.tokenizer.decode(request.prompt, skip_special=False)
+            assert text.startswith("[tools]") == (request.sampling.grammar is not None)
+            found += [text] if text.startswith("[tools]") else []
+        return found
 
 
 @contextmanager
@@ -92,6 +96,7 @@ def scene(programs: Path, folder: Path, context: int) -> Iterator[Scene]:
             return known[request.rid]
 
         llm.scripted.say = say
+        server.service.call_format = find_format("<tool_call>")  # what would be enforced is compiled, for all tools
         yield Scene(server, programs, folder)
         server.settled()
 
