@@ -22,8 +22,9 @@ from stretto.core.pages import PAGE_SIZE, PageGroup
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """start, end: positions of its tokens. mark: a hash of all tokens up to its end. pages: per group, 0 = not there. slot: its checkpoint, 0 = none. locks:
-    sequences that stand on it. used: when it was last used, in requests since the start."""
+    """start, end: positions of its tokens. mark: a hash of all tokens up to its end. pages: per group, 0 = not there.
+    slot: its checkpoint, 0 = none. locks: sequences that stand on it. used: when it was last used, in requests since
+    the start."""
 
     parent: "Node | None"
     tokens: tuple[int, ...]

@@ -68,7 +68,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             app,
             allow_origins=list(access.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "anthropic-version"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
     return Frame(app, service.metrics)

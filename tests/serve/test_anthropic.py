@@ -155,6 +155,24 @@ def test_the_changing_line_of_accounting_is_dropped(client: anthropic.Anthropic,
     assert "x-anthropic-billing-header" in prompt(actor), "only at the head"
 
 
+def test_what_was_cached_is_counted_in_every_api(server: Running) -> None:
+    """A real model. Behind another line of accounting the prompt is known; Anthropic counts what was cached beside the
+    rest, OpenAI within the whole."""
+    text = "Answer in one word, and answer quickly, whatever you are asked."
+    usages = []
+    for i in range(2):
+        system = f"{BILLING.format(i, i)}\n{text}"
+        body = {"model": "toy", "max_tokens": 3, "messages": HELLO, "system": system}
+        usages.append(server.post(PATH, body).json()["usage"])
+    first, second = usages
+    assert first["cache_read_input_tokens"] == 0 and second["cache_read_input_tokens"] >= 48
+    assert second["cache_read_input_tokens"] + second["input_tokens"] == first["input_tokens"]
+    body = {"input": "Hello", "instructions": text, "max_output_tokens": 3}
+    usage = server.post("/v1/responses", body).json()["usage"]
+    assert usage["input_tokens"] == first["input_tokens"]
+    assert usage["input_tokens_details"]["cached_tokens"] == second["cache_read_input_tokens"]
+
+
 def test_what_the_prompt_is_told_of_thinking(agent: Running, actor: ScriptedLLM) -> None:
     """Both names under which templates look for the switch, and the budget; nothing where it is left to the model."""
     from stretto.serve import asking
