@@ -1,6 +1,7 @@
 """`/v1/completions`: texts that are continued as they stand, without a chat template."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -34,6 +35,8 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     prompts = [await encode_text(service, llm, prompt) for prompt in prompts_of(request)]
     max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
+    if request.echo and request.logprobs is not None:
+        sampling = replace(sampling, prompt_logprobs=request.logprobs)
     skip, n = request.skip_special_tokens is not False, request.n or 1
     submissions = [
         Submission(ids=ids, sampling=sampling, continues=True, child=child, priority=-(request.priority or 0),
@@ -98,11 +101,14 @@ class _Answer:
 
     def __init__(self, request: CompletionRequest, tokenizer: Tokenizer, echo: str) -> None:
         self._request, self._tokenizer, self._echo = request, tokenizer, echo
-        self._offset, self.has_begun = len(echo), False
+        self._offset, self.has_begun = 0 if request.logprobs is not None else len(echo), False
 
     def whole(self, index: int, result: Result) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
-        choice = self._choice(index, self._echo + result.text, result.token_ids, result.logprobs)
+        ids, logprobs = result.token_ids, result.logprobs
+        if self._echo and self._request.logprobs is not None:  # the first token follows nothing
+            ids, logprobs = (*result.prompt_token_ids, *ids), (None, *result.prompt_logprobs, *logprobs)
+        choice = self._choice(index, self._echo + result.text, ids, logprobs)
         choice |= {"finish_reason": result.finish_reason, "stretto": about(result)}
         if self._request.return_token_ids:
             choice |= {"token_ids": result.token_ids, "prompt_token_ids": result.prompt_token_ids}

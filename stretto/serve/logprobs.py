@@ -22,18 +22,19 @@ def of_chat(tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[TokenLo
 
 
 def of_completion(
-    tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int
+    tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], offset: int
 ) -> tuple[dict[str, Any], int]:
-    """Four lists of equal length, and where the next token begins. offset: of the first token in the text."""
+    """Four lists of equal length, and where the next token begins. offset: of the first token in the text. None: of a
+    token that has no log-probability."""
     tokens, offsets = [], []
     for token in ids:
         tokens.append(_named(tokenizer, token))
         offsets.append(offset)
         offset += len(tokenizer.token_bytes(token).decode(errors="replace"))
-    top = [{_named(tokenizer, other): logprob for other, logprob in one.top.items()} for one in logprobs]
+    top = [one and {_named(tokenizer, other): x for other, x in one.top.items()} for one in logprobs]
     found = {
         "tokens": tokens,
-        "token_logprobs": [one.logprob for one in logprobs],
+        "token_logprobs": [one and one.logprob for one in logprobs],
         "top_logprobs": top,
         "text_offset": offsets,
     }

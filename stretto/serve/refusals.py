@@ -7,7 +7,7 @@ from stretto.serve.schema import ChatRequest, CompletionRequest, Sampled
 
 _GRAMMAR = "it is not supported yet; use `response_format`"
 _FIELDS = {
-    "prompt_logprobs": "log-probabilities of prompts are not supported yet",
+    "prompt_logprobs": "those of a prompt come with `echo` and `logprobs` of /v1/completions",
     "include_stop_str_in_output": "a stop string never stands in the text",
     "structured_outputs": _GRAMMAR,
     "guided_json": _GRAMMAR,
@@ -42,8 +42,8 @@ def refuse_unsupported(request: Sampled, *, order: str) -> None:
         raise _refused("stream_options", "it needs `stream`: true")
     if isinstance(request, ChatRequest):
         _refuse_of_chat(request)
-    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
-        raise _refused("logprobs", "with `echo` they would include the prompt's, which are not supported yet")
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None and request.stream:
+        raise _refused("logprobs", "with `echo` they include the prompt's, which come whole: set `stream` to false")
 
 
 def _refuse_of_chat(request: ChatRequest) -> None:

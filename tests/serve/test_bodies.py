@@ -186,8 +186,8 @@ def test_what_is_not_there_yet_is_refused_by_its_name(one: Running, path: str, f
     assert error["code"] == "unsupported"
 
 
-def test_log_probabilities_of_a_prompt_are_refused(one: Running) -> None:
-    error = refused(one, COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 0})
+def test_log_probabilities_of_a_prompt_are_not_streamed(one: Running) -> None:
+    error = refused(one, COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": 0, "stream": True})
     assert error["param"] == "logprobs" and "echo" in error["message"]
 
 
