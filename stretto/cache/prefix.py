@@ -182,11 +182,10 @@ class PrefixTree:
             assert self.slots is not None
             self.slots.release(node.slot)
             del self.stateful[node]
-        if parent.num_children:
-            return
-        if parent.parent is not None:
-            self.leaves[parent] = None
-        self._prune(parent)
+        if not parent.num_children:
+            if parent.parent is not None:
+                self.leaves[parent] = None
+            self._prune(parent)
 
     def lock(self, node: Node) -> None:
         """A sequence stands here."""

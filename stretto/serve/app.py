@@ -87,7 +87,6 @@ def entries(service: Service) -> list[Entry]:
         return Json(page)
 
     found = [
-        get("/", "That somebody is here", system.root, "text/plain"),
         get("/health", "Whether the engine lives", system.health),
         get("/v1/health", "Whether the engine lives", system.health),
         get("/ping", "Whether the engine lives", system.health),

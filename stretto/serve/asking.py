@@ -13,15 +13,16 @@ from stretto.core.sampling import Sampling
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.submission import Submission
 from stretto.serve.call import Call
+from stretto.serve.constraint import Constraint, Place, budget_of, constrain
 from stretto.serve.conversation import Conversation, encode_chat
-from stretto.serve.errors import ApiError, of_problem
-from stretto.serve.grammars import grammar_of, matchers_of, thinking_end
+from stretto.serve.errors import ApiError, invalid, of_problem
 from stretto.serve.parts import PartReader
 from stretto.serve.reading import Reading
-from stretto.serve.reasoning import is_open
+from stretto.serve.reasoning import comes_first, is_open
 from stretto.serve.refusals import refuse_unsupported
 from stretto.serve.sampling import sampling_of
 from stretto.serve.schema import ChatRequest
+from stretto.serve.service import in_text
 
 _TAIL = 64  # tokens at the end of a prompt in which a template may have opened the thinking
 
@@ -38,9 +39,11 @@ class Asked:
     timeout: float | None = None
 
     @staticmethod
-    def of_text(llm: AsyncLLM, ids: list[int], sampling: Sampling, call: Call) -> "Asked":
+    def of_text(llm: AsyncLLM, ids: list[int], sampling: Sampling, constraint: Constraint, call: Call) -> "Asked":
         """A text that is continued as it stands: no conversation, so no thinking and no calls."""
-        one = Submission(ids=ids, sampling=sampling, continues=True, tenant=call.tenant, space=call.space(None))
+        sampling = replace(sampling, grammar=constraint.grammar)
+        one = Submission(ids=ids, sampling=sampling, continues=True, tenant=call.tenant, space=call.space(None),
+                         matcher=constraint.matchers[0])  # fmt: skip
         return Asked(llm, ids, sampling, [one], [PartReader(None)])
 
     def reading(self, call: Call, reply_id: str) -> Reading:
@@ -62,7 +65,7 @@ def conversation_of(request: ChatRequest) -> Conversation:
     """What the template is given."""
     tools = None if request.tool_choice == "none" else request.tools or None
     kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
-    for name in ("reasoning_effort", "documents"):
+    for name in ("reasoning_effort", "thinking_budget", "documents"):
         if (value := getattr(request, name)) is not None:
             kwargs.setdefault(name, value)
     return Conversation(request.messages, tools, kwargs)
@@ -80,22 +83,37 @@ async def _ask(call: Call, request: ChatRequest) -> Asked:
     conversation = conversation_of(request)
     ids = await encode_chat(service, llm, conversation)
     service.check_ids(ids, "messages")
-    tags, tokenizer, template = service.tags, llm.llm.tokenizer, llm.llm.template
-    tail = tokenizer.decode(ids[-_TAIL:], skip_special=False)
-    after = thinking_end(tail, tags, template.source if template else None)
-    grammar = grammar_of(request, tokenizer, service.call_format, after=after)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = sampling_of(request, max_tokens=request.max_completion_tokens or request.max_tokens, logprobs=logprobs)
-    sampling = replace(sampling, grammar=grammar)
-    param = "tools" if conversation.tools else "response_format"
-    matchers = await matchers_of(llm, sampling, request.n or 1, param)
+    place = _place(call, llm, request, conversation, ids)
+    constraint = await constrain(call, llm, request, place, request.n or 1)
+    sampling = replace(sampling, grammar=constraint.grammar)
     submissions = [
-        Submission(ids=ids, sampling=sampling, matcher=matcher, child=child, priority=-(request.priority or 0),
-                   tenant=call.tenant, space=call.space(request.cache_salt),
-                   skip_special=request.skip_special_tokens is not False, drafts=request.draft is not False)
-        for child, matcher in enumerate(matchers)
+        Submission(ids=ids, sampling=sampling, child=child, priority=-(request.priority or 0), tenant=call.tenant,
+                   space=call.space(request.cache_salt), skip_special=request.skip_special_tokens is not False,
+                   drafts=request.draft is not False, matcher=matcher)
+        for child, matcher in enumerate(constraint.matchers)
     ]  # fmt: skip
-    begins_open = tags is not None and is_open(tail, tags)
+    tags, after = service.tags, constraint.grammar.after if constraint.grammar is not None else None
+    # What comes before a grammar that begins after the thinking is thinking, even if the opening tag is left out.
+    begins_open = tags is not None and (after is not None or is_open(_tail(llm, ids), tags))
     calls = service.call_readers if conversation.tools else None
     readers = [PartReader(tags, begins_open, calls and calls()) for _ in submissions]
     return Asked(llm, ids, sampling, submissions, readers, request.timeout)
+
+
+def _place(call: Call, llm: AsyncLLM, request: ChatRequest, conversation: Conversation, ids: list[int]) -> Place:
+    """Where the answer to a prompt is written. Raises ApiError for a budget of thinking that cannot be told apart."""
+    service, template, tokenizer = call.service, llm.llm.template, llm.llm.tokenizer
+    tags = service.thinking
+    if tags is not None and template is not None:
+        if not comes_first(_tail(llm, ids), tags, template.source, conversation.kwargs or {}):
+            tags = None
+        elif budget_of(request) is not None and not in_text(tokenizer, tags):
+            raise invalid("thinking_budget: the tags of the thinking are special tokens of this model, which cannot be"
+                          " enforced yet", "thinking_budget", "unsupported")  # fmt: skip
+    return Place(tokenizer, service.call_format, tags)
+
+
+def _tail(llm: AsyncLLM, ids: list[int]) -> str:
+    return llm.llm.tokenizer.decode(ids[-_TAIL:], skip_special=False)

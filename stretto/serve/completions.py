@@ -11,6 +11,7 @@ from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
 from stretto.serve.call import Call
+from stretto.serve.constraint import Place, constrain
 from stretto.serve.errors import invalid, of_problem
 from stretto.serve.json import Json
 from stretto.serve.logprobs import of_completion
@@ -34,15 +35,16 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     refuse_unsupported(request, order=service.order)
     prompts = [await encode_text(service, llm, prompt) for prompt in prompts_of(request)]
     max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
-    sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
-    if request.echo and request.logprobs is not None:
-        sampling = replace(sampling, prompt_logprobs=request.logprobs)
     skip, n = request.skip_special_tokens is not False, request.n or 1
+    sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
+    constraint = await constrain(call, llm, request, Place(llm.llm.tokenizer), len(prompts) * n)
+    of_prompt = request.logprobs if request.echo else None
+    sampling = replace(sampling, grammar=constraint.grammar, prompt_logprobs=of_prompt)
     submissions = [
-        Submission(ids=ids, sampling=sampling, continues=True, child=child, priority=-(request.priority or 0),
-                   tenant=call.tenant, space=call.space(request.cache_salt), skip_special=skip,
-                   drafts=request.draft is not False)
-        for ids in prompts for child in range(n)
+        Submission(ids=prompts[i // n], sampling=sampling, continues=True, child=i % n,
+                   priority=-(request.priority or 0), tenant=call.tenant, space=call.space(request.cache_salt),
+                   skip_special=skip, drafts=request.draft is not False, matcher=matcher)
+        for i, matcher in enumerate(constraint.matchers)
     ]  # fmt: skip
     params = sampling.resolve(llm.llm.hints) if request.echo_params else None
     head = Head.make("cmpl", "text_completion", service.name, llm.llm, params)

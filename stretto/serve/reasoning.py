@@ -4,8 +4,9 @@ Models that think write it between two tags, which their chat template shows. La
 the pieces of each part joined are the same. White space around the thinking belongs to neither part.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Part = Literal["reasoning", "content"]
 
@@ -28,6 +29,17 @@ def tags_of(template: str | None) -> Tags | None:
 def is_open(prompt: str, tags: Tags) -> bool:
     """Whether a prompt ends inside of thinking: templates may write the opening tag themselves."""
     return prompt.rfind(tags.opening) > prompt.rfind(tags.closing)
+
+
+def comes_first(prompt: str, tags: Tags, template: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an answer to `prompt` begins with thinking: it was opened; or it was not closed, and it is switched on,
+    as it is for templates that know the switch."""
+    if is_open(prompt, tags):
+        return True
+    if prompt.rstrip().endswith(tags.closing):
+        return False
+    switch = kwargs.get("enable_thinking", kwargs.get("thinking", "enable_thinking" in template))
+    return bool(switch)
 
 
 @dataclass(slots=True)

@@ -5,17 +5,9 @@ from typing import Any
 from stretto.serve.errors import ApiError, invalid
 from stretto.serve.schema import ChatRequest, CompletionRequest, Sampled
 
-_GRAMMAR = "it is not supported yet; use `response_format`"
 _FIELDS = {
     "prompt_logprobs": "those of a prompt come with `echo` and `logprobs` of /v1/completions",
     "include_stop_str_in_output": "a stop string never stands in the text",
-    "structured_outputs": _GRAMMAR,
-    "guided_json": _GRAMMAR,
-    "guided_regex": _GRAMMAR,
-    "guided_choice": _GRAMMAR,
-    "guided_grammar": _GRAMMAR,
-    "grammar": _GRAMMAR,
-    "json_schema": _GRAMMAR,
     "lora": "adapters are not supported yet",
     "truncate_prompt_tokens": "a prompt is never cut; one that is too long is refused",
     "store": "nothing is stored here",

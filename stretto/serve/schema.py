@@ -60,17 +60,18 @@ class Sampled(Struct, kw_only=True, frozen=True):
     return_token_ids: bool | None = None
     draft: bool | None = None  # ours: false = plain decoding, the same tokens
     return_steps: bool | None = None  # ours: chunks of a stream say how their tokens came to be (`origins`)
+    # The form of the text: one of them at most (`forms`).
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    grammar: str | None = None
+    json_schema: Any = None
     # Known, and not here.
     best_of: int | None = None
     prompt_logprobs: Any = None
     include_stop_str_in_output: bool | None = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    grammar: Any = None
-    json_schema: Any = None
     lora: Any = None
     truncate_prompt_tokens: Any = None
     store: bool | None = None
@@ -104,6 +105,7 @@ class ChatRequest(Sampled, kw_only=True, frozen=True):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
+    thinking_budget: Natural | None = None
     documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_PROMPTS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Known, and not here.

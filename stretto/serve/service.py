@@ -46,9 +46,10 @@ class Service:
         self.config, self.created = config, int(time.time())
         self.state: Literal["loading", "ready", "draining"] = "loading"
         self.metrics, self.live = Metrics(config.prefix, config.names[0]), Live()
-        self.tags: Tags | None = None
-        self.call_readers: CallReaders | None = None  # None: calls stay in the text, as the model writes them
+        self.thinking: Tags | None = None  # around the thinking, where the model does think
+        self.tags: Tags | None = None  # the same, if the thinking is told from the answer
         self.call_format: ToolFormat | None = None
+        self.call_readers: CallReaders | None = None  # None: calls stay in the text, as the model writes them
         self.num_calls = 0  # whose body has come and whose response has not gone
         self._llm: AsyncLLM | None = None
 
@@ -81,12 +82,14 @@ class Service:
         """The model is there."""
         self._llm = llm
         template = llm.llm.template
-        self.tags = tags_of(template.source if template else None) if self.config.reasoning else None
-        if self.tags is not None and not _in_text(llm.llm.tokenizer, self.tags):
+        source = template.source if template is not None else None
+        self.thinking = tags_of(source)
+        self.tags = self.thinking if self.config.reasoning else None
+        if (form := find_format(source)) is not None:
+            self.call_format, self.call_readers = form, partial(ToolCallReader, form)
+        if self.tags is not None and not in_text(llm.llm.tokenizer, self.tags):
             LOGGER.warning("the tags of the thinking are special tokens: it stays with the answer")
             self.tags = None
-        self.call_format = form = find_format(template.source if template else None)
-        self.call_readers = None if form is None else partial(ToolCallReader, form)
         if self.state == "loading":
             self.state = "ready"
 
@@ -165,6 +168,6 @@ class Service:
             raise ApiError(503, "The engine does not answer", code=503, retry_after=seconds) from None
 
 
-def _in_text(tokenizer: Tokenizer, tags: Tags) -> bool:
+def in_text(tokenizer: Tokenizer, tags: Tags) -> bool:
     """Whether the tags come out as text, so that they can be found there."""
     return all(tokenizer.decode(tokenizer.encode(tag, add_bos=False)).strip() == tag for tag in tags)

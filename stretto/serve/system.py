@@ -28,11 +28,6 @@ class Plain:
         await response(scope, receive, send)
 
 
-async def root(call: Call, scope: Scope) -> ASGIApp:
-    """A sign of life for clients that look whether anybody is there."""
-    return Response(f"stretto {stretto.__version__}\n", media_type="text/plain")
-
-
 async def no_embeddings(call: Call, scope: Scope) -> ASGIApp:
     """Vectors of texts, which this server cannot give yet."""
     raise ApiError(501, "Embeddings cannot be computed by this server yet", code="not_supported")
@@ -93,11 +88,15 @@ async def cancel(call: Call, scope: Scope) -> ASGIApp:
 
 def capabilities(service: Service) -> list[str]:
     """What the model can do, in the words of clients. Tools: calls are told from the text."""
-    template = service.llm.llm.template
-    if template is None:
-        return ["completion"]
-    can = {"chat": True, "thinking": service.tags is not None, "tools": service.call_readers is not None}
-    return ["completion", *(name for name, holds in can.items() if holds)]
+    llm = service.llm.llm
+    can = {
+        "completion": True,
+        "chat": llm.template is not None,
+        "thinking": service.tags is not None,
+        "tools": service.call_readers is not None,
+        "structured_output": bool(llm.tokenizer.eos_ids),
+    }
+    return [name for name, holds in can.items() if holds]
 
 
 def model_card(service: Service, name: str) -> dict[str, Any]:

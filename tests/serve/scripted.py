@@ -1,6 +1,7 @@
 """A model that says what a test wants it to say, token by token, without torch: for what is about the server alone.
 
-Its tokens are bytes; 256 begins a text and 257 ends it. The engine is a stand-in, its requests are real ones.
+Its tokens are bytes; 256 begins a text and 257 ends it. The engine is a stand-in, its requests are real ones. With a
+grammar, it says those of its words that the grammar allows, and where none is allowed, a token that is.
 """
 
 import json
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from stretto.cache.ledger import Ledger, Room
 from stretto.core.errors import RunError
+from stretto.core.grammar import TokenMatcher
 from stretto.core.pages import PageGroup
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
@@ -27,6 +29,7 @@ from stretto.text.grammar import Grammars
 from stretto.text.tokenizer import Tokenizer
 
 BOS, EOS, VOCAB = 256, 257, 258
+QUOTE = sorted(pre_tokenizers.ByteLevel.alphabet()).index('"')
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
@@ -89,6 +92,7 @@ class ScriptedEngine:
         self.failing: Callable[[Request], bool] = lambda request: False
         self.num_steps, self.num_cancelled = 0, 0
         self.requests: dict[int, Request] = {}
+        self.heard: dict[int, int] = {}  # words of the scripts that were said or left out
         self.added: list[Request] = []
         self.scheduler = SimpleNamespace(running=[], waiting=[], listeners=[])
         room = SimpleNamespace(num_blocks=(9,), num_slots=1, has_slots=False)
@@ -104,11 +108,11 @@ class ScriptedEngine:
         sampling: Sampling,
         text: TextStream | None = None,
         *,
+        matcher: TokenMatcher | None = None,
         child: int = 0,
         priority: int = 0,
         tenant: str = "",
         space: str = "",
-        matcher: Any = None,
         tags: Mapping[str, int] | None = None,
         drafts: bool = True,
     ) -> Request:
@@ -148,9 +152,7 @@ class ScriptedEngine:
         if self.failing(request):
             del self.requests[request.rid]
             return Event(request.rid, (), "", "error", error=RunError("a logit is NaN", why="0x7ffe internals"))
-        script = self.say(request)
-        at = len(request.output)
-        token = script[at] if at < len(script) else EOS
+        token = self._choose(request)
         line.first_token = line.first_token or self.clock()
         line.steps += 1
         request.append(token)
@@ -158,6 +160,8 @@ class ScriptedEngine:
         piece, reason = "", None
         if token in request.stop_ids:
             reason = "stop"
+        elif request.matcher is not None and request.matcher.is_over:
+            piece, reason = request.text.push(token)[0], "stop"
         else:
             piece, stopped = request.text.push(token)
             reason = "stop" if stopped else "length" if request.remaining <= 0 else None
@@ -168,6 +172,25 @@ class ScriptedEngine:
         count = request.sampling.logprobs
         logprobs = () if count is None else (TokenLogprobs(-0.5, {t: -0.5 - t for t in range(count)}),)
         return Event(request.rid, (token,), piece, reason, logprobs)  # type: ignore[arg-type]
+
+    def _choose(self, request: Request) -> int:
+        """The next word of the script; with a grammar, the next one that it allows, else any token that is allowed."""
+        script, matcher = self.say(request), request.matcher
+        if matcher is None:
+            at = len(request.output)
+            return script[at] if at < len(script) else EOS
+        mask, at = matcher.allowed(), self.heard.get(request.rid, 0)
+        allowed = [token for token in range(VOCAB) if mask[token // 8] >> token % 8 & 1]
+        assert allowed, "a grammar that is not over goes on"
+        token = next((word for word in [*script[at:], EOS] if word in allowed), self.filler(allowed))
+        self.heard[request.rid] = script.index(token, at) + 1 if token in script[at:] else at
+        matcher.accept([token])
+        return token
+
+    @staticmethod
+    def filler(allowed: Sequence[int]) -> int:
+        """What is said where the script has nothing: a quote, which ends a string, before anything else."""
+        return QUOTE if QUOTE in allowed else allowed[0]
 
 
 class ScriptedLLM(LLM):

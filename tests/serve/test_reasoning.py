@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scripted import TEMPLATE, saying
 from serving import HELLO, joined, serving
 
-from stretto.serve.reasoning import KNOWN, Splitter, Tags, is_open, tags_of
+from stretto.serve.reasoning import KNOWN, Splitter, Tags, comes_first, is_open, tags_of
 
 THINK = KNOWN[0]
 CASES = [
@@ -62,6 +62,16 @@ def test_what_a_template_says_of_thinking() -> None:
     assert is_open("a<think>\n", THINK) and not is_open("a<think>\n\n</think>\n", THINK) and not is_open("a", THINK)
 
 
+def test_whether_thinking_comes_first() -> None:
+    plain, switch = "{{ '</think>' }}", "{% if enable_thinking %}</think>{% endif %}"
+    assert comes_first("<a><think>\n", THINK, plain, {}), "the prompt has opened it"
+    assert not comes_first("<a><think>\n\n</think>\n\n", THINK, switch, {}), "and closed it"
+    assert comes_first("<think>x</think>y<a>", THINK, switch, {}), "the model will open it"
+    assert not comes_first("<think>x</think>y<a>", THINK, plain, {}), "a template that only shows earlier thinking"
+    assert comes_first("<a>", THINK, plain, {"thinking": True}), "it was switched on"
+    assert not comes_first("<a>", THINK, switch, {"enable_thinking": False, "thinking": False}), "and off"
+
+
 def test_a_server_of_a_model_that_thinks(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The template opens the thinking where it is asked to; both names carry it, whole and streamed."""
     template = TEMPLATE + "{% if enable_thinking %}<think>\n{% endif %}{# </think> #}"
@@ -77,7 +87,9 @@ def test_a_server_of_a_model_that_thinks(tmp_path_factory: pytest.TempPathFactor
         first = one.chat(**{**kwargs, "max_tokens": 4})["choices"][0]["message"]
         assert (first["reasoning"], first["content"]) == ("two", ""), "cut off while it thinks"
         assert one.chat(max_tokens=60)["choices"][0]["message"]["content"].startswith("two"), "nobody opened it"
-        assert one.http.get("/v1/models").json()["data"][0]["capabilities"] == ["completion", "chat", "thinking"]
+        assert one.http.get("/v1/models").json()["data"][0]["capabilities"] == [
+            "completion", "chat", "thinking", "structured_output",
+        ]  # fmt: skip
         turn = {"role": "assistant", "content": "Four.", "reasoning": "two and two"}
         assert one.post("/apply-template", {"messages": [*HELLO, turn]}).status_code == 200
     with serving(says, reasoning=False) as one:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import openai
+import pydantic
 import pytest
 from serving import Running, serving
 
@@ -46,4 +47,20 @@ def test_a_prompt_that_is_too_long_is_refused_as_such(real: tuple[Running, str])
         with pytest.raises(openai.BadRequestError) as problem:
             client.chat.completions.create(model="small", messages=messages)  # type: ignore[call-overload]
     assert problem.value.code == "context_length_exceeded"
+    server.settled()
+
+
+class Colour(pydantic.BaseModel):
+    name: str
+    is_warm: bool
+
+
+def test_objects_of_a_real_vocabulary(real: tuple[Running, str]) -> None:
+    server, _ = real
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        how = {"messages": TALK, "temperature": 0, "max_tokens": 200, "response_format": Colour}
+        parsed = client.chat.completions.parse(model="small", **how).choices[0].message.parsed
+        assert isinstance(parsed, Colour) and parsed.name
+        with client.chat.completions.stream(model="small", **how) as stream:
+            assert stream.get_final_completion().choices[0].message.parsed == parsed
     server.settled()

@@ -29,6 +29,8 @@ _NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "thinking_budget": "thinking.budget_tokens",
+    "chat_template_kwargs": "thinking",
 }
 _REFUSED = {
     "mcp_servers": "this server makes no requests of its own",
@@ -100,6 +102,13 @@ def _thinking(request: Counted) -> dict[str, Any] | None:
     return kwargs
 
 
+def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The format of the answer, as `/v1/chat/completions` has it."""
+    if given is None or given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": given}
+
+
 def _choice(choice: dict[str, Any]) -> str | dict[str, Any] | None:
     kind = choice.get("type")
     if kind == "tool":
@@ -108,11 +117,6 @@ def _choice(choice: dict[str, Any]) -> str | dict[str, Any] | None:
     if kind not in known:
         raise invalid("tool_choice.type must be auto, any, tool or none", "tool_choice.type", "invalid_value")
     return known[kind]
-
-
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The format of the answer, as OpenAI's has it."""
-    return {"type": given.get("type"), "json_schema": given} if given is not None else None
 
 
 def _tools(call: Call, request: Counted) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from stretto.serve.asking import Asked, ask, thinking_kwargs
 from stretto.serve.body import invalid_value
 from stretto.serve.call import Call
 from stretto.serve.completions import encode_text
-from stretto.serve.errors import invalid
+from stretto.serve.constraint import Place, constrain
+from stretto.serve.errors import ApiError, invalid
 from stretto.serve.ollama.schema import MACHINE, NEUTRAL, Generating, OllamaChat, OllamaGenerate, Options, Turn
 from stretto.serve.refusals import refuse_unsupported
 from stretto.serve.sampling import sampling_of
@@ -62,7 +63,11 @@ async def ask_generate(call: Call, request: OllamaGenerate) -> Asked:
     llm = call.service.model(chat.model)
     ids = await encode_text(call.service, llm, prompt)
     sampling = sampling_of(chat, max_tokens=chat.max_completion_tokens, logprobs=None)
-    return Asked.of_text(llm, ids, sampling, call)
+    try:
+        constraint = await constrain(call, llm, chat, Place(llm.llm.tokenizer), 1)
+    except ApiError as problem:
+        raise problem.renamed(_NAMES) from None
+    return Asked.of_text(llm, ids, sampling, constraint, call)
 
 
 def options_of(call: Call, given: dict[str, Any] | None) -> Options:

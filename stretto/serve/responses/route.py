@@ -90,7 +90,7 @@ def _as_chat(call: Call, request: ResponsesRequest) -> ChatRequest:
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls,
-        response_format=_format(request.text.format if request.text else None),
+        response_format=_format(request.text.format) if request.text else None,
         reasoning_effort=request.reasoning.effort if request.reasoning else None,
         chat_template_kwargs=request.chat_template_kwargs,
     )

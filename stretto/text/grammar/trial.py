@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,8 @@ _START_SECONDS = 30.0  # of Python, on a machine that is busy
 
 
 class Trials:
-    """Processes that compile grammars on trial, as many as are asked at a time. One of them is kept."""
+    """Processes that compile grammars on trial, as many as are asked at a time. One of them is kept, until nobody holds
+    this object any more."""
 
     def __init__(self, tokenizer: Tokenizer, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> None:
         self._seconds = seconds
@@ -39,6 +41,7 @@ class Trials:
         }
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
+        weakref.finalize(self, _end, self._idle)
 
     def check(self, grammar: str, name: str) -> str:
         """llguidance's complaint about its grammar `grammar`, "" if it has none.
@@ -72,9 +75,12 @@ class Trials:
     def close(self) -> None:
         """End the process that is kept."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for process in idle:
-            process.end()
+            _end(self._idle)
+
+
+def _end(idle: "list[_Process]") -> None:
+    while idle:
+        idle.pop().end()
 
 
 class _Process:
