@@ -7,6 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from stretto.core.errors import UserError
+from stretto.engine.request import TokenLogprobs
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
@@ -107,7 +108,8 @@ class _Answer:
 
     def whole(self, index: int, result: Result) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
-        ids, logprobs = result.token_ids, result.logprobs
+        ids: Sequence[int] = result.token_ids
+        logprobs: Sequence[TokenLogprobs | None] = result.logprobs
         if self._echo and self._request.logprobs is not None:  # the first token follows nothing
             ids, logprobs = (*result.prompt_token_ids, *ids), (None, *result.prompt_logprobs, *logprobs)
         choice = self._choice(index, self._echo + result.text, ids, logprobs)
