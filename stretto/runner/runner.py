@@ -130,7 +130,8 @@ class Runner:
             return None
         page_bytes = layout.page_bytes.values()
         evict.know(Worth(page_bytes=sum(page_bytes), slot_bytes=layout.slot_bytes))
-        pages = self.sizes.prefix_bytes // max(1, sum(page_bytes))
+        for_pages = self.sizes.prefix_bytes // (2 if layout.has_slots else 1)  # the other half is for states
+        pages = for_pages // max(1, sum(page_bytes))
         return Reuse(policy=evict, is_exact=self.is_bitwise, max_idle=(pages,) * len(layout.groups))
 
     def pack(self, parts: Sequence[Rows]) -> Step:
