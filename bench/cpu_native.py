@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +34,7 @@ from stretto import LLM, Sampling
 from stretto.cli.bench import prompt_of
 from stretto.codecs.q4_1 import Q4_1
 from stretto.core.costs import Machine, prefill_bound
+from stretto.core.env import read_env
 from stretto.core.plan import StepPlan
 from stretto.core.seqs import Seqs
 from stretto.kernels.linear import matmul
@@ -59,7 +61,8 @@ class Bench:
 
     def load(self) -> None:
         """Three engines, and a product whose weights lie in a cache."""
-        sizes = {"backend": "native", "max_seqs": 32, "prefix_cache": "none"}
+        env = replace(read_env(), no_programs=True)  # the model itself says what it costs
+        sizes = {"backend": "native", "max_seqs": 32, "prefix_cache": "none", "env": env}
         self.llm = LLM("smollm2", draft="none", **sizes)
         self.drafting = LLM("smollm2", draft=f"ngram:nodes={NODES}", **sizes)
         self.coarse = LLM("smollm2", draft="none", prefill="int8", **sizes)
