@@ -299,3 +299,19 @@ def test_sequences_that_begin_alike_are_attended_together(some: LM) -> None:
     if any(group.window is None for group in warm.runner.cache.pools.layout.groups):
         together = [shared for shared in found if len(shared) == 8]
         assert together and sorted(together[-1]) == [0, 592, *[592] * 3, *[896] * 3]
+
+
+def test_a_text_that_ends_inside_a_draft_leaves_its_state(hybrid: LM) -> None:
+    """Nothing behind the end of a text is committed, so the state is that of the text."""
+    prompt = text(13, 40)
+    answer = list(run(make(hybrid, prefix_bytes=0), [prompt])[0][0])
+    stop = next(i for i, token in enumerate(answer) if i >= 3 and token not in answer[:i])
+    engine = make(hybrid, **options("oracle", {tuple(prompt): answer}, 15))
+    sampling = Sampling(temperature=0, max_tokens=20, stop_token_ids=[answer[stop]]).resolve()
+    first = engine.add(prompt, sampling)
+    outputs = finish(engine)
+    assert outputs[first.rid] == answer[: stop + 1] and engine.drafting.stats.accepted >= stop - 1
+    again = engine.add([*prompt, *answer[: stop + 1], 1], GREEDY.resolve())
+    engine.step()
+    assert again.job.cached == len(prompt) + stop
+    engine.cancel(again.rid)
