@@ -6,12 +6,12 @@ imported; what only the model file can tell (`llm/`) is checked before a weight 
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, LENGTHS, ORDERS
+from stretto.core.card import CHUNKS, CODECS, DRAFTERS, EVICTS, JUDGES, LENGTHS, ORDERS, Registry
 from stretto.core.drafter import DrafterConfig
 from stretto.core.env import process_variables
 from stretto.core.errors import UserError, near
@@ -66,24 +66,14 @@ def _check_draft(value: object, what: str) -> None:
         raise UserError(f"{what} is {value!r}", why=why, try_="draft='ngram'")
 
 
-def _check_judge(value: object, what: str) -> None:
-    if not isinstance(value, Judge):
-        read_spec(str(value), JUDGES, what)
+def _named(registry: Registry, kind: type) -> Callable[[object, str], None]:
+    """A check: an object of this socket, or the name of a filler, with settings."""
 
+    def check(value: object, what: str) -> None:
+        if not isinstance(value, kind):
+            read_spec(str(value), registry, what)
 
-def _check_order(value: object, what: str) -> None:
-    if not isinstance(value, OrderPolicy):
-        read_spec(str(value), ORDERS, what)
-
-
-def _check_chunk(value: object, what: str) -> None:
-    if not isinstance(value, ChunkPolicy):
-        read_spec(str(value), CHUNKS, what)
-
-
-def _check_length(value: object, what: str) -> None:
-    if not isinstance(value, LengthPolicy):
-        read_spec(str(value), LENGTHS, what)
+    return check
 
 
 def _check_kv(value: object, what: str) -> None:
@@ -104,11 +94,6 @@ def _check_memory(value: object, what: str) -> None:
 def _check_prefixes(value: object, what: str) -> None:
     if value != "none":
         _check_memory(value, what)
-
-
-def _check_evict(value: object, what: str) -> None:
-    if not isinstance(value, EvictPolicy):
-        read_spec(str(value), EVICTS, what)
 
 
 def _check_template(value: object, what: str) -> None:
@@ -157,14 +142,14 @@ class Settings(_Values):
         default="coupled",
         metavar="NAME",
         kind=str,
-        check=_check_judge,
+        check=_named(JUDGES, Judge),
     )
     order: str | OrderPolicy = option(
         "which request is served first: fcfs, shortest, priority:aging=30, fair (between tenants)",
         default="fcfs",
         metavar="SPEC",
         kind=str,
-        check=_check_order,
+        check=_named(ORDERS, OrderPolicy),
     )
     length: str | LengthPolicy = option(
         "how long an answer is expected to be, for orders that ask: limit, as long as it may be, or history, as long as"
@@ -172,7 +157,7 @@ class Settings(_Values):
         default="limit",
         metavar="SPEC",
         kind=str,
-        check=_check_length,
+        check=_named(LENGTHS, LengthPolicy),
     )
     chunk: str | ChunkPolicy = option(
         "how much of a prompt is read in a step: aligned, as much as fits, or paced:tbt=0.05, as much as leaves those"
@@ -180,7 +165,7 @@ class Settings(_Values):
         default="aligned",
         metavar="SPEC",
         kind=str,
-        check=_check_chunk,
+        check=_named(CHUNKS, ChunkPolicy),
     )
     dtype: str = option(
         "of weights and activations through torch, and of the cache; float32 is the reference mode, through torch",
@@ -243,7 +228,7 @@ class Settings(_Values):
         default="lru",
         metavar="SPEC",
         kind=str,
-        check=_check_evict,
+        check=_named(EVICTS, EvictPolicy),
     )
     threads: int | None = option(
         "threads of the native kernels (default: the cores this process may use)", default=None, low=1, high=1024

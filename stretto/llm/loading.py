@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.convert.kept import Found, Kept, Wanted, find
+from stretto.core.card import CHUNKS, EVICTS, JUDGES, LENGTHS, ORDERS
 from stretto.core.drafter import Target
 from stretto.core.env import Env
 from stretto.core.settings import Settings, read_draft
@@ -15,7 +16,7 @@ from stretto.engine.scheduler import Policies
 from stretto.hub.models import resolve
 from stretto.kernels.native.library import Team
 from stretto.llm.backend import Choice, find_team
-from stretto.llm.options import make_chunk, make_drafting, make_evict, make_judge, make_length, make_order
+from stretto.llm.options import make_drafting, make_policy
 from stretto.llm.sizes import choose_sizes, rows_of_step
 from stretto.llm.step_costs import known_row_seconds
 from stretto.runner.kept import KeptModel
@@ -84,13 +85,13 @@ def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, en
         target.model,
         sizes,
         drafter=drafter,
-        judge=make_judge(settings.judge),
+        judge=make_policy(settings.judge, JUDGES, "judge"),
         policies=Policies(
-            order=make_order(settings.order),
-            chunk=make_chunk(settings.chunk),
-            length=make_length(settings.length),
+            order=make_policy(settings.order, ORDERS, "order"),
+            chunk=make_policy(settings.chunk, CHUNKS, "chunk"),
+            length=make_policy(settings.length, LENGTHS, "length"),
             draft=policy,
-            evict=make_evict(settings.evict),
+            evict=make_policy(settings.evict, EVICTS, "evict"),
         ),
         eos_ids=target.eos_ids,
         vocab_size=target.vocab_size,

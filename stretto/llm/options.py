@@ -1,13 +1,16 @@
 """Names of the settings become objects: `ngram:max_n=3,nodes=8`, `ratio`, `priority:aging=30`, `lru`."""
 
-from stretto.core.card import CHUNKS, EVICTS, JUDGES, LENGTHS, ORDERS, Exactness
+from typing import TypeVar
+
+from stretto.core.card import JUDGES, Exactness, Registry
 from stretto.core.drafter import Drafter, DrafterConfig, Target
-from stretto.core.judge import Judge
-from stretto.core.policy import ChunkPolicy, DraftPolicy, EvictPolicy, LengthPolicy, OrderPolicy
+from stretto.core.policy import DraftPolicy
 from stretto.core.settings import Settings, read_draft
 from stretto.core.spec import read_spec
 from stretto.engine.policies.draft.always import Always
 from stretto.engine.policies.draft.gain import Gain
+
+P = TypeVar("P")
 
 
 def make_drafting(
@@ -26,33 +29,9 @@ def make_drafting(
     return drafter, Gain(spec.nodes) if spec.is_automatic else Always(spec.nodes)
 
 
-def make_judge(judge: str | Judge) -> Judge:
-    """A judge by its name."""
-    made: Judge = read_spec(judge, JUDGES, "judge").make() if isinstance(judge, str) else judge
-    return made
-
-
-def make_order(order: str | OrderPolicy) -> OrderPolicy:
-    """An order policy by its name."""
-    made: OrderPolicy = read_spec(order, ORDERS, "order").make() if isinstance(order, str) else order
-    return made
-
-
-def make_chunk(chunk: str | ChunkPolicy) -> ChunkPolicy:
-    """A chunk policy by its name."""
-    made: ChunkPolicy = read_spec(chunk, CHUNKS, "chunk").make() if isinstance(chunk, str) else chunk
-    return made
-
-
-def make_length(length: str | LengthPolicy) -> LengthPolicy:
-    """A length policy by its name."""
-    made: LengthPolicy = read_spec(length, LENGTHS, "length").make() if isinstance(length, str) else length
-    return made
-
-
-def make_evict(evict: str | EvictPolicy) -> EvictPolicy:
-    """An eviction policy by its name."""
-    made: EvictPolicy = read_spec(evict, EVICTS, "evict").make() if isinstance(evict, str) else evict
+def make_policy(value: str | P, registry: Registry, what: str) -> P:
+    """A judge or a policy by its name, or the object that a caller made in place of it."""
+    made: P = read_spec(value, registry, what).make() if isinstance(value, str) else value
     return made
 
 
