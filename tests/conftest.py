@@ -1,6 +1,7 @@
 """Shared by all tests: one torch thread (the suite runs beside other work), fixed seeds, no settings from outside."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from stretto.hub import models
 torch.set_num_threads(1)
 for _one in options_of(Settings):
     os.environ.pop(_one.variable, None)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as a shell leaves it in the background; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["STRETTO_NO_PROGRAMS"] = "1"  # nothing of the many small models is kept; tests of that say so
 
 

@@ -91,14 +91,7 @@ def test_whatever_ends_it_nothing_is_lost_or_doubled(folder: Path, tmp_path: Pat
     lines = [line(str(i), max_tokens=30, ignore_eos=True) for i in range(40)]
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     words = [sys.executable, "-m", "stretto", "batch", str(folder), str(source), str(target), *SETTINGS]
-    process = subprocess.Popen(
-        words,
-        stderr=subprocess.PIPE,
-        env=dict(os.environ),
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # this process may ignore it, in the background
-    )
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=dict(os.environ))
     until = time.monotonic() + 100
     while not (target.exists() and target.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < until and process.poll() is None, process.stderr and process.stderr.read()
