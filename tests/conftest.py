@@ -15,9 +15,8 @@ from stretto.hub import models
 torch.set_num_threads(1)
 for _one in options_of(Settings):
     os.environ.pop(_one.variable, None)
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # as a shell leaves it in the background; children would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what it puts in the background like this, and children would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["STRETTO_NO_PROGRAMS"] = "1"  # nothing of the many small models is kept; tests of that say so
 
