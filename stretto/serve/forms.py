@@ -46,6 +46,13 @@ def form_of(request: Sampled, *, after: str | None, budget: int | None) -> tuple
         raise grammar_refused(problem, name) from None
 
 
+def response_format_of(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A `response_format` of a format whose schema stands beside its type, as newer APIs write it."""
+    if given is None or given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": given}
+
+
 def grammar_refused(problem: UserError, param: str) -> Exception:
     """What a client is told of a grammar that cannot be used."""
     known = of_problem(problem, param)

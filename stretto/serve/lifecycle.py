@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from socket import socket
 from typing import Any, TypeVar
 
@@ -129,21 +130,17 @@ def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, problem: BaseException | None) -> None:
-        if found.cancelled():
-            return
-        if problem is not None:
-            found.set_exception(problem)
-        elif result is not None:
-            found.set_result(result)
+    def settle(finish: Callable[[], None]) -> None:
+        if not found.cancelled():
+            finish()
 
     def run() -> None:
         try:
-            done: tuple[T | None, BaseException | None] = (work(), None)
+            finish = partial(found.set_result, work())
         except BaseException as problem:  # whatever it is, it is raised where the result is awaited
-            done = (None, problem)
+            finish = partial(found.set_exception, problem)
         with suppress(RuntimeError):  # the server ended first
-            loop.call_soon_threadsafe(settle, *done)
+            loop.call_soon_threadsafe(settle, finish)
 
     threading.Thread(target=run, name="stretto-work", daemon=True).start()
     return found

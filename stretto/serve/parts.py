@@ -4,16 +4,28 @@ Every API writes the same parts in its own form. Law: however the text is cut in
 same.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from stretto.llm.results import Chunk
 from stretto.serve.reasoning import Splitter, Tags
 from stretto.text.tool_calls import Argued, Called, Said
 from stretto.text.tool_calls import Part as CallPart
 
-__all__ = ["Argued", "CallPart", "CallReader", "CallReaders", "Called", "Part", "PartReader", "Said", "Thought"]
+__all__ = [
+    "Argued",
+    "CallPart",
+    "CallReader",
+    "CallReaders",
+    "Called",
+    "Part",
+    "PartReader",
+    "Said",
+    "Thought",
+    "arguments_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +91,12 @@ class PartReader:
     def _counted(self, parts: list[CallPart]) -> list[CallPart]:
         self.num_calls += sum(isinstance(part, Called) for part in parts)
         return parts
+
+
+def arguments_of(text: str) -> dict[str, Any] | None:
+    """The arguments of a call, from its pieces joined; None if the call broke off, or they are nested too deep."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

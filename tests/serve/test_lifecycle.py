@@ -1,5 +1,6 @@
 """From loading to the end: what is answered when, signals, addresses, what a start imports."""
 
+import asyncio
 import json
 import os
 import signal
@@ -22,8 +23,21 @@ from stretto.cli.serve import Options, keys_of, names_of
 from stretto.core.errors import RunError, UserError
 from stretto.core.settings import Configuration, Settings
 from stretto.serve.address import listen, listen_at, resolve, url_of
+from stretto.serve.lifecycle import in_thread
 
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error", "param": None}}
+
+
+def test_work_in_a_thread_is_awaited_whatever_it_gives() -> None:
+    """Nothing is a result, too: who awaits it goes on."""
+
+    async def scene() -> None:
+        assert await asyncio.wait_for(in_thread(lambda: None), 30) is None
+        assert await asyncio.wait_for(in_thread(lambda: 3), 30) == 3
+        with pytest.raises(RunError):
+            await asyncio.wait_for(in_thread(lambda: (_ for _ in ()).throw(RunError("x"))), 30)
+
+    asyncio.run(scene())
 
 
 def test_while_the_model_loads(tmp_path: Path) -> None:

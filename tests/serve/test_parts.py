@@ -1,15 +1,17 @@
 """The parts of an answer, however it is cut, and on the oldest of the routes."""
 
 import itertools
+import json
 from collections.abc import Sequence
 
 import openai
+import pytest
 from agents import ANSWER, CALLS, TEXT, THOUGHT, Calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import CHAT, Running
 
-from stretto.serve.parts import Argued, Called, Part, PartReader, Said, Thought
+from stretto.serve.parts import Argued, Called, Part, PartReader, Said, Thought, arguments_of
 from stretto.serve.reasoning import Tags
 
 TAGS = Tags("<think>", "</think>")
@@ -49,6 +51,15 @@ def test_without_tools_a_call_is_text_and_without_tags_so_is_thinking() -> None:
     calls = ANSWER.partition("</think>")[2]
     assert joined(PartReader(TAGS).whole(ANSWER)) == [("thought", THOUGHT), ("said", calls)]
     assert joined(PartReader(None).whole(ANSWER)) == [("said", ANSWER)]
+
+
+def test_arguments_of_a_call_are_an_object_or_none() -> None:
+    """A model may write anything, also more levels than Python reads: an answer, never a fault of the server."""
+    deep = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(RecursionError):
+        json.loads(deep)
+    assert [arguments_of(text) for text in (deep, '{"a": 1', "[1]", "null")] == [None] * 4
+    assert arguments_of("") == {} and arguments_of('{"a": [1]}') == {"a": [1]}
 
 
 def test_calls_in_chat_completions(agent: Running) -> None:

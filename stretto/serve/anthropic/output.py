@@ -5,11 +5,10 @@
 A block of thinking ends with its signature, which is empty here: nobody checks one.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from stretto.serve.parts import Argued, Called, Part, Said, Thought
+from stretto.serve.parts import Argued, Called, Part, Said, Thought, arguments_of
 from stretto.serve.reply import new_id
 
 Event = dict[str, Any]
@@ -33,7 +32,7 @@ class Content:
             text = "".join(pieces)
             if block["type"] != "tool_use":
                 found.append({**block, block["type"]: text})
-            elif (value := _object(text)) is not None:
+            elif (value := arguments_of(text)) is not None:
                 found.append({**block, "input": value})
         return found
 
@@ -72,11 +71,3 @@ class Content:
 
     def _delta(self, delta: dict[str, Any]) -> Event:
         return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta}
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

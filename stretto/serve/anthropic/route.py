@@ -16,6 +16,7 @@ from stretto.serve.asking import Asked, ask, conversation_of, thinking_kwargs
 from stretto.serve.call import Call
 from stretto.serve.conversation import encode_chat
 from stretto.serve.errors import ApiError, invalid
+from stretto.serve.forms import response_format_of
 from stretto.serve.json import Json
 from stretto.serve.reply import new_id
 from stretto.serve.schema import MAX_TOOLS, ChatRequest
@@ -86,7 +87,7 @@ def _shared(call: Call, request: Counted) -> dict[str, Any]:
         "tools": _tools(call, request) or None,
         "tool_choice": _choice(choice),
         "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") is True else None,
-        "response_format": _format((config and config.format) or request.output_format),
+        "response_format": response_format_of((config and config.format) or request.output_format),
         "reasoning_effort": config.effort if config else None,
         "chat_template_kwargs": _thinking(request),
     }
@@ -100,13 +101,6 @@ def _thinking(request: Counted) -> dict[str, Any] | None:
     if thinking.budget_tokens is not None and thinking.type == "enabled":
         kwargs["thinking_budget"] = thinking.budget_tokens
     return kwargs
-
-
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The format of the answer, as `/v1/chat/completions` has it."""
-    if given is None or given.get("type") != "json_schema":
-        return given
-    return {"type": "json_schema", "json_schema": given}
 
 
 def _choice(choice: dict[str, Any]) -> str | dict[str, Any] | None:

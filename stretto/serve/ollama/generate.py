@@ -3,7 +3,6 @@
 The last line is the one that is `done`: why it ended, and the counts. A call of a tool is one line, when it is whole.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from stretto.serve.errors import ApiError
 from stretto.serve.json import Json, encode
 from stretto.serve.ollama.asking import ask_chat, ask_generate, check_model
 from stretto.serve.ollama.schema import Generating, OllamaChat, OllamaGenerate
-from stretto.serve.parts import Argued, Called, Part, Said, Thought
+from stretto.serve.parts import Argued, Called, Part, Said, Thought, arguments_of
 from stretto.serve.reply import new_id
 from stretto.serve.stream import EventStream, Wire
 
@@ -114,9 +113,8 @@ class _Reply:
         if not self._calls:
             return []
         name, pieces = self._calls[-1]
-        try:
-            arguments = json.loads("".join(pieces) or "{}")
-        except ValueError:
+        arguments = arguments_of("".join(pieces))
+        if arguments is None:
             return []
         return [{"function": {"index": len(self._calls) - 1, "name": name, "arguments": arguments}}]
 

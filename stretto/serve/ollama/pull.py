@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from stretto.core.env import read_env
-from stretto.core.errors import RunError
+from stretto.core.errors import UserError
 from stretto.hub import models
 from stretto.hub.aliases import aliases
 from stretto.serve.call import Call
@@ -62,5 +62,5 @@ class Puller:
         self._is_busy = True
         try:
             await in_thread(pull)
-        except RunError as problem:
+        except UserError as problem:
             raise ApiError(502, said(problem), code="pull_failed") from None

@@ -15,6 +15,7 @@ from stretto.llm.results import Chunk, Result
 from stretto.serve.asking import Asked, ask
 from stretto.serve.call import Call
 from stretto.serve.errors import ApiError, TooLong, invalid
+from stretto.serve.forms import response_format_of
 from stretto.serve.json import Json
 from stretto.serve.reply import new_id
 from stretto.serve.responses.items import messages_of
@@ -90,17 +91,10 @@ def _as_chat(call: Call, request: ResponsesRequest) -> ChatRequest:
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls,
-        response_format=_format(request.text.format) if request.text else None,
+        response_format=response_format_of(request.text.format) if request.text else None,
         reasoning_effort=request.reasoning.effort if request.reasoning else None,
         chat_template_kwargs=request.chat_template_kwargs,
     )
-
-
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The format of the answer, as `/v1/chat/completions` has it."""
-    if given is None or given.get("type") != "json_schema":
-        return given
-    return {"type": "json_schema", "json_schema": given}
 
 
 def _tools(call: Call, request: ResponsesRequest) -> list[dict[str, Any]]:
