@@ -1,9 +1,8 @@
 """Compiling a grammar first where it can do no harm: in a process with little memory, for at most a few seconds.
 
-llguidance 1.9.1 bounds its parser, and not all of its compiler. In the process that serves, the schema
-{"type": "integer", "multipleOf": 999983} would take 10 s and 660 MB, and a Lark grammar of 3,000 rules that lead from
-one to the next would end it with a segmentation fault. Starting such a process takes about 0.1 s, a trial in one that
-is there a millisecond.
+llguidance 1.9.1 bounds its parser, and not all of its compiler: some short schemas take many seconds and hundreds of
+megabytes, and some grammars end the process that compiles them. In the process that serves, either would end every
+other request, too.
 """
 
 import json
