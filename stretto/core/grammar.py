@@ -62,7 +62,7 @@ class Grammar:
     @staticmethod
     def json_schema(schema: "str | bool | Mapping[str, Any]", **options: Any) -> "Grammar":
         """JSON that fulfils a schema, given as a value or as JSON text. options: `after`, `budget`, `whitespace`."""
-        text = schema if isinstance(schema, str) else _dumped(schema, _NAMES["json_schema"])
+        text = schema if isinstance(schema, str) else json_text(schema, _NAMES["json_schema"])
         return Grammar("json_schema", text, **options)
 
     @staticmethod
@@ -87,7 +87,7 @@ class Grammar:
             raise UserError("choices must be texts that are not empty", why=f"got {choices!r:.80}")
         if not 1 <= len(choices) <= MAX_CHOICES:
             raise UserError(f"{len(choices):,} choices", why=f"it must be 1 to {MAX_CHOICES:,}")
-        return Grammar("choice", _dumped(list(choices), _NAMES["choice"]), **options)
+        return Grammar("choice", json_text(list(choices), _NAMES["choice"]), **options)
 
 
 class TokenMatcher(Protocol):
@@ -155,7 +155,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _dumped(value: Any, what: str) -> str:
+def json_text(value: Any, what: str) -> str:
+    """A value as JSON. Raises UserError, which starts with `what`, for one that JSON cannot say."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as problem:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stretto.core.errors import UserError
-from stretto.core.grammar import Grammar
+from stretto.core.grammar import Grammar, json_text, parsed_json
 from stretto.text.tokenizer import Tokenizer
 
 Style = Literal["object", "list", "args", "python", "gemma"]
@@ -101,11 +101,10 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
         name, parameters = function.get("name"), function.get("parameters")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(f"tools[{n}] has the name {name!r:.80}", why="1 to 64 of A-Z, a-z, 0-9, _, . and -")
-        if parameters is not None and not isinstance(parameters, Mapping):
-            raise UserError(f"tools[{n}].function.parameters is {parameters!r:.80}", why="it must be a JSON schema")
+        parameters = _parameters({} if parameters is None else parameters, f"tools[{n}].function.parameters")
         if name in found:
             raise UserError(f"two tools are named {name}", why="a call could mean either")
-        found[name] = Tool(name, parameters or {}, function.get("strict") is True)
+        found[name] = Tool(name, parameters, function.get("strict") is True)
     return list(found.values())
 
 
@@ -227,8 +226,12 @@ class _Writer:
             if tool.is_strict and name in schema:
                 why = f"{tool.name} is strict, and in this model's format of calls this keyword is not supported"
                 raise UserError(f"the parameters of {tool.name} cannot be enforced: {name}", why=why)
-        options = [v for v in schema.get("enum", ()) if isinstance(v, str)]
-        low, high = schema.get("minLength", 0), schema.get("maxLength", "")
+        options, low, high = schema.get("enum", []), schema.get("minLength", 0), schema.get("maxLength", 0)
+        if not isinstance(options, list) or type(low) is not int or type(high) is not int or min(low, high) < 0:
+            why = "enum must be a list, and minLength and maxLength whole numbers from 0"
+            raise UserError(f"the parameters of {tool.name} hold {json.dumps(schema):.80}", why=why)
+        options = [value for value in options if isinstance(value, str)]
+        high = schema.get("maxLength", "")
         inner = "(" + " | ".join(map(_text, options)) + ")" if options else f"/[^<]{{{low},{high}}}/"
         escape = self._mark("<escape>")
         return f"{escape} {inner} {escape}"
@@ -283,6 +286,19 @@ def _bare(schema: Any) -> Any:
         else:
             found[key] = value if key in _LITERAL else _bare(value)
     return found
+
+
+def _parameters(given: Any, where: str) -> dict[str, Any]:
+    """A copy of the schema of some arguments, as far as this module reads it. Raises UserError."""
+    schema = parsed_json(json_text(given, where), where)  # it may be nested too deep
+    if not isinstance(schema, dict):
+        raise UserError(f"{where} is {schema!r:.80}", why="it must be a JSON schema")
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict):
+        raise UserError(f"{where}.properties is {properties!r:.80}", why="it must be an object, of a schema per name")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise UserError(f"{where}.required is {required!r:.80}", why="it must be a list of names")
+    return schema
 
 
 def _head(name: str, key: str) -> str:

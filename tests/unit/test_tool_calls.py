@@ -311,6 +311,38 @@ def test_choices_and_tools_that_are_none(tokenizer: Tokenizer) -> None:
         tools_grammar([Tool("f", {"type": "string"})], FORMATS["hermes"], tokenizer)
 
 
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+DAMAGED: tuple[dict[str, Any], ...] = (
+    {"properties": [1]}, {"properties": None}, {"required": None}, {"required": [["a"]]}, {"required": 3},
+    {"type": None}, {"type": ["object"]}, {"properties": {"a": None}}, {"properties": {"a": nested(5000)}},
+    {"$defs": 3, "properties": {"a": {"$ref": "#/$defs/b"}}},
+    *({"properties": {"a": {"type": "string", key: value}}} for key, value in (
+        ("enum", None), ("enum", 3), ("minLength", "1"), ("minLength", -1), ("maxLength", None), ("maxLength", 1.5))),
+    {"properties": {"a": {"type": {"b": 1}}}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_schema_is_an_error_of_whoever_sent_it(name: str, tokenizer: Tokenizer) -> None:
+    """Some formats leave a keyword to the model; none may fail in another way."""
+    compiler, refused = Compiler(tokenizer), 0
+    for schema in DAMAGED:
+        try:
+            tools = read_tools([{"function": {"name": "f", "parameters": schema, "strict": True}}])
+            grammar = tools_grammar(tools, FORMATS[name], tokenizer, choice="required")
+            assert grammar is not None
+            compiler.compile(grammar)
+        except UserError:
+            refused += 1
+    assert refused >= 8
+
+
 def test_descriptions_do_not_count(tokenizer: Tokenizer) -> None:
     """Agents send tools whose descriptions alone are larger than a grammar may be."""
     schema = {"type": "object", "description": "x" * 70_000, "properties": {
