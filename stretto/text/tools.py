@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from stretto.core.errors import UserError
 from stretto.core.grammar import Grammar, json_text, parsed_json
+from stretto.text.grammar.schema import check_numbers
 from stretto.text.tokenizer import Tokenizer
 
 Style = Literal["object", "list", "args", "python", "gemma"]
@@ -265,6 +266,7 @@ def _object(tool: Tool) -> dict[str, Any]:
     schema = {"type": "object", **_bare(dict(tool.parameters))}
     if schema["type"] != "object":
         raise UserError(f"the parameters of {tool.name} are of type {schema['type']!r:.80}", why="it must be object")
+    check_numbers(schema, f"the parameters of {tool.name}")
     how: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     if not tool.is_strict:
         how |= {"lenient": True, "coerce_one_of": True}

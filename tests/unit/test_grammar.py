@@ -24,8 +24,11 @@ from stretto.text.grammar.compiler import Compiler
 from stretto.text.grammar.matcher import Matcher
 from stretto.text.grammar.trial import Trials
 from stretto.text.tokenizer import Tokenizer
+from stretto.text.tools import Tool, find_format, tools_grammar
 
 INTEGER, CLOSED = {"type": "integer"}, {"type": "object", "additionalProperties": False}
+
+HERMES = find_format("<tool_call>\n</tool_call>")
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +278,52 @@ def test_memory_of_a_trial_is_bounded(tokenizer: Tokenizer) -> None:
     assert most[0] == most[1] and 0 < most[0] - now * resource.getpagesize() <= 48 << 20
     assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
     trials.close()
+
+
+def forced_text(compiler: Compiler, tokenizer: Tokenizer, schema: Any) -> str:
+    """The text that a schema leaves no choice about."""
+    matcher, text = compiler.compile(Grammar.json_schema(schema)).matcher(), b""
+    while not matcher.is_over:
+        may = bits(matcher.allowed()) - tokenizer.eos_ids
+        spelled = {tokenizer.token_bytes(t) for t in may}
+        if not may:
+            break
+        assert len({piece[:1] for piece in spelled}) == 1, spelled
+        token = next(t for t in may if len(tokenizer.token_bytes(t)) == 1)
+        text += tokenizer.token_bytes(token)
+        matcher.accept([token])
+    return text.decode()
+
+
+def test_numbers_are_written_as_they_are_or_refused(compiler: Compiler, tokenizer: Tokenizer) -> None:
+    """llguidance 1.9.1 rounds whole numbers to double precision."""
+    exact = [0, 2**53, -(2**53), 2**53 + 2, 2**60, -(2**62)]
+    rounded = [2**53 + 1, -(2**53) - 1, 1234567890123456789, 2**63 - 1, 2**63, 10**30, 10**400]
+    random_ = random.Random(1)
+    for number in (random_.randrange(-(2**62), 2**63) for _ in range(40)):
+        (exact if float(number) == number else rounded).append(number)
+    for number in exact:
+        for schema in (
+            {"const": number},
+            {"enum": [number]},
+            {"type": "integer", "minimum": number, "maximum": number},
+        ):
+            assert forced_text(compiler, tokenizer, schema) == str(number)
+    for number in rounded:
+        inner = {"properties": {"const": {"anyOf": [{"enum": [{"a": [number]}]}]}}}
+        for schema in ({"const": number}, {"enum": [1, number]}, inner, {"items": {"multipleOf": number}}):
+            with pytest.raises(UserError, match="double precision"):
+                compiler.compile(Grammar.json_schema(schema))
+            parameters = {"type": "object", "properties": {"a": schema}}
+            with pytest.raises(UserError, match="double precision"):
+                tools_grammar([Tool("f", parameters)], HERMES, tokenizer)
+    for schema in (
+        {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+        {"type": "integer", "maximum": 10**30},
+        {"type": "integer", "default": 10**30},
+    ):
+        assert is_text(compiler, tokenizer, Grammar.json_schema(schema), str(2**63 - 1))
+    assert not is_text(compiler, tokenizer, Grammar.json_schema({"type": "integer", "maximum": 2**63 - 1}), str(2**63))
 
 
 def test_grammars_are_compiled_once(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:

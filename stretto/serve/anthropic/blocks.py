@@ -19,7 +19,7 @@ from stretto.serve.schema import Message
 from stretto.serve.turns import Turns
 
 _BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n*", re.I)
-_UNREADABLE = frozenset({"image", "document", "search_result", "container_upload"})
+_UNREADABLE = ("image", "document", "search_result", "container_upload")
 
 
 def messages_of(

@@ -107,10 +107,10 @@ def _choice(choice: dict[str, Any]) -> str | dict[str, Any] | None:
     kind = choice.get("type")
     if kind == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}
-    known = {None: None, "auto": "auto", "any": "required", "none": "none"}
-    if kind not in known:
+    known = {"auto": "auto", "any": "required", "none": "none"}
+    if kind is not None and (not isinstance(kind, str) or kind not in known):
         raise invalid("tool_choice.type must be auto, any, tool or none", "tool_choice.type", "invalid_value")
-    return known[kind]
+    return known[kind] if kind is not None else None
 
 
 def _tools(call: Call, request: Counted) -> list[dict[str, Any]]:

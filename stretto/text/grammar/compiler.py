@@ -11,7 +11,7 @@ from stretto.text.grammar.complaints import refusal
 from stretto.text.grammar.free import Free
 from stretto.text.grammar.limits import LIMITS
 from stretto.text.grammar.matcher import Matcher
-from stretto.text.grammar.schema import cleaned
+from stretto.text.grammar.schema import check_numbers, cleaned
 from stretto.text.grammar.tokens import llguidance_tokenizer
 from stretto.text.grammar.trial import Trials
 from stretto.text.tokenizer import Tokenizer
@@ -105,9 +105,10 @@ def _translated(grammar: Grammar) -> str:
     schema = cleaned(value)
     if not isinstance(schema, dict):
         raise UserError(f"{grammar.name} is {grammar.text:.80}", why="it must be an object, or true")
+    check_numbers(schema, grammar.name)
     is_free = grammar.whitespace == "free"
     return LLMatcher.grammar_from_json_schema(
-        schema,
+        json.dumps(schema),  # of objects, it refuses numbers of more than 64 bits wherever they stand
         overrides={
             "lenient": False,
             "coerce_one_of": False,
