@@ -115,7 +115,7 @@ def served_logits(lm: LM, plan: StepPlan) -> Tensor:
 def test_bf16_differs_only_at_near_ties(smollm2_path: Path, llm: LLM, cases: list[dict[str, Any]]) -> None:
     exact, llm = llm, LLM(smollm2_path, draft="none", context=512, backend="torch")
     noise = gap_noise(exact.engine.runner.model, lambda plan: served_logits(llm.engine.runner.model, plan))
-    num_tokens = 24 if cases is FEW else 64
+    num_tokens = 12 if cases is FEW else 64  # torch emulates bf16 where the CPU has none, and takes a second a token
     plain = outputs(llm, cases, num_tokens)
     modes = {
         "together": {},

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from native_programs import DRIVER, FAMILIES, SANITIZED, SANITIZERS, SEEN, compiled, compiler, driver_units, run
+from native_programs import DRIVER, FAMILIES, SANITIZED, SANITIZERS, compiled, compiler, driver_units, run
 
 from stretto.core.env import read_env
 from stretto.kernels.native.build import LEVELS, NEEDS, SOURCES, build, cpu_features, supported_levels
@@ -91,12 +91,13 @@ BUILDS = {
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the driver prints of the kernels that users of this machine get."""
+    """What the driver prints of the kernels that users of this machine get. It is the driver of
+    test_native_sanitized.py, whose objects are kept."""
     folder = tmp_path_factory.mktemp("here")
     best, env = supported_levels()[0], read_env()
-    units = driver_units(folder, ["-O0", SEEN, *LEVELS[best]])  # levels differ in how fixed point lies in memory
+    units = driver_units(folder, [*SANITIZED, *LEVELS[best]])  # levels differ in how fixed point lies in memory
     compiled(units)
-    run([compiler(), "-pthread", *(made for _, made, _ in units), "-ldl", "-o", folder / "driver"])
+    run([compiler(), SANITIZERS, "-pthread", *(made for _, made, _ in units), "-ldl", "-o", folder / "driver"])
     return run([folder / "driver", build(best, env.cache_dir, compiler=env.cxx)]).splitlines()
 
 
