@@ -51,15 +51,14 @@ def run(options: Options) -> int:
         table = Table("name", "MB", "license", title=title, title_justify="left", box=SIMPLE_HEAD)
         table.add_column("where", overflow="fold")
         for model in models:
-            missing = f" (cannot run: no family {model['no_family']} yet)" if model["no_family"] else ""
-            where = (model["path"] or "not pulled yet") + missing
+            where = model["path"] or "not pulled yet"
             table.add_row(model["name"], f"{model['bytes'] / 1e6:.0f}", model["license"] or "", where)
         console.print(table)
     return 0
 
 
 def _models(env: Env) -> list[dict[str, Any]]:
-    """Aliases, pulled or not, and whatever else lies in the cache. no_family: the architecture, if none reads it."""
+    """Aliases, pulled or not, and whatever else lies in the cache."""
     from stretto.hub.aliases import aliases
     from stretto.hub.models import cached
 
@@ -73,11 +72,10 @@ def _models(env: Env) -> list[dict[str, Any]]:
                 "bytes": alias.num_bytes,
                 "license": alias.license,
                 "source": alias.source,
-                "no_family": alias.architecture if alias.family is None else None,
                 "path": path and str(path),
             }
         )
-    nothing = {"license": None, "source": None, "no_family": None}
+    nothing = {"license": None, "source": None}
     models += [
         {"name": name, "bytes": path.stat().st_size, **nothing, "path": str(path)} for name, path in found.items()
     ]

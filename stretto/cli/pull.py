@@ -1,6 +1,5 @@
 """`stretto pull`: download a model once and check it."""
 
-import sys
 from dataclasses import dataclass
 
 from stretto.cli._terminal import print_json
@@ -32,6 +31,4 @@ def run(options: Options) -> int:
         print_json(found | ({"source": alias.source, "license": alias.license} if alias else {}))
     else:
         print(path)
-    if alias and alias.family is None and path.name == alias.filename:
-        print(f"note: stretto has no family for {alias.architecture} yet and cannot run it", file=sys.stderr)
     return 0

@@ -30,14 +30,14 @@ class Alias:
     """A model file: the parts that give it, joined in their order. sha256, num_bytes: of the whole.
 
     source: who published the weights. architecture: `general.architecture` of the file. family: the file of
-    `stretto/models/` that reads it; None if there is none yet. filename: in the cache.
+    `stretto/models/` that reads it. filename: in the cache.
     """
 
     title: str
     source: str
     license: str
     architecture: str
-    family: str | None
+    family: str
     filename: str
     sha256: str
     num_bytes: int

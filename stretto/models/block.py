@@ -47,6 +47,16 @@ class Wiring:
         if self.parallel is not None and self.norms != "pre":
             raise UserError(f"parallel parts with {self.norms} norms", why="both read what a norm before them gives")
 
+    @property
+    def reads_normed(self) -> bool:
+        """Whether a norm stands before a part."""
+        return self.norms in ("pre", "sandwich")
+
+    @property
+    def adds_normed(self) -> bool:
+        """Whether a norm stands behind it."""
+        return self.norms != "pre"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
@@ -103,15 +113,14 @@ class Block(nn.Module):
         self.channel_norm: Norm | None = None
         self.mixer_post_norm: Norm | None = None
         self.channel_post_norm: Norm | None = None
-        reads_normed, adds_normed = wiring.norms in ("pre", "sandwich"), wiring.norms != "pre"
         if layer.mixer is not None:
-            self.mixer_norm = norm() if reads_normed else None
+            self.mixer_norm = norm() if wiring.reads_normed else None
             self.mixer = layer.mixer.build()
-            self.mixer_post_norm = norm() if adds_normed else None
+            self.mixer_post_norm = norm() if wiring.adds_normed else None
         if layer.channel is not None:
             self.channel = layer.channel.build()
-            self.channel_norm = norm() if reads_normed and wiring.parallel != "one_norm" else None
-            self.channel_post_norm = norm() if adds_normed else None
+            self.channel_norm = norm() if wiring.reads_normed and wiring.parallel != "one_norm" else None
+            self.channel_post_norm = norm() if wiring.adds_normed else None
         self.is_adapted = layer.adapter is not None
 
     @property

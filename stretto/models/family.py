@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stretto.core.errors import ModelFileError
 from stretto.models._keys import GGUF_KEYS, HF_KEYS
+from stretto.models.block import Wiring
 from stretto.models.lm import Layer, LMConfig
 from stretto.models.parts.outer import OUTER
 from stretto.models.parts.rope import rope_extra, rope_of
@@ -40,8 +41,8 @@ class Family:
 
     hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
     of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not needed.
-    mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. pattern:
-    by format, how files say which kind each layer is. outer: the keys around the layers.
+    mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. wiring:
+    of every layer. pattern: by format, how files say which kind each layer is. outer: the keys around the layers.
     inside: the key of config.json with the language model's, where a model can do more than text.
     tiny: what the config.json of the model that law tests run has besides `TINY`.
     also: by format, keys that are written beside those of the tables, and before them.
@@ -55,6 +56,7 @@ class Family:
     gguf: tuple[str, ...]
     mixers: Mapping[str, Part]
     channel: Part | None = None
+    wiring: Wiring = field(default_factory=Wiring)
     pattern: Mapping[Format, Pattern] = field(
         default_factory=lambda: {"hf": alike("num_hidden_layers"), "gguf": alike("block_count")}
     )
@@ -143,7 +145,8 @@ class Family:
             if kind not in made:
                 here = {**known, "block": block}
                 channel = None if self.channel is None else self.channel.read(form, read, here)
-                made[kind] = Layer(mixer=self.mixers[kind].read(form, read, here), channel=channel)
+                mixer = self.mixers[kind].read(form, read, here)
+                made[kind] = Layer(mixer=mixer, channel=channel, wiring=self.wiring)
         return tuple(made[kind] for kind in kinds)
 
     def _write(self, form: Format, config: LMConfig, where: str) -> dict[str, Any]:
@@ -160,10 +163,12 @@ class Family:
         return {**self.also.get(form, {}), **keys, **self.pattern[form].write(kinds, keys)}
 
     def _kind(self, layer: Layer, where: str) -> str:
-        """The kind of a layer, by the type of its mixer's config."""
-        kind = next((kind for kind, part in self.mixers.items() if part.config is type(layer.mixer)), None)
+        """The kind of a layer, by its mixer's config."""
+        kind = next((kind for kind, part in self.mixers.items() if part.holds(layer.mixer)), None)
         if kind is None or (layer.channel is None) != (self.channel is None):
             refuse_to_write(f"a layer of {type(layer.mixer).__qualname__}", where)
+        if layer.wiring != self.wiring:
+            refuse_to_write(f"a layer with {layer.wiring}", where)
         return kind
 
     def _names(self, form: Format, config: LMConfig, skeleton: Skeleton) -> Names:

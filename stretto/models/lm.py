@@ -3,7 +3,7 @@
     h = embed(tokens) * embedding_multiplier
     h = h + residual_multiplier * mixer(norm(h))       per layer, where it has one
     h = h + residual_multiplier * channel(norm(h))     the same; other ways to wire the two: stretto/models/block.py
-    logits = head(norm(h)) / logits_divider
+    logits = head(norm(h)) / logits_divider, capped by logits_softcap c as c tanh(logits / c) where there is one
 
 Families (one small file each, beside this one) translate foreign configs into `LMConfig` and name the tensors.
 """
@@ -47,6 +47,7 @@ class LMConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_divider: float = 1.0
+    logits_softcap: float | None = None
     norm: NormKind = "rms"
 
     def build(self) -> "LM":
@@ -155,7 +156,10 @@ class LM(nn.Module):
             first_RN = (head.weight[ids_RN].float() * step_RD.float().unsqueeze(1)).sum(-1)
             logits = logits.float()
             logits[:num_step_rows].scatter_(1, ids_RN, first_RN)
-        return divided(logits, self.config.logits_divider) if self.config.logits_divider != 1.0 else logits
+        if self.config.logits_divider != 1.0:
+            logits = divided(logits, self.config.logits_divider)
+        cap = self.config.logits_softcap
+        return logits if cap is None else cap * torch.tanh(divided(logits, cap))
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Logits [R, W] of `plan.out_rows`. Without caches they are those of training: no row is a step row."""

@@ -8,7 +8,7 @@ from stretto.models.family import Family
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.table import changed
-from stretto.models.ways import fixed, known_as
+from stretto.models.ways import fixed
 
 FAMILY = Family(
     name="qwen3",
@@ -19,7 +19,7 @@ FAMILY = Family(
             {
                 "head_dim": attention.head_dim(128),
                 "window": (fixed(None), fixed(None)),
-                "qk_norm": (known_as("norm_eps"), known_as("norm_eps")),
+                "qk_norm": attention.QK_NORM,
                 **attention.BIASES,
             }
         )

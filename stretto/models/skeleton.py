@@ -1,8 +1,9 @@
 """The names of the tensors around the parts of a model, in each file format."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stretto.models.lm import LMConfig
+from stretto.models.lm import Layer, LMConfig
 from stretto.models.table import Source
 from stretto.models.ways import minus_one
 
@@ -10,7 +11,8 @@ from stretto.models.ways import minus_one
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skeleton:
     """The names of the tensors around mixers and channels: embedding, last norm, head, a layer (`{}`: its number) and
-    the norms in it. plus_one: norm weights are stored as what multiplies, where our models hold one less."""
+    the norms in it, before a part and (`post`) behind it. plus_one: norm weights are stored as what multiplies, where
+    our models hold one less."""
 
     embed: str = "model.embed_tokens"
     norm: str = "model.norm"
@@ -18,6 +20,8 @@ class Skeleton:
     block: str = "model.layers.{}"
     mixer_norm: str = "input_layernorm"
     channel_norm: str = "post_attention_layernorm"
+    mixer_post_norm: str = "post_attention_layernorm"
+    channel_post_norm: str = "post_feedforward_layernorm"
     plus_one: bool = False
 
     def norm_source(self, name: str) -> Source:
@@ -31,10 +35,16 @@ class Skeleton:
             found["head.head"] = Source(name=f"{self.head}.weight")
         for i, layer in enumerate(config.layers):
             theirs = self.block.format(i)
-            found[f"blocks.{i}.mixer_norm.weight"] = self.norm_source(f"{theirs}.{self.mixer_norm}")
-            if layer.channel is not None:
-                found[f"blocks.{i}.channel_norm.weight"] = self.norm_source(f"{theirs}.{self.channel_norm}")
+            for ours in self._norms(layer):
+                found[f"blocks.{i}.{ours}.weight"] = self.norm_source(f"{theirs}.{getattr(self, ours)}")
         return found
+
+    def _norms(self, layer: Layer) -> Iterator[str]:
+        for part, held in (("mixer", layer.mixer), ("channel", layer.channel)):
+            if held is not None and layer.wiring.reads_normed:
+                yield f"{part}_norm"
+            if held is not None and layer.wiring.adds_normed:
+                yield f"{part}_post_norm"
 
 
 HF_SKELETON = Skeleton()
@@ -45,4 +55,6 @@ GGUF_SKELETON = Skeleton(
     block="blk.{}",
     mixer_norm="attn_norm",
     channel_norm="ffn_norm",
+    mixer_post_norm="post_attention_norm",
+    channel_post_norm="post_ffw_norm",
 )

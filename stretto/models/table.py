@@ -104,7 +104,8 @@ class Part:
     """The table of one kind of mixer or channel, which families name (`stretto show` finds it by its config).
 
     tensors(config) gives the rows of its parameters; module: what stands before their names in a layer of a checkpoint.
-    shown: the fields that `stretto show` prints.
+    shown: the fields that `stretto show` prints. fits: which configs of this type it is the table of, where a family
+    has two kinds of layers of one type.
     """
 
     config: Callable[..., Any]
@@ -112,17 +113,15 @@ class Part:
     tensors: Callable[[Any], Iterable[Row]]
     module: str
     shown: tuple[str, ...] = ()
+    fits: Callable[[Any], bool] = always
 
-    def having(
-        self,
-        ways: "Ways",
-        *,
-        module: str | None = None,
-        tensors: Callable[[Any], Iterable[Row]] | None = None,
-    ) -> "Part":
-        """The part as another family spells it; ways: see `changed`."""
-        keys = changed(self.keys, ways)
-        return replace(self, keys=keys, tensors=tensors or self.tensors, module=module or self.module)
+    def having(self, ways: "Ways", **others: Any) -> "Part":
+        """The part as another family spells it; ways: see `changed`; others: fields of the part."""
+        return replace(self, keys=changed(self.keys, ways), **others)
+
+    def holds(self, config: Any) -> bool:
+        """Whether it is the table of `config`."""
+        return type(config) is self.config and self.fits(config)
 
     def read(self, form: Format, read: Reader, known: Known) -> Any:
         """The config that a file describes."""

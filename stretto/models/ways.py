@@ -120,6 +120,11 @@ def minus_one(name: str) -> Source:
     return Source(name=name, load=lambda w: w - 1, save=lambda w: w + 1)
 
 
+def plus_one(name: str) -> Source:
+    """Our number is that of the file plus one."""
+    return Source(name=name, load=lambda w: w + 1, save=lambda w: w - 1)
+
+
 def log_of_minus(a: Tensor) -> Tensor:
     """`A_log` from A."""
     if not bool((a < 0).all()):

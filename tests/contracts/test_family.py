@@ -55,7 +55,7 @@ def test_the_gguf_package_knows_every_name_we_write(family: Family, saved: Check
     count = reader.fields[f"{named}.block_count"].contents()
     names = {gguf.TENSOR_NAMES[t].format(bid=i) for t in gguf.MODEL_TENSORS[arch] for i in range(count)}
     assert {t.name.removesuffix(".weight").removesuffix(".bias") for t in reader.tensors} <= names
-    groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM)
+    groups = (gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, gguf.Keys.SSM, gguf.Keys.ShortConv)
     keys = (value for group in groups for value in vars(group).values() if isinstance(value, str))
     assert {key for key in reader.fields if key.startswith(f"{named}.")} <= {k.replace("{arch}", named) for k in keys}
 

@@ -202,7 +202,6 @@ def test_list(cli: Run) -> None:
     assert (code, err) == (0, "") and "q4_1" in out and "attention" not in out
     shown = cli("list", "model")[1]
     assert "not pulled yet" in shown and "Apache-2.0" in shown and "Gemma Terms of Use" in shown
-    assert [m["name"] for m in found["model"] if m["no_family"]] == ["gemma-3-270m"] and "no family" in shown
 
 
 def test_convert_and_back(cli: Run, tiny: Path, tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def test_pull_of_a_path_says_where_it_is(cli: Run, tiny: Path) -> None:
     assert found["bytes"] == sum(file.stat().st_size for file in tiny.iterdir())
 
 
-def test_pull_of_a_model_without_a_family_says_so(cli: Run) -> None:
+def test_pull_names_source_and_license(cli: Run) -> None:
     """A file of the full size was checked when it was pulled; here it is empty, and takes no room."""
     alias = aliases()["gemma-3-270m"]
     file = place("gemma-3-270m", alias, read_env())
@@ -230,7 +229,7 @@ def test_pull_of_a_model_without_a_family_says_so(cli: Run) -> None:
     with file.open("wb") as out:
         out.truncate(alias.num_bytes)
     code, out_text, err = cli("pull", "gemma-3-270m")
-    assert (code, out_text) == (0, f"{file}\n") and "no family for gemma3" in err
+    assert (code, out_text, err) == (0, f"{file}\n", "")
     found = json.loads(cli("pull", "gemma-3-270m", "--json")[1])
     assert (found["license"], found["source"]) == (alias.license, alias.source)
 

@@ -351,7 +351,7 @@ REFUSED_KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"llama.feed_forward_length": [48]}, "feed_forward_length"),
     ("llama", {"llama.block_count": 0}, "block_count"),
     ("llama", {"llama.attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon"),
-    ("llama", {"general.architecture": "gemma3"}, "gemma3"),
+    ("llama", {"general.architecture": "gemma4"}, "gemma4"),
     ("qwen3", {"qwen3.attention.sliding_window": 4096}, "sliding_window"),
     ("mamba2", {"mamba2.ssm.time_step_rank": 7}, "time_step_rank"),
 ]

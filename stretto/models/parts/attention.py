@@ -11,7 +11,7 @@ from stretto.mixers.attention import Attention
 from stretto.models.parts.rope import ROPE
 from stretto.models.reader import MAX_LAYERS, Reader
 from stretto.models.table import Key, Known, Part, Row, Source, Way, linear, row
-from stretto.models.ways import count, divisor, fixed, flag, held, nothing, positive, same, same_count
+from stretto.models.ways import count, divisor, fixed, flag, held, known_as, nothing, positive, same, same_count
 
 
 def head_dim(default: int | None = None) -> Way:
@@ -61,6 +61,8 @@ HEADS = (
     Key("num_kv_heads", divisor("num_key_value_heads", "num_heads", or_all=True), GGUF_KV_HEADS),
     Key("head_dim", head_dim(), GGUF_HEAD_DIM),
 )
+QK_NORM = (known_as("norm_eps"), known_as("norm_eps"))
+"""A norm over every head of queries and keys, with the epsilon of the model."""
 BIASES = {name: flag("attention_bias", False) for name in ("qkv_bias", "out_bias")}
 """One key of config.json for the biases of all projections."""
 
@@ -96,6 +98,7 @@ PART = Part(
         Key("rope", *ROPE),
         Key("scale", fixed(None), positive("attention.scale")),
         Key("window", fixed(None), Way(_gguf_window, _write_window("attention.sliding_window"))),
+        Key("softcap", fixed(None), fixed(None)),
         Key("qk_norm", fixed(None), fixed(None)),
         Key("qkv_bias", fixed(False), held("attn_q.bias")),
         Key("out_bias", fixed(False), held("attn_output.bias")),

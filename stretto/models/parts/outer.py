@@ -46,6 +46,7 @@ OUTER = (
     Key("embedding_multiplier", fixed(1.0), fixed(1.0)),
     Key("residual_multiplier", fixed(1.0), fixed(1.0)),
     Key("logits_divider", fixed(1.0), fixed(1.0)),
+    Key("logits_softcap", fixed(None), fixed(None)),
 )
 
 MULTIPLIERS = {

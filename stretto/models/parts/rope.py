@@ -1,7 +1,7 @@
 """How config.json and GGUF files spell a rotary embedding."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,19 +43,21 @@ def trained(rope: Rope | None, longest: int) -> int:
     return round(longest / rope.factor) if rope is not None and rope.scaling == "linear" else longest
 
 
-def hf_rope(read: Reader, head_dim: int, part: float | None = None) -> Rope:
+def hf_rope(read: Reader, head_dim: int, part: float | None = None, *, base: float = 10_000.0) -> Rope:
     """The rotary embedding of a config.json, in the old spelling (`rope_theta`, `rope_scaling`) or the new one
-    (`rope_parameters`). part: how much of a head is turned where the file does not say, None if that is always all."""
+    (`rope_parameters`). part: how much of a head is turned where the file does not say, None if that is always all.
+    base: where it does not say."""
     old, new = read.get("rope_scaling", {}) or {}, read.get("rope_parameters", {})
     for key, value in (("rope_scaling", old), ("rope_parameters", new)):
         if not isinstance(value, dict) or any(isinstance(v, dict) for v in value.values()):
             raise ModelFileError(
                 f"{read.where}: {key} = {value!r} is not supported", why="one set of values for all layers is expected"
             )
-    outside = {key: read.get(key, None) for key in ("rope_theta", "partial_rotary_factor", _ORIGINAL)}
+    outside = {key: read.get(key, None) for key in ("partial_rotary_factor", _ORIGINAL)}
+    outside["rope_theta"] = read.get("rope_theta", base)
     # Model cards say to add `rope_scaling`: it goes on top of what a newer file says of the same embedding.
     kept = {key: value for key, value in new.items() if key != "rope_type"} if old else new
-    spec = Reader({**outside, **kept, **old}, f"{read.where}, rotary embedding")
+    spec = Reader({**outside, **_said(kept), **_said(old)}, f"{read.where}, rotary embedding")
     if part is not None:
         factor = spec.number("partial_rotary_factor", part)
         if not 0 < factor <= 1:
@@ -68,9 +70,29 @@ def hf_rope(read: Reader, head_dim: int, part: float | None = None) -> Rope:
     return found
 
 
+def hf_rope_of_kind(read: Reader, head_dim: int, kind: str, *, base_key: str, base: float) -> Rope:
+    """The same where kinds of layers have embeddings of their own: `rope_parameters` by kind, or in the old spelling a
+    key for each base and a `rope_scaling` for the kind whose base is `rope_theta`. kind: as `layer_types` names it."""
+    each = read.get("rope_parameters", {})
+    if not isinstance(each, dict) or not all(isinstance(own, dict) for own in each.values()):
+        raise ModelFileError(
+            f"{read.where}: rope_parameters = {each!r} is not supported", why="a set of values per kind is expected"
+        )
+    old = (read.get("rope_scaling", {}) or {}) if base_key == "rope_theta" else {}
+    values = {"rope_theta": read.get(base_key, base), **_said(each.get(kind, {})), **_said(old)}
+    spec = Reader(values, f"{read.where}, rotary embedding of {kind}")
+    found = _rope_of(read, spec, head_dim)
+    spec.refuse_unread(HF_ROPE_KEYS)
+    return found
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _rope_of(read: Reader, spec: Reader, head_dim: int) -> Rope:
     dim = _even(read, head_dim)
-    base, kind = spec.number("rope_theta", 10000.0), spec.get("rope_type", spec.get("type", "default"))
+    base, kind = spec.number("rope_theta"), spec.get("rope_type", spec.get("type", "default"))
     if kind == "default":
         return Rope(dim=dim, base=base)
     if kind == "linear":
@@ -254,6 +276,48 @@ def rope_of_a_part(part: float) -> tuple[Way, Way]:
             _is_there,
         ),
     )
+
+
+def _plain(rope: Rope | None) -> bool:
+    return rope is not None and rope.scaling == "default"
+
+
+_SWA = "rope.freq_base_swa"
+
+
+def _gguf_rope_of_windows(read: Reader, known: Known) -> Rope:
+    base = read.number(_SWA, 0.0) or 10000.0
+    read.expect("rope.dimension_count", known["head_dim"])
+    read.refuse_unread(GGUF_ROPE_KEYS)
+    return Rope(dim=_even(read, known["head_dim"]), base=base)
+
+
+def _gguf_rope_beside_windows(read: Reader, known: Known) -> Rope:
+    read.get(_SWA, None)
+    return gguf_rope(read, known["head_dim"])
+
+
+ROPE_OF_ALL = (
+    Way(
+        lambda read, known: hf_rope_of_kind(
+            read, known["head_dim"], "full_attention", base_key="rope_theta", base=1_000_000.0
+        ),
+        lambda rope, config: rope_to_hf(rope),
+        _is_there,
+    ),
+    Way(_gguf_rope_beside_windows, lambda rope, config: rope_to_gguf(rope), _is_there),
+)
+ROPE_OF_WINDOWS = (
+    Way(
+        lambda read, known: hf_rope_of_kind(
+            read, known["head_dim"], "sliding_attention", base_key="rope_local_base_freq", base=10_000.0
+        ),
+        lambda rope, config: {"rope_local_base_freq": rope.base},
+        _plain,
+    ),
+    Way(_gguf_rope_of_windows, lambda rope, config: {_SWA: float(rope.base)}, _plain),
+)
+"""Gemma 3: layers that see all and layers with a window have embeddings of their own; only the former are stretched."""
 
 
 def _if_positioned(read: Reader, known: Known) -> Rope | None:
