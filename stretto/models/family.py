@@ -5,9 +5,9 @@ is spelled in a way of its own. Keys and tensors stand in the tables of the part
 here are derived from them. A key that changes the result and that no row read is refused by name (`_keys.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,13 +36,34 @@ TINY: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """The tables of a layer of some kind: of its mixer, of its channel, or of both."""
+
+    mixer: Part | None = None
+    channel: Part | None = None
+
+    @property
+    def parts(self) -> Iterator[tuple[Literal["mixer", "channel"], Part]]:
+        """What it has of the two, as layers name it."""
+        if self.mixer is not None:
+            yield "mixer", self.mixer
+        if self.channel is not None:
+            yield "channel", self.channel
+
+    def holds(self, layer: Layer) -> bool:
+        """Whether a layer is of this kind."""
+        pairs = (self.mixer, layer.mixer), (self.channel, layer.channel)
+        return all((held is None) if part is None else part.holds(held) for part, held in pairs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
     """One architecture family.
 
     hf: architectures of config.json -> their `model_type`. gguf: names in GGUF files. A model is written as the first
     of them, or as `announce` says. ignore, ignore_under: endings and beginnings of tensors that are not needed.
-    mixers: kind of layer -> part; one kind for most. channel: the part after every mixer, where there is one. wiring:
-    of every layer. pattern: by format, how files say which kind each layer is. outer: the keys around the layers.
+    kinds: of layers, by name; `layer` where there is one. wiring: of every layer. pattern: by format, how files say
+    which kind each layer is. outer: the keys around the layers.
     inside: the key of config.json with the language model's, where a model can do more than text.
     tiny: what the config.json of the model that law tests run has besides `TINY`.
     also: by format, keys that are written beside those of the tables, and before them.
@@ -54,8 +75,7 @@ class Family:
     name: str
     hf: Mapping[str, str]
     gguf: tuple[str, ...]
-    mixers: Mapping[str, Part]
-    channel: Part | None = None
+    kinds: Mapping[str, Kind]
     wiring: Wiring = field(default_factory=Wiring)
     pattern: Mapping[Format, Pattern] = field(
         default_factory=lambda: {"hf": alike("num_hidden_layers"), "gguf": alike("block_count")}
@@ -144,9 +164,8 @@ class Family:
         for block, kind in enumerate(kinds):
             if kind not in made:
                 here = {**known, "block": block}
-                channel = None if self.channel is None else self.channel.read(form, read, here)
-                mixer = self.mixers[kind].read(form, read, here)
-                made[kind] = Layer(mixer=mixer, channel=channel, wiring=self.wiring)
+                parts: dict[str, Any] = {name: part.read(form, read, here) for name, part in self.kinds[kind].parts}
+                made[kind] = Layer(**parts, wiring=self.wiring)
         return tuple(made[kind] for kind in kinds)
 
     def _write(self, form: Format, config: LMConfig, where: str) -> dict[str, Any]:
@@ -157,30 +176,26 @@ class Family:
         keys: dict[str, Any] = {}
         write_keys(self.outer, form, config, where, keys)
         for kind, layer in first.items():
-            write_keys(self.mixers[kind].keys, form, layer.mixer, where, keys)
-            if self.channel is not None:
-                write_keys(self.channel.keys, form, layer.channel, where, keys)
+            for name, part in self.kinds[kind].parts:
+                write_keys(part.keys, form, getattr(layer, name), where, keys)
         return {**self.also.get(form, {}), **keys, **self.pattern[form].write(kinds, keys)}
 
     def _kind(self, layer: Layer, where: str) -> str:
-        """The kind of a layer, by its mixer's config."""
-        kind = next((kind for kind, part in self.mixers.items() if part.holds(layer.mixer)), None)
-        if kind is None or (layer.channel is None) != (self.channel is None):
-            refuse_to_write(f"a layer of {type(layer.mixer).__qualname__}", where)
+        name = next((name for name, kind in self.kinds.items() if kind.holds(layer)), None)
+        if name is None:
+            held = [type(part).__qualname__ for part in (layer.mixer, layer.channel) if part is not None]
+            refuse_to_write(f"a layer of {' and '.join(held)}", where)
         if layer.wiring != self.wiring:
             refuse_to_write(f"a layer with {layer.wiring}", where)
-        return kind
+        return name
 
     def _names(self, form: Format, config: LMConfig, skeleton: Skeleton) -> Names:
         found = skeleton.names(config)
         for i, layer in enumerate(config.layers):
             theirs = skeleton.block.format(i)
-            parts: list[tuple[str, Part, Any]] = [("mixer", self.mixers[self._kind(layer, self.name)], layer.mixer)]
-            if self.channel is not None:
-                parts.append(("channel", self.channel, layer.channel))
-            for slot, part, held in parts:
+            for slot, part in self.kinds[self._kind(layer, self.name)].parts:
                 before = f"{theirs}.{part.module}." if form == "hf" else f"{theirs}."
-                for row in part.tensors(held):
+                for row in part.tensors(getattr(layer, slot)):
                     source = row.hf if form == "hf" else row.gguf
                     found[f"blocks.{i}.{slot}.{row.ours}"] = replace(source, name=before + source.name)
         return found

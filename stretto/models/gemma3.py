@@ -31,10 +31,9 @@ FAMILY = Family(
     name="gemma3",
     hf={"Gemma3ForCausalLM": "gemma3_text"},
     gguf=("gemma3",),
-    mixers=gemma.mixers(
+    kinds=gemma.kinds(
         {"rope": ROPE_OF_ALL, "qk_norm": attention.QK_NORM}, {"rope": ROPE_OF_WINDOWS}, _LARGE, tensors=_tensors
     ),
-    channel=gemma.CHANNEL,
     wiring=Wiring(norms="sandwich"),
     pattern=gemma.patterns(6),
     # files say how long texts are after stretching, unlike elsewhere

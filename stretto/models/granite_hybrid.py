@@ -9,7 +9,7 @@ experts are refused. GGUF files store the rows of q and k in interleaved order, 
 layer what it is, and call a model without Mamba layers `granite`.
 """
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.lm import LMConfig
 from stretto.models.parts import attention, dense, mamba2
 from stretto.models.parts.outer import MULTIPLIERS, OUTER, TINY_MULTIPLIERS
@@ -35,20 +35,24 @@ def _no_experts(read: Reader, known: Known) -> None:
 _NO_EXPERTS = Way(_no_experts, lambda value, config: {"num_local_experts": 0, "num_experts_per_tok": 0})
 
 
+_CHANNEL = dense.PART.having(
+    {"d_hidden": count("shared_intermediate_size")}, module="shared_mlp", tensors=dense.fused_tensors
+)
+
 FAMILY = Family(
     name="granite_hybrid",
     hf={"GraniteMoeHybridForCausalLM": "granitemoehybrid"},
     gguf=("granitehybrid",),
-    mixers={
-        "mamba": mamba2.HYBRID,
-        "attention": attention.PART.having(
-            {"rope": OPTIONAL_ROPE, "scale": attention.MULTIPLIER, **attention.BIASES},
-            tensors=attention.interleaved_tensors,
+    kinds={
+        "mamba": Kind(mixer=mamba2.HYBRID, channel=_CHANNEL),
+        "attention": Kind(
+            mixer=attention.PART.having(
+                {"rope": OPTIONAL_ROPE, "scale": attention.MULTIPLIER, **attention.BIASES},
+                tensors=attention.interleaved_tensors,
+            ),
+            channel=_CHANNEL,
         ),
     },
-    channel=dense.PART.having(
-        {"d_hidden": count("shared_intermediate_size")}, module="shared_mlp", tensors=dense.fused_tensors
-    ),
     pattern={
         "hf": named_kinds({"mamba": ("mamba", "linear_attention"), "attention": ("attention", "full_attention")}),
         "gguf": by_key_heads("attention", "mamba"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from stretto.channels.dense import Dense
 from stretto.mixers.attention import Attention
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import attention, dense, gated_conv
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.parts.rope import ROPE, hf_rope
@@ -65,23 +65,29 @@ _TIED = Way(
     lambda value, config: {"tie_word_embeddings": value},
 )
 
+_CHANNEL = dense.PART.having(
+    {"d_hidden": (_WIDTH, same("feed_forward_length"))}, module="feed_forward", tensors=_channel_tensors
+)
+
 FAMILY = Family(
     name="lfm2",
     hf={"Lfm2ForCausalLM": "lfm2"},
     gguf=("lfm2",),
-    mixers={
-        "conv": gated_conv.PART,
-        "attention": attention.PART.having(
-            {
-                "rope": replace(ROPE[0], read=lambda read, known: hf_rope(read, known["head_dim"], base=1_000_000.0)),
-                "qk_norm": attention.QK_NORM,
-            },
-            tensors=_attention_tensors,
+    kinds={
+        "conv": Kind(mixer=gated_conv.PART, channel=_CHANNEL),
+        "attention": Kind(
+            mixer=attention.PART.having(
+                {
+                    "rope": replace(
+                        ROPE[0], read=lambda read, known: hf_rope(read, known["head_dim"], base=1_000_000.0)
+                    ),
+                    "qk_norm": attention.QK_NORM,
+                },
+                tensors=_attention_tensors,
+            ),
+            channel=_CHANNEL,
         ),
     },
-    channel=dense.PART.having(
-        {"d_hidden": (_WIDTH, same("feed_forward_length"))}, module="feed_forward", tensors=_channel_tensors
-    ),
     pattern={
         "hf": named_kinds({"conv": ("conv",), "attention": ("full_attention",)}, _by_number),
         "gguf": by_key_heads("attention", "conv"),

@@ -7,7 +7,7 @@ tensor.
 
 from typing import Any
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.lm import LMConfig
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER
@@ -29,12 +29,14 @@ FAMILY = Family(
     name="llama",
     hf={"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"},
     gguf=("llama",),
-    mixers={
-        "layer": attention.PART.having(
-            {"window": attention.MISTRAL_WINDOW, **attention.BIASES}, tensors=attention.interleaved_tensors
+    kinds={
+        "layer": Kind(
+            mixer=attention.PART.having(
+                {"window": attention.MISTRAL_WINDOW, **attention.BIASES}, tensors=attention.interleaved_tensors
+            ),
+            channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
         )
     },
-    channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
     outer=(attention.EVERY_LAYER_SEES_ALL, *OUTER),
     announce=announce,
 )

@@ -1,6 +1,6 @@
 """Mamba-2 language models (arXiv 2405.21060): every layer is one Mamba-2 mixer, without an MLP."""
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import mamba2
 from stretto.models.parts.outer import OUTER
 from stretto.models.skeleton import Skeleton
@@ -14,7 +14,7 @@ FAMILY = Family(
     name="mamba2",
     hf={"Mamba2ForCausalLM": "mamba2"},
     gguf=("mamba2",),
-    mixers={"layer": mamba2.PART},
+    kinds={"layer": Kind(mixer=mamba2.PART)},
     outer=(
         Key("", check(True, key="rms_norm"), fixed(None)),
         *changed(OUTER, {"norm_eps": _EPS, "context": (_CONTEXT, count("context_length"))}),

@@ -3,7 +3,7 @@
 Rotary order is the same in checkpoints and GGUF files. Sliding windows for a part of the layers are refused.
 """
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.table import changed
@@ -13,7 +13,11 @@ FAMILY = Family(
     name="qwen2",
     hf={"Qwen2ForCausalLM": "qwen2"},
     gguf=("qwen2",),
-    mixers={"layer": attention.PART.having({"qkv_bias": fixed(True), "window": (fixed(None), fixed(None))})},
-    channel=dense.PART,
+    kinds={
+        "layer": Kind(
+            mixer=attention.PART.having({"qkv_bias": fixed(True), "window": (fixed(None), fixed(None))}),
+            channel=dense.PART,
+        )
+    },
     outer=(attention.EVERY_LAYER_SEES_ALL, attention.NO_WINDOW_IS_ON, *changed(OUTER, {"context": context(32768)})),
 )

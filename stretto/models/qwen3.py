@@ -4,7 +4,7 @@ Heads are 128 wide whatever the model width. Rotary order is the same in checkpo
 for a part of the layers are refused.
 """
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.table import changed
@@ -14,17 +14,19 @@ FAMILY = Family(
     name="qwen3",
     hf={"Qwen3ForCausalLM": "qwen3"},
     gguf=("qwen3",),
-    mixers={
-        "layer": attention.PART.having(
-            {
-                "head_dim": attention.head_dim(128),
-                "window": (fixed(None), fixed(None)),
-                "qk_norm": attention.QK_NORM,
-                **attention.BIASES,
-            }
+    kinds={
+        "layer": Kind(
+            mixer=attention.PART.having(
+                {
+                    "head_dim": attention.head_dim(128),
+                    "window": (fixed(None), fixed(None)),
+                    "qk_norm": attention.QK_NORM,
+                    **attention.BIASES,
+                }
+            ),
+            channel=dense.PART,
         )
     },
-    channel=dense.PART,
     tiny={"head_dim": 8},
     outer=(attention.EVERY_LAYER_SEES_ALL, attention.NO_WINDOW_IS_ON, *changed(OUTER, {"context": context(32768)})),
 )

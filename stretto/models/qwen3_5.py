@@ -7,7 +7,7 @@ that predict further tokens (MTP) are not used.
 
 from dataclasses import replace
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import dense, gated_attention, gated_delta
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.patterns import by_interval, every, named_kinds
@@ -27,8 +27,10 @@ FAMILY = Family(
     name="qwen3_5",
     hf={"Qwen3_5ForCausalLM": "qwen3_5_text"},
     gguf=("qwen35",),
-    mixers={"linear": gated_delta.PART, "attention": gated_attention.PART},
-    channel=dense.PART,
+    kinds={
+        "linear": Kind(mixer=gated_delta.PART, channel=dense.PART),
+        "attention": Kind(mixer=gated_attention.PART, channel=dense.PART),
+    },
     pattern={
         "hf": named_kinds({"linear": ("linear_attention",), "attention": ("full_attention",)}, _where_none_are_named),
         "gguf": by_interval("attention", "linear"),

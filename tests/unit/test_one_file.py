@@ -174,7 +174,7 @@ FAMILY = '''
 
 from dataclasses import replace
 
-from stretto.models.family import Family
+from stretto.models.family import Family, Kind
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER, context
 from stretto.models.skeleton import GGUF_SKELETON
@@ -185,16 +185,18 @@ FAMILY = Family(
     name="added",
     hf={"SeedOssForCausalLM": "seed_oss"},
     gguf=("seed_oss",),
-    mixers={
-        "layer": attention.PART.having(
+    kinds={
+        "layer": Kind(
+            mixer=attention.PART.having(
             {
                 "head_dim": attention.head_dim(128),
                 "qkv_bias": flag("attention_bias", True),
                 "out_bias": flag("attention_out_bias", False),
             }
+        ),
+            channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
         )
     },
-    channel=dense.PART.having({"bias": flag("mlp_bias", False)}),
     outer=changed(OUTER, {"context": context(524288)}),
     gguf_skeleton=replace(GGUF_SKELETON, channel_norm="post_attention_norm"),
     tiny={"head_dim": 8, "attention_out_bias": True},

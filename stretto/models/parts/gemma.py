@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stretto.mixers.attention import Attention
+from stretto.models.family import Kind
 from stretto.models.lm import LMConfig
 from stretto.models.parts import attention, dense
 from stretto.models.parts.outer import OUTER
 from stretto.models.patterns import Pattern, every, named_kinds
 from stretto.models.reader import MAX_LAYERS, Reader
-from stretto.models.table import Format, Key, Known, Part, Way, Ways, changed, refuse_to_write
+from stretto.models.table import Format, Key, Known, Way, Ways, changed, refuse_to_write
 from stretto.models.ways import check, count, fixed, flag, nothing
 
 _PATTERN, _GGUF_PATTERN = "sliding_window_pattern", "attention.sliding_window_pattern"
@@ -44,11 +45,12 @@ def patterns(interval: int) -> Mapping[Format, Pattern]:
     return {"hf": Pattern(named, name), "gguf": Pattern(listed, list_)}
 
 
-def mixers(ways: Ways, of_windows: Ways, large: int, **others: Any) -> dict[str, Part]:
-    """Attention that sees all, and with a window.
+def kinds(ways: Ways, of_windows: Ways, large: int, **others: Any) -> dict[str, Kind]:
+    """Layers that see all, and with a window.
 
-    ways: of both; of_windows: of the latter, besides those. others: fields of the parts. large: how many layers the
-    model has whose scores are divided by another root than that of the head width, which ggml knows without a key.
+    ways: of the attention of both; of_windows: of the latter, besides those. others: fields of the parts. large: how
+    many layers the model has whose scores are divided by another root than that of the head width, which ggml knows
+    without a key.
     """
     both: dict[str, Any] = {
         "head_dim": attention.head_dim(256),
@@ -62,10 +64,9 @@ def mixers(ways: Ways, of_windows: Ways, large: int, **others: Any) -> dict[str,
     }
     window = {"window": (count("sliding_window", 4096), count("attention.sliding_window"))}
     full = attention.PART.having(both, fits=lambda config: config.window is None, **others)
-    return {
-        "full": full,
-        "sliding": full.having(window | dict(of_windows), fits=lambda config: config.window is not None),
-    }
+    sliding = full.having(window | dict(of_windows), fits=lambda config: config.window is not None)
+    channel = dense.PART.having({"activation": (fixed("gelu_tanh"), fixed("gelu_tanh"))})
+    return {"full": Kind(mixer=full, channel=channel), "sliding": Kind(mixer=sliding, channel=channel)}
 
 
 def outer(large: int, ways: Ways) -> tuple[Key, ...]:
@@ -85,9 +86,6 @@ def outer(large: int, ways: Ways) -> tuple[Key, ...]:
             },
         ),
     )
-
-
-CHANNEL = dense.PART.having({"activation": (fixed("gelu_tanh"), fixed("gelu_tanh"))})
 
 
 def _write_multiplier(value: float, config: LMConfig) -> dict[str, Any]:
