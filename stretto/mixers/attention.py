@@ -4,10 +4,10 @@
     o_i = sum_{j <= i} softmax_j(scale * q_i . k_j) v_j    y = o W_o^T
 
 H query heads share G key heads: G = H is multi-head (arXiv 1706.03762), G = 1 multi-query (1911.02150), anything
-between grouped-query attention (2305.13245). norm is RMSNorm over a head (Qwen3), rope the rotary embedding; both
-are optional. window = w: a token sees the last w tokens only, and no others are kept (Mistral). softcap: scores become
-softcap * tanh(score / softcap) (Gemma 2). sinks: every query head learns the logit of a key that it always sees and
-that has no value (gpt-oss). q, k and v are segments of one matrix.
+between grouped-query attention (2305.13245). norm is RMSNorm over a head (Qwen3) or over all heads (OLMo 2), rope the
+rotary embedding; both are optional. window = w: a token sees the last w tokens only, and no others are kept (Mistral).
+softcap: scores become softcap * tanh(score / softcap) (Gemma 2). sinks: every query head learns the logit of a key that
+it always sees and that has no value (gpt-oss). q, k and v are segments of one matrix.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Attention(Mixer):
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
-        """head_dim: default d_model / num_heads. scale: default head_dim ** -0.5. qk_norm: epsilon, None = no norm."""
+        """scale: default head_dim ** -0.5. qk_norm: epsilon, None = no norm; norm_of_all: over all heads at once."""
 
         d_model: int
         num_heads: int
@@ -44,6 +44,7 @@ class Attention(Mixer):
         softcap: float | None = None
         sinks: bool = False
         qk_norm: float | None = None
+        norm_of_all: bool = False
         qkv_bias: bool = False
         out_bias: bool = False
 
@@ -59,8 +60,8 @@ class Attention(Mixer):
         self.qkv = Linear(c.d_model, {"q": c.num_heads * c.head_dim, "k": kv, "v": kv}, c.qkv_bias)
         self.out = Linear(c.num_heads * c.head_dim, {"o": c.d_model}, c.out_bias)
         if c.qk_norm is not None:
-            self.q_norm = nn.Parameter(torch.ones(c.head_dim))
-            self.k_norm = nn.Parameter(torch.ones(c.head_dim))
+            self.q_norm = nn.Parameter(torch.ones(c.head_dim * (c.num_heads if c.norm_of_all else 1)))
+            self.k_norm = nn.Parameter(torch.ones(c.head_dim * (c.num_kv_heads if c.norm_of_all else 1)))
         if c.sinks:
             self.sinks = nn.Parameter(torch.zeros(c.num_heads))
 
@@ -79,7 +80,7 @@ class Attention(Mixer):
         heads_TNK = self.qkv(x_TD, seqs).unflatten(1, (c.num_heads + 2 * c.num_kv_heads, c.head_dim))  # N = H + G + G
         q_THK, k_TGK, v_TGK = heads_TNK.split_with_sizes([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
         if c.qk_norm is not None:
-            q_THK, k_TGK = rms_norm(q_THK, self.q_norm, eps=c.qk_norm), rms_norm(k_TGK, self.k_norm, eps=c.qk_norm)
+            q_THK, k_TGK = self._normed(q_THK, self.q_norm), self._normed(k_TGK, self.k_norm)
         if c.rope is not None:
             q_THK, k_TGK = apply_rope(q_THK, c.rope, seqs), apply_rope(k_TGK, c.rope, seqs)
         kv = (paged(cache, "k"), paged(cache, "v")) if cache is not None else None
@@ -96,6 +97,13 @@ class Attention(Mixer):
         )
         return self.out(o_THK.flatten(1), seqs)  # type: ignore[no-any-return]
 
+    def _normed(self, x_THK: Tensor, weight: Tensor) -> Tensor:
+        c = self.config
+        assert c.qk_norm is not None
+        if c.norm_of_all:
+            return rms_norm(x_THK.flatten(1), weight, eps=c.qk_norm).view(x_THK.shape)
+        return rms_norm(x_THK, weight, eps=c.qk_norm)
+
 
 _TINY = {"d_model": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "rope": Rope(dim=8), "qk_norm": 1e-6}
 
@@ -106,6 +114,7 @@ CARD = Card(
     variants={
         "with a window and sinks": {"window": 5, "sinks": True},
         "with soft-capping": {"softcap": 1.5, "qk_norm": None},
+        "with norms of all heads": {"norm_of_all": True},
     },
     idea="softmax attention, grouped by config",
     paper="2305.13245",

@@ -76,6 +76,16 @@ def tensors(c: Attention.Config) -> Iterator[Row]:
         yield row(f"{s}_norm", f"{s}_norm.weight", f"attn_{s}_norm.weight")
 
 
+def fused_tensors(c: Attention.Config) -> Iterator[Row]:
+    """q, k and v are one matrix in both formats (Phi-3)."""
+    yield from linear("out.o", Source(name="o_proj"), Source(name="attn_output"))
+    first = 0
+    for s, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
+        rows = first, heads * c.head_dim
+        yield from linear(f"qkv.{s}", Source(name="qkv_proj", rows=rows), Source(name="attn_qkv", rows=rows))
+        first += heads * c.head_dim
+
+
 def interleaved_tensors(c: Attention.Config) -> Iterator[Row]:
     """The same for architectures whose GGUF files store the rows of q and k in interleaved rotary order."""
     heads = {"qkv.q": c.num_heads, "qkv.k": c.num_kv_heads}
@@ -100,6 +110,7 @@ PART = Part(
         Key("window", fixed(None), Way(_gguf_window, _write_window("attention.sliding_window"))),
         Key("softcap", fixed(None), fixed(None)),
         Key("qk_norm", fixed(None), fixed(None)),
+        Key("norm_of_all", fixed(False), fixed(False)),
         Key("qkv_bias", fixed(False), held("attn_q.bias")),
         Key("out_bias", fixed(False), held("attn_output.bias")),
     ),

@@ -22,6 +22,14 @@ def fused_tensors(c: Dense.Config) -> Iterator[Row]:
         yield from linear(f"gate_up.{s}", fused, Source(name=f"ffn_{s}"))
 
 
+def tensors_fused_in_both(c: Dense.Config) -> Iterator[Row]:
+    """Gate and up are one matrix in both formats (Phi-3)."""
+    yield from linear("down.down", Source(name="down_proj"), Source(name="ffn_down"))
+    for s, first in (("gate", 0), ("up", c.d_hidden)):
+        rows = first, c.d_hidden
+        yield from linear(f"gate_up.{s}", Source(name="gate_up_proj", rows=rows), Source(name="ffn_up", rows=rows))
+
+
 PART = Part(
     config=Dense.Config,
     keys=(
