@@ -8,12 +8,12 @@ from native import LEVELS, int32, team
 from torch import Tensor
 
 from stretto.core.seqs import LORA, Seqs
-from stretto.kernels.lora import Factors, LoraSite, LoraTable, add_lora
+from stretto.kernels.lora import Factors, LoraSite, LoraTable, Place, add_lora
 from stretto.kernels.native.buffers import ALL_ROWS
 from stretto.kernels.native.tape import Tape
 
 WIDTHS, D_IN = (45, 7, 1030), 53
-PLACES = {"q": (0, 45), "k": (45, 7), "v": (52, 1030)}
+PLACES = {"q": Place(0, 45, D_IN), "k": Place(45, 7, D_IN), "v": Place(52, 1030, D_IN)}
 NUMBERS = (1, 0, 2, 2, 0, 3, 1, 0, 0, 2, 1)
 
 
@@ -33,11 +33,11 @@ def in_float64(x: Tensor, y: Tensor, table: LoraTable, numbers: Sequence[int]) -
     """The formula, number by number, with whole matrices."""
     out = y.double().clone()
     for r, number in enumerate(numbers):
-        for segment, (first, width) in enumerate(PLACES.values()):
+        for segment, place in enumerate(PLACES.values()):
             found = table.find(number, segment)
             if found is not None:
                 delta = found.scale * found.b.double().T @ found.a.double()
-                out[r, first : first + width] += delta @ x[r].double()
+                out[r, place.first : place.first + place.d_out] += delta @ x[r].double()
     return out
 
 

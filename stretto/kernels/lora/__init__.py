@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stretto.core.seqs import Seqs
-from stretto.kernels.lora.table import Factors, LoraTable
+from stretto.kernels.lora.table import Factors, LoraTable, Place
 from stretto.kernels.pick import Impl, pick
 
-__all__ = ["Factors", "LoraSite", "LoraTable", "add_lora"]
+__all__ = ["Factors", "LoraSite", "LoraTable", "Place", "add_lora"]
 
 _ORDER: tuple[Impl, ...] = ("native", "torch", "reference")
 

@@ -30,16 +30,23 @@ class Factors:
         return self.a.nbytes + self.b.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a segment lies in its matrix: its first row, how many it has, and their width."""
+
+    first: int
+    d_out: int
+    d_in: int
+
+
 class LoraTable:
     """Room for `size` adapters of ranks up to `max_rank`, which are numbered from 1.
 
-    places: of every segment its first row in its matrix, and how many rows it has; their order numbers them. library:
-    kernels that read the table (lora.h); None = torch alone does. Written between two steps only.
+    places: of every segment, whose order numbers them. library: kernels that read the table (lora.h); None = torch
+    alone does. Written between two steps only.
     """
 
-    def __init__(
-        self, places: Mapping[str, tuple[int, int]], size: int, max_rank: int, library: Library | None = None
-    ) -> None:
+    def __init__(self, places: Mapping[str, Place], size: int, max_rank: int, library: Library | None = None) -> None:
         self.places, self.size, self.max_rank = dict(places), size, max_rank
         self.numbers = {name: number for number, name in enumerate(places)}
         self._factors: dict[tuple[int, int], Factors] = {}
@@ -69,14 +76,16 @@ class LoraTable:
         assert 1 <= number <= self.size
         self.clear(number)
         for name, factors in adapter.items():
-            segment, (first, d_out) = self.numbers[name], self.places[name]
-            assert factors.rank <= self.max_rank and factors.b.shape == (factors.rank, d_out)
+            segment, place = self.numbers[name], self.places[name]
+            assert factors.rank <= self.max_rank and factors.a.shape[1] == place.d_in
+            assert factors.b.shape == (factors.rank, place.d_out)
             assert all(x.dtype == torch.float32 and x.is_contiguous() for x in (factors.a, factors.b))
             self._factors[number, segment] = factors
             if self.memory is not None:
                 entry = self._entries[(number - 1) * self.num_segments + segment]
                 entry.a, entry.b = factors.a.data_ptr(), factors.b.data_ptr()
-                entry.rank, entry.first, entry.d_out, entry.scale = factors.rank, first, d_out, factors.scale
+                entry.rank, entry.scale = factors.rank, factors.scale
+                entry.first, entry.d_out = place.first, place.d_out
 
     def clear(self, number: int) -> None:
         """Adapter `number` adds nothing, and its memory is given up."""
