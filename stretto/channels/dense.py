@@ -40,7 +40,7 @@ class Dense(Channel):
 
     def forward(self, x_TD: Tensor, seqs: Seqs) -> Tensor:
         """[T, D] -> [T, D]."""
-        if self.gate_up.adapters is not None or self.down.adapters is not None:  # one product after the other
+        if not (self.gate_up.is_plain and self.down.is_plain):  # one product after the other
             gate_TF, up_TF = self.gate_up.split(self.gate_up(x_TD, seqs))
             h_TF = glu(gate_TF, up_TF, activation=self.config.activation, num_step_rows=seqs.num_step_rows)
             return self.down(h_TF, seqs)  # type: ignore[no-any-return]

@@ -58,7 +58,8 @@ def answer(llm: "LLM", options: "Options", messages: list[dict[str, Any]]) -> st
     """Stream one answer and return it; Ctrl-C ends it after the step that is running."""
     said: list[str] = []
     printer = Printer(llm.tokenizer, options.show_draft)
-    with _stop_on_sigint() as stopped, closing(printer), closing(llm.chat_stream(messages, options.sampling)) as chunks:  # type: ignore[type-var]
+    told = llm.chat_stream(messages, options.sampling, lora=options.lora_name)
+    with _stop_on_sigint() as stopped, closing(printer), closing(told) as chunks:  # type: ignore[type-var]
         for chunk in chunks:
             printer.add(chunk)
             said.append(chunk.text)

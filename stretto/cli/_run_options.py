@@ -1,12 +1,16 @@
 """What `stretto run` can be told; its chat reads it too."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from stretto.cli._flags import group
+from stretto.cli._loras import check_path
 from stretto.cli._settings import settings
 from stretto.core.option import argument, option
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Configuration
+
+LORA = "lora"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +25,9 @@ class Options:
     )
     system: str | None = option("system message of the conversation", default=None)
     raw: bool = option("continue the prompt as it is, without a chat template", default=False)
+    lora: Path | None = option(
+        "an adapter (LoRA) to answer with: a folder of PEFT's, or a GGUF file", default=None, metavar="PATH"
+    )
     no_stdin: bool = option(
         "leave standard input alone: in a `while read` loop, beside a pipe that stays open", default=False
     )
@@ -29,3 +36,13 @@ class Options:
     json: bool = option("print one JSON object in place of the text", default=False)
     sampling: Sampling = group("how tokens are chosen", Sampling)
     configuration: Configuration = settings(max_seqs=1)
+
+    @property
+    def loras(self) -> dict[str, Path]:
+        """The adapter by its name in this process."""
+        return {} if self.lora is None else {LORA: check_path(str(self.lora))}
+
+    @property
+    def lora_name(self) -> str | None:
+        """What requests ask for."""
+        return None if self.lora is None else LORA

@@ -29,12 +29,12 @@ def run(options: Options) -> int:
     prompt = read_prompt(options.prompt, alone=alone, raw=options.raw, no_stdin=options.no_stdin)
     from stretto.hub.models import resolve
 
-    path = resolve(options.model, env=read_env())
+    path, loras = resolve(options.model, env=read_env()), options.loras
     with _loading(options.model) as report:
         from stretto.llm import LLM
 
         how = options.configuration.settings
-        llm = LLM(path, how, progress=report, note=note)
+        llm = LLM(path, how, progress=report, note=note, loras=loras)
     if how.dtype != "float32" and how.backend == "auto" and llm.backend_choice.why is not None:
         note(f"note: not on the native kernels, which are several times faster: {llm.backend_choice.why}")
     if prompt is None:
@@ -89,7 +89,8 @@ def _answer(llm: "LLM", options: Options, prompt: str) -> "Result":
 
     system = [{"role": "system", "content": options.system}] if options.system is not None else []
     messages = [*system, {"role": "user", "content": prompt}]
-    chunks = llm.stream(prompt, options.sampling) if options.raw else llm.chat_stream(messages, options.sampling)
+    how, lora = options.sampling, options.lora_name
+    chunks = llm.stream(prompt, how, lora=lora) if options.raw else llm.chat_stream(messages, how, lora=lora)
     with closing(Printer(llm.tokenizer, options.show_draft, quiet=options.json)) as printer:
         for chunk in chunks:
             printer.add(chunk)

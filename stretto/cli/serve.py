@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.cli._loras import read_loras
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress
 from stretto.core.collector import collector_paused
@@ -57,6 +58,14 @@ class Options:
     served_model_name: tuple[str, ...] = option(
         "name of the model for clients; may be repeated (default: as it was given, without folders)", default=()
     )
+    lora: tuple[str, ...] = option(
+        "an adapter to load, which is a model of this name to clients; may be repeated", default=(), metavar="NAME=PATH"
+    )
+    lora_dir: Path | None = option(
+        "folder from which the admin key may load adapters by their file names; --max-loras is how many",
+        default=None,
+        metavar="DIR",
+    )
     reasoning_format: str = option(
         "auto tells the thinking of models that think from the answer; none leaves all of it in the text",
         default="auto",
@@ -80,6 +89,7 @@ def run(options: Options) -> int:
     """Serve until a signal says not to."""
     keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
     admin_keys = admin_keys_of(options, process_variables().get(ADMIN_VARIABLE, ""))
+    loras = read_loras(options.lora, options.lora_dir, options.configuration.settings, model_names=names_of(options))
     from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
@@ -100,7 +110,7 @@ def run(options: Options) -> int:
 
             show = progress(f"loading {options.model}")
             try:
-                return LLM(path, options.configuration.settings, progress=show, note=note)
+                return LLM(path, options.configuration.settings, progress=show, note=note, loras=loras.named)
             finally:
                 show(1, 1)
 
@@ -170,7 +180,8 @@ def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
         "context": engine.runner.sizes.context,
         "kv_tokens": counts.cache_tokens,
         "state_slots": counts.slots,
-        "settings": options.configuration.settings.as_dict(),
+        "loras": list(llm.loras.names),
+        "settings": llm.settings.as_dict(),
     }
 
 
@@ -195,6 +206,7 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
         strict=options.strict,
         reasoning=options.reasoning_format == "auto",
         prefix=options.metrics_prefix,
+        lora_dir=options.lora_dir,
     )
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)

@@ -8,8 +8,9 @@ from stretto.convert.kept import FORMAT, Wanted, files_of, stamp
 from stretto.convert.program_file import Blob, pack, program_to_plain
 from stretto.core.file_rows import FileRows
 from stretto.kernels.linear.native import Tiles
+from stretto.kernels.native.program import Given
 from stretto.models.lm import LM
-from stretto.runner.recording import Recorded
+from stretto.runner.recording import LORAS, Recorded
 from stretto.runner.sizes import Facts
 from stretto.text.plain import vocabulary_to_plain
 from stretto.text.tokenizer import Tokenizer
@@ -30,6 +31,8 @@ def why_not(recorded: Recorded | None, taps: Sequence[int]) -> str | None:
         return "it runs through torch"
     if recorded.program.host_operations:
         return f"Python computes {', '.join(recorded.program.host_operations)}"
+    if any(isinstance(buffer, Given) and buffer.name == LORAS for buffer in recorded.program.buffers):
+        return "it has room for adapters, which are read with torch"
     return "hidden states are read as tensors" if taps else None
 
 

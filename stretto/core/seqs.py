@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _V = TypeVar("_V")
 Tags = Mapping[str, int | tuple[int, ...]]
+LORA = "lora"
+"""The tag with the number of a row's adapter, 0 = none (`kernels/lora`)."""
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,13 @@ class Settings(_Values):
         kind=str,
         check=_named(EVICTS, EvictPolicy),
     )
+    max_loras: int = option(
+        "room for so many LoRA adapters at once (at least those that are named at the start); 0 = none can be loaded",
+        default=0,
+        low=0,
+        high=1024,
+    )
+    max_lora_rank: int = option("largest rank of an adapter", default=64, low=1, high=1024)
     threads: int | None = option(
         "threads of the native kernels (default: the cores this process may use)", default=None, low=1, high=1024
     )
@@ -265,6 +272,10 @@ class Settings(_Values):
         if size == "none":
             return 0
         return parse_size(size, "prefix_cache") if isinstance(size, str) else size
+
+    def with_loras(self, count: int) -> "Settings":
+        """These settings, with room for at least so many adapters."""
+        return self if count <= self.max_loras else self.replace(max_loras=count)
 
     def read_template(self) -> str | None:
         """The text of `chat_template`."""

@@ -17,6 +17,7 @@ from stretto.core.sampling import Sampling
 from stretto.engine import abilities
 from stretto.engine.drafting import Drafting
 from stretto.engine.judges.coupled import Coupled
+from stretto.engine.loras import Loras
 from stretto.engine.output import advance
 from stretto.engine.request import Event, How, Request, TextStream, make_request
 from stretto.engine.scheduler import Plan, Policies
@@ -28,6 +29,7 @@ from stretto.runner.kept import KeptModel
 from stretto.runner.runner import Runner, Sizes
 
 if TYPE_CHECKING:
+    from stretto.kernels.lora import LoraTable
     from stretto.models.lm import LM
 
 
@@ -35,8 +37,8 @@ class Engine:
     """Runs requests over one model. eos_ids: tokens that end a text; vocab_size: ids beyond it are never sampled.
 
     threads: run the forward pass as a tape of native kernels on these (the model's matrices are in their layout).
-    trace: gets every call of the scheduler (`engine/trace.py`). notes: what a user should know of it. Raises UserError
-    for a model that cannot be run as asked.
+    trace: gets every call of the scheduler (`engine/trace.py`). loras: room for adapters in the model
+    (`models/lora.py`). notes: what a user should know of it. Raises UserError for a model that cannot be run as asked.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         threads: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
         trace: Callable[[TraceEvent], None] | None = None,
+        loras: "LoraTable | None" = None,
     ) -> None:
         policies = policies or Policies()
         assert (drafter is None) == (policies.draft is None), "a drafter comes with the policy that limits it"
@@ -65,6 +68,7 @@ class Engine:
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)
         self.notes = abilities.notes(self.runner.host_operations, self.drafting.can, drafts=drafter is not None)
         self.eos_ids, self.clock = eos_ids, clock
+        self.loras = Loras(loras)
         self._requests, self._next_rid = dict[int, Request](), 0
 
     def add(
@@ -72,10 +76,12 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling,
         text: TextStream | None = None,
+        *,
+        lora: str | None = None,
         **how: Unpack[How],
     ) -> Request:
-        """Queue a prompt. `sampling` must be resolved. how: what else can be said of a request. Raises UserError for
-        anything that cannot be run."""
+        """Queue a prompt. `sampling` must be resolved. lora: name of an adapter that is loaded. how: what else can be
+        said of a request. Raises UserError for anything that cannot be run."""
         abilities.check_sampling(self.judge, sampling)
         request = make_request(
             self._next_rid,
@@ -86,8 +92,10 @@ class Engine:
             vocab_size=self.runner.vocab_size,
             context=self.runner.sizes.context,
             arrived=self.clock(),
+            lora=None if lora is None else self.loras.find(lora),
             **how,
         )
+        self.loras.hold(request.lora)
         self._next_rid, self._requests[request.rid] = self._next_rid + 1, request
         self.scheduler.add(request.job)
         return request
@@ -161,6 +169,7 @@ class Engine:
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""
         self.scheduler.remove(request.job, keep=event.error is None, ended=event.finish_reason in ("stop", "length"))
+        self.loras.release(request.lora)
         request.timeline.finished = self.clock()
         del self._requests[request.rid]
         rest = request.text.finish() if request.text is not None and event.error is None else ""

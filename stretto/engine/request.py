@@ -9,6 +9,8 @@ from stretto.core.errors import UserError
 from stretto.core.grammar import TokenMatcher
 from stretto.core.policy import Job
 from stretto.core.sampling import Noise, Sampling
+from stretto.core.seqs import LORA
+from stretto.engine.loras import Lora
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -85,6 +87,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of every token of the prompt but the first
     tags: Mapping[str, int] = field(default_factory=dict)
+    lora: Lora | None = None  # its adapter
     may_draft: bool = True
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
@@ -147,7 +150,7 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
 class How(TypedDict, total=False):
     """What else can be said of a request. child: number of this answer among those of one prompt and seed. priority,
     tenant, space: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such as the
-    adapter of this request (`stretto.core.seqs`). drafts: tokens may be drafted for it. matcher: of the grammar of its
+    tenant of this request (`stretto.core.seqs`). drafts: tokens may be drafted for it. matcher: of the grammar of its
     sampling, of this request alone."""
 
     matcher: TokenMatcher | None
@@ -171,6 +174,7 @@ def make_request(
     tenant: str = "",
     space: str = "",
     tags: Mapping[str, int] | None = None,
+    lora: Lora | None = None,
     drafts: bool = True,
     eos_ids: frozenset[int],
     vocab_size: int,
@@ -189,6 +193,9 @@ def make_request(
     room = context - len(prompt)
     limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
     seed = random.SystemRandom().getrandbits(63) if sampling.seed is None else sampling.seed
+    if lora is not None:
+        tags = {**(tags or {}), LORA: lora.number}
+        space = f"{space} {LORA} {lora.version}"  # another adapter may have had this number
     space = space if not tags else f"{space} {sorted(tags.items())}"  # tags change what is cached
     request = Request(
         job=Job(rid, arrived, len(prompt), limit, priority, tenant, space=space),
@@ -200,6 +207,7 @@ def make_request(
         text=text,
         matcher=matcher,
         tags=tags or {},
+        lora=lora,
         may_draft=drafts,
     )
     request.job.tokens, request.job.fresh = request.tokens, sampling.prompt_logprobs is not None

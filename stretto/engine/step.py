@@ -99,7 +99,7 @@ def run_ahead(
     failed did so in the last."""
     running = [requests[share.job.rid] for share in plan.shares]
     held, pending = [r.job.held for r in running], [r.tokens[-1] for r in running]
-    parts = [Rows(r.rid, (token,), wants=1) for r, token in zip(running, pending, strict=True)]
+    parts = [Rows(r.rid, (token,), wants=1, tags=r.tags) for r, token in zip(running, pending, strict=True)]
     how = [(r.sampling, r.noise, len(r.tokens)) for r in running]
     chosen, refused = runner.ahead(parts, how, [r.stop_ids for r in running], plan.num_steps)
     texts = list(zip(*chosen, strict=True))

@@ -26,6 +26,7 @@ from stretto.llm.facts import DTYPES, facts_of
 from stretto.llm.loading import Loaded, Tell, make_engine, wanted_by_drafter
 from stretto.llm.sizes import choose_sizes
 from stretto.models.lm import LM
+from stretto.models.lora import make_room
 from stretto.runner.runner import Runner
 from stretto.runner.sizes import Facts
 from stretto.text.tokenizer import Tokenizer
@@ -61,7 +62,9 @@ def load_anew(
     notes = (*file.notes, *ignored_hints(file))
     for line in (*notes, *filter(None, [short])):
         tell(line)
-    lm = _load(file, settings, threads, progress)
+    lm, loras = _load(file, settings, threads, progress), None
+    if settings.max_loras:
+        loras = make_room(lm, settings.max_loras, settings.max_lora_rank, threads.library if threads else None)
 
     others: list[tuple[Path, ModelFile, Tokenizer, LM]] = []
 
@@ -82,7 +85,8 @@ def load_anew(
         load=load_other,
         eos_ids=tokenizer.eos_ids,
     )
-    engine = make_engine(target, replace(sizes, room=min(facts.context, ROOM)), settings, path, env)
+    sizes = replace(sizes, room=min(facts.context, ROOM))
+    engine = make_engine(target, sizes, settings, path, env, loras=loras)
     kv_is_approximate = settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE
     extras = Extras(hints, notes, kv_is_approximate)
     wanted = Wanted(path, settings.kv, engine.runner.max_rows, settings.prefill)

@@ -1,13 +1,15 @@
 """`AsyncLLM`: the same for event loops, over one engine thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
+from stretto.llm.adapters import AsyncAdapters
 from stretto.llm.admission import Admission, Reader
 from stretto.llm.answers import Answers
 from stretto.llm.engine_thread import EngineThread
@@ -44,6 +46,7 @@ class AsyncLLM:
         self._llm = model if isinstance(model, LLM) else LLM(model, settings, **options)
         self._admission = Admission(max_waiting, self._llm.engine.clock)
         self._thread = EngineThread(self._llm, self._admission)
+        self.loras = AsyncAdapters(self._llm.loras, self._admission)
 
     @property
     def num_requests(self) -> int:
@@ -87,23 +90,30 @@ class AsyncLLM:
         """What `question` says of the engine, between two of its steps: `Watch.counts`, for example."""
         return await asyncio.wrap_future(self._admission.ask(question))
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> AsyncGenerator[Chunk, None]:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, lora: str | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """As `LLM.stream`. Leaving the loop early does not end the request at once; `aclose()` does."""
-        return self._iterate(lambda: self._llm.encode(prompt), sampling, continues=True)
+        return self._iterate(lambda: self._llm.encode(prompt), sampling, continues=True, lora=lora)
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        lora: str | None = None,
         **options: Any,
     ) -> AsyncGenerator[Chunk, None]:
         """As `LLM.chat_stream`; see `stream`."""
-        return self._iterate(lambda: self._llm.encode_chat(messages, tools=tools, **options), sampling, continues=False)
+        encode = partial(self._llm.encode_chat, messages, **options)
+        return self._iterate(encode, sampling, continues=False, lora=lora)
 
     async def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        lora: str | None = None,
     ) -> list[Result]:
         """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
         many = as_prompts(prompts)
@@ -112,9 +122,8 @@ class AsyncLLM:
             raise UserError(
                 f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
             )
-        tasks = [
-            asyncio.ensure_future(_last(self.stream(prompt, one))) for prompt, one in zip(many, samplings, strict=True)
-        ]
+        streams = [self.stream(*one, lora=lora) for one in zip(many, samplings, strict=True)]
+        tasks = [asyncio.ensure_future(_last(stream)) for stream in streams]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -122,25 +131,17 @@ class AsyncLLM:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def chat(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling | None = None,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> Result:
+    async def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
         """As `LLM.chat`."""
-        return await _last(self.chat_stream(messages, sampling, tools=tools, **options))
+        return await _last(self.chat_stream(messages, sampling, **options))
 
     async def _iterate(
-        self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool
+        self, encode: Callable[[], list[int]], sampling: Sampling | None, **how: Any
     ) -> AsyncGenerator[Chunk, None]:
-        reader, how = Reader(asyncio.get_running_loop()), sampling or Sampling()
+        reader, one = Reader(asyncio.get_running_loop()), sampling or Sampling()
 
         def prepare() -> Submission:
-            ids = encode()
-            return Submission(ids=ids, sampling=how, continues=continues, matcher=self._llm.matcher(how))
+            return Submission(ids=encode(), sampling=one, matcher=self._llm.matcher(one), **how)
 
         self._admission.open(reader, prepare)
         try:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stretto.convert.kept import Found, Kept, Wanted, find
 from stretto.core.card import CHUNKS, EVICTS, JUDGES, LENGTHS, ORDERS
@@ -24,6 +25,9 @@ from stretto.runner.sizes import Sizes
 from stretto.runner.staircase import row_seconds
 from stretto.text.plain import vocabulary_from_plain
 from stretto.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from stretto.kernels.lora import LoraTable
 
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
@@ -78,8 +82,11 @@ def look_up(path: Path, settings: Settings, cache: Path, threads: Team) -> Found
     return find(Wanted(path, settings.kv, max_rows, settings.prefill), cache, threads.library)
 
 
-def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, env: Env) -> Engine:
-    """The engine of a loaded model, with drafter, judge and policies. path: of the model."""
+def make_engine(
+    target: Target, sizes: Sizes, settings: Settings, path: Path, env: Env, *, loras: "LoraTable | None" = None
+) -> Engine:
+    """The engine of a loaded model, with drafter, judge and policies. path: of the model; loras: its room for
+    adapters."""
     drafter, policy = make_drafting(settings.draft, target)
     engine = Engine(
         target.model,
@@ -96,6 +103,7 @@ def make_engine(target: Target, sizes: Sizes, settings: Settings, path: Path, en
         eos_ids=target.eos_ids,
         vocab_size=target.vocab_size,
         threads=target.threads,
+        loras=loras,
     )
     if policy is not None and policy.wants_costs:
         threads = target.threads
@@ -111,7 +119,10 @@ def wanted_by_drafter(path: Path, target: Target) -> Wanted:
 
 
 def _needs_torch(settings: Settings) -> bool:
-    """Whether a drafter may ask for parts of the model: one that a caller made, or one that says so."""
+    """Whether adapters may be read, or a drafter may ask for parts of the model: one that a caller made, or one that
+    says so."""
+    if settings.max_loras:
+        return True
     if not isinstance(settings.draft, str):
         return True
     spec = read_draft(settings.draft)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stretto.core.grammar import TokenMatcher
 from stretto.core.sampling import Sampling
@@ -14,7 +15,7 @@ class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
     answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
     tokens that are not text are left out of it. matcher: of the grammar of `sampling`, for this request alone
-    (`LLM.matcher`). drafts: tokens may be drafted for it."""
+    (`LLM.matcher`). drafts: tokens may be drafted for it. lora: name of its adapter."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -26,6 +27,12 @@ class Submission:
     skip_special: bool = True
     matcher: TokenMatcher | None = None
     drafts: bool = True
+    lora: str | None = None
+
+    def how(self) -> dict[str, Any]:
+        """What the engine is told of it besides prompt, sampling and grammar."""
+        names = ("child", "priority", "tenant", "space", "drafts", "lora")
+        return {name: getattr(self, name) for name in names}
 
     def text(self, tokenizer: Tokenizer) -> Text:
         """Its tokens as text."""

@@ -15,6 +15,7 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
+from stretto.llm.adapters import Adapters
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.results import Chunk, Result, Stream
@@ -41,8 +42,8 @@ class LLM:
     environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken,
     `backend_choice` who computes, and why, and `program` where what later starts need is kept (else `why_not_kept`).
     progress: called with (done, total) while weights are read. note: gets a line when the kernels are compiled, which
-    happens once, and what is to be known of the model and its sizes (default for that: a warning by `logging`). Raises
-    UserError and its subclasses (see stretto.core.errors).
+    happens once, and what is to be known of the model and its sizes (default for that: a warning by `logging`). loras:
+    adapters that are loaded at once, by name (`Adapters`). Raises UserError and its subclasses.
     """
 
     @collector_paused()
@@ -54,11 +55,13 @@ class LLM:
         progress: Progress | None = None,
         env: Env | None = None,
         note: Callable[[str], None] | None = None,
+        loras: Mapping[str, str | Path] | None = None,
         **changes: Any,
     ) -> None:
-        started = time.perf_counter()
-        env = env or read_env()
-        self.settings = (settings or configure(besides=changes).settings).replace(**changes)
+        started, env = time.perf_counter(), env or read_env()
+        self.settings = (
+            (settings or configure(besides=changes).settings).replace(**changes).with_loras(len(loras or ()))
+        )
         source = self.settings.read_template()
         self._model, self._env, tell = model, env, note or _log.warning
         loaded = load(model, self.settings, env, progress=progress, note=note, tell=tell)
@@ -68,6 +71,9 @@ class LLM:
         approximate = approximations(self.settings, kv_is_approximate=loaded.kv_is_approximate)
         self.load_s = time.perf_counter() - started
         self._streams = Streams(loaded.engine, self.load_s, approximate)
+        self.loras = Adapters(loaded.engine, lambda: self.file)
+        for name, path in (loras or {}).items():
+            self.loras.load(name, path)
 
     @cached_property
     def file(self) -> "ModelFile":
@@ -85,9 +91,7 @@ class LLM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a raw prompt; ids pass through."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        return list(prompt)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def encode_chat(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
@@ -108,57 +112,58 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
+        lora: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Result]:
         """Continue every prompt (strings or lists of token ids); one result per prompt, in order.
 
         sampling: one for all, or one per prompt. If one prompt fails, the others are cancelled and its error is raised.
-        progress: called with (finished, total) after every step.
+        lora: name of an adapter that is loaded (`loras`), here and below. progress: called with
+        (finished, total) after every step.
         """
         many = as_prompts(prompts)
         each = zip(many, as_samplings(sampling, len(many)), strict=True)
-        added = (self.add(self.encode(prompt), one, continues=True) for prompt, one in each)
+        added = (self.add(self.encode(prompt), one, continues=True, lora=lora) for prompt, one in each)
         return self._streams.results(added, progress)
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None, *, lora: str | None = None) -> Iterator[Chunk]:
         """Continue one prompt, chunk by chunk; the last chunk carries the `Result`. Closing the iterator cancels."""
-        return self._iterate(self.encode(prompt), sampling or Sampling(), continues=True)
+        return self._iterate(self.encode(prompt), sampling or Sampling(), continues=True, lora=lora)
 
     def chat(
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        lora: str | None = None,
         **options: Any,
     ) -> Result:
-        """Answer a conversation ([{"role": ..., "content": ...}, ...]). tools and options: see `encode_chat`."""
-        ids = self.encode_chat(messages, tools=tools, **options)
-        return self._streams.results([self.add(ids, sampling or Sampling(), continues=False)])[0]
+        """Answer a conversation ([{"role": ..., "content": ...}, ...]). options: those of `encode_chat`, tools too."""
+        ids = self.encode_chat(messages, **options)
+        return self._streams.results([self.add(ids, sampling or Sampling(), continues=False, lora=lora)])[0]
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        lora: str | None = None,
         **options: Any,
     ) -> Iterator[Chunk]:
         """`chat`, chunk by chunk."""
-        ids = self.encode_chat(messages, tools=tools, **options)
-        return self._iterate(ids, sampling or Sampling(), continues=False)
+        return self._iterate(self.encode_chat(messages, **options), sampling or Sampling(), continues=False, lora=lora)
 
     def matcher(self, sampling: Sampling) -> TokenMatcher | None:
         """What follows the grammar of one request, if there is one. Any thread may ask; it takes milliseconds as a rule
         and seconds at worst. Raises UserError for a grammar that cannot be used."""
         return self._grammars.matcher(sampling.grammar)
 
-    def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool) -> Stream:
+    def add(self, ids: Sequence[int], sampling: Sampling, *, continues: bool, lora: str | None = None) -> Stream:
         """Queue a request without running it (for loops of your own, over `engine.step`).
 
         continues: the text goes on from the prompt, so its first space belongs to it.
         """
-        return self.submit(Submission(ids=ids, sampling=sampling, continues=continues))
+        return self.submit(Submission(ids=ids, sampling=sampling, continues=continues, lora=lora))
 
     def submit(self, one: Submission) -> Stream:
         """`add`, with everything that can be said of a request."""
@@ -168,11 +173,7 @@ class LLM:
             sampling,
             one.text(self.tokenizer),
             matcher=one.matcher or self.matcher(sampling),
-            child=one.child,
-            priority=one.priority,
-            tenant=one.tenant,
-            space=one.space,
-            drafts=one.drafts,
+            **one.how(),
         )
         return Stream(request)
 
@@ -180,8 +181,8 @@ class LLM:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
         return self._streams.read(stream, event)
 
-    def _iterate(self, ids: list[int], sampling: Sampling, *, continues: bool) -> Iterator[Chunk]:
-        yield from self._streams.chunks(self.add(ids, sampling, continues=continues))
+    def _iterate(self, ids: list[int], sampling: Sampling, **how: Any) -> Iterator[Chunk]:
+        yield from self._streams.chunks(self.add(ids, sampling, **how))
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -24,6 +24,7 @@ from stretto.core.mixer import Mixer
 from stretto.core.plan import StepPlan
 from stretto.core.state import StateSpec, TensorCache
 from stretto.kernels.linear import Linear
+from stretto.kernels.lora import LoraTable
 from stretto.kernels.rowwise import divided, take_rows
 from stretto.models.block import Block, Layer, Norm, NormKind
 
@@ -66,6 +67,7 @@ class LM(nn.Module):
         self.blocks = nn.ModuleList(_blocks(config))
         self.norm = Norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.d_model, {"head": config.vocab_size})
+        self.loras: LoraTable | None = None  # models/lora.py
 
     def cast(self, dtype: torch.dtype) -> "LM":
         """Parameters in `dtype`, except those a mixer keeps wide (decays, time steps)."""
@@ -138,7 +140,7 @@ class LM(nn.Module):
         assert 1 <= num_blocks <= len(self.blocks)
         with torch.device("meta"):
             part = LM(replace(self.config, layers=self.config.layers[:num_blocks]))
-        part.embed, part.norm, part.head = self.embed, self.norm, self.head
+        part.embed, part.norm, part.head, part.loras = self.embed, self.norm, self.head, self.loras
         part.blocks = self.blocks[:num_blocks]
         return part
 

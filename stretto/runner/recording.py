@@ -23,6 +23,9 @@ from stretto.kernels.rowwise.native import best
 from stretto.models.lm import LM
 from stretto.runner.replay import ARGMAX, LOGITS, TOP, Head, Replay
 
+LORAS = "loras"
+"""The buffer of a program that holds the table of its adapters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -76,6 +79,8 @@ def record(
     for number, one in enumerate(pools.layout.arrays):
         for layer in range(one.layers if one.unit_bytes else 0):
             regions.add(pools.address(number, layer), Given(f"pool.{number}.{layer}", one.unit_bytes))
+    if lm.loras is not None and lm.loras.memory is not None:
+        regions.add(lm.loras.memory.data_ptr(), Given(LORAS, lm.loras.memory.nbytes))
     program = as_program(tape, regions, {LOGITS: logits, TOP: top, ARGMAX: argmax})
     hosts = [call.host for call in tape.calls if call.host is not None]
     operations = load(program, threads, regions.addresses, hosts)

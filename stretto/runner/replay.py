@@ -16,7 +16,7 @@ from stretto.cache.placement import Placed, Placement
 from stretto.core.pages import PAGE_SIZE
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Outputs, Scores
-from stretto.core.seqs import Seqs
+from stretto.core.seqs import LORA, Seqs
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.kernels.native.operations import Operations
 from stretto.kernels.sampling.native import Draw, LogitRows, row
@@ -160,6 +160,9 @@ class Replay:
         put(step, "num_definite", narrow, seqs.definite)
         put(step, "parents", narrow, parents)
         put(step, "out_rows", narrow, plan.wanted)
+        step.loras = None
+        if isinstance(loras := seqs.tags.get(LORA), tuple) and any(loras):
+            put(step, "loras", narrow, loras)
         put(step, "state_source", narrow, placement.source)
         put(step, "state_destination", narrow, placement.destination)
         for group, own, mapping in zip(groups, placement.pages, slots, strict=True):

@@ -141,7 +141,6 @@ class Runner:
         tokens: list[int] = []
         wanted: list[int] = []
         scored: list[int] = []
-        names = {name for part in parts for name in part.tags}
         for part in parts:
             scored += range(len(tokens), len(tokens) + part.scored)
             tokens += part.tokens
@@ -152,7 +151,7 @@ class Runner:
             num_draft=[part.num_draft for part in parts],
             parents=[part.tree for part in parts],
             num_step=num_step,
-            tags={name: [part.tags.get(name, 0) for part in parts for _ in part.tokens] for name in names},
+            tags=_tags(parts),
         )
         rids = tuple(part.rid for part in parts)
         rows = sorted((*wanted, *scored))  # what the head computes comes in order
@@ -185,7 +184,14 @@ class Runner:
         contexts = [self.cache.length(rid) for rid in rids]
         seqs = Seqs.of([num_steps] * n, contexts, num_draft=[num_steps - 1] * n, num_step=n)
         caches = self.cache.pack(rids, seqs)
-        plan = StepPlan([p.tokens[0] for p in parts], Seqs.of([1] * n, contexts, num_step=n), range(n), caches)
+        first = Seqs.of([1] * n, contexts, num_step=n, tags=_tags(parts))
+        plan = StepPlan([p.tokens[0] for p in parts], first, range(n), caches)
         chosen, refused = self.recording.ahead(plan, how, stops, num_steps)
         self.cache.commit(rids, seqs, [range(1, len(chosen))] * n)
         return chosen, refused
+
+
+def _tags(parts: Sequence[Rows]) -> dict[str, list[int]]:
+    """Of every row of these sequences, by name; 0 where a sequence has none of a name."""
+    names = {name for part in parts for name in part.tags}
+    return {name: [part.tags.get(name, 0) for part in parts for _ in part.tokens] for name in names}

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Scope
 
-from stretto.serve import files, monitor, system, texts
+from stretto.serve import adapters, files, monitor, system, texts
 from stretto.serve.anthropic.route import count_tokens, create_message
 from stretto.serve.anthropic.schema import CountRequest, MessagesRequest
 from stretto.serve.auth import PAGE, PAGE_FOLDER, Guard, Keys
@@ -121,6 +121,10 @@ def entries(service: Service) -> list[Entry]:
         post("/api/embeddings", "Not here yet", system.no_embeddings),
         Entry("POST", "/api/pull", "Fetch a model (admin key)", Post(service, PullRequest, Puller()), PullRequest,
               media_type="application/x-ndjson"),
+        Entry("POST", "/admin/lora/load", "Load an adapter (admin key)",
+              Post(service, adapters.LoadLora, adapters.load), adapters.LoadLora),
+        Entry("POST", "/admin/lora/unload", "Unload an adapter (admin key)",
+              Post(service, adapters.UnloadLora, adapters.unload), adapters.UnloadLora),
         Entry("POST", "/tokenize", "Ids of a text", Post(service, TokenizeRequest, texts.tokenize), TokenizeRequest),
         Entry("POST", "/detokenize", "Text of ids", Post(service, DetokenizeRequest, texts.detokenize),
               DetokenizeRequest),

@@ -39,11 +39,13 @@ class Asked:
     timeout: float | None = None
 
     @staticmethod
-    def of_text(llm: AsyncLLM, ids: list[int], sampling: Sampling, constraint: Constraint, call: Call) -> "Asked":
-        """A text that is continued as it stands: no conversation, so no thinking and no calls."""
+    def of_text(
+        llm: AsyncLLM, ids: list[int], sampling: Sampling, constraint: Constraint, call: Call, model: str | None
+    ) -> "Asked":
+        """A text that is continued as it stands: no conversation, so no thinking and no calls. model: as asked for."""
         sampling = replace(sampling, grammar=constraint.grammar)
         one = Submission(ids=ids, sampling=sampling, continues=True, tenant=call.tenant, space=call.space(None),
-                         matcher=constraint.matchers[0])  # fmt: skip
+                         matcher=constraint.matchers[0], lora=call.service.lora(model))  # fmt: skip
         return Asked(llm, ids, sampling, [one], [PartReader(None)])
 
     def reading(self, call: Call, reply_id: str) -> Reading:
@@ -91,7 +93,7 @@ async def _ask(call: Call, request: ChatRequest) -> Asked:
     submissions = [
         Submission(ids=ids, sampling=sampling, child=child, priority=-(request.priority or 0), tenant=call.tenant,
                    space=call.space(request.cache_salt), skip_special=request.skip_special_tokens is not False,
-                   drafts=request.draft is not False, matcher=matcher)
+                   drafts=request.draft is not False, matcher=matcher, lora=service.lora(request.model))
         for child, matcher in enumerate(constraint.matchers)
     ]  # fmt: skip
     tags, after = service.tags, constraint.grammar.after if constraint.grammar is not None else None

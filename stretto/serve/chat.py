@@ -25,7 +25,7 @@ async def chat(call: Call, request: ChatRequest) -> ASGIApp:
     llm, tokenizer = asked.llm.llm, asked.llm.llm.tokenizer
     params = asked.sampling.resolve(llm.hints) if request.echo_params else None
     kind = "chat.completion.chunk" if request.stream else "chat.completion"
-    head = Head.make("chatcmpl", kind, call.service.name, llm, params)
+    head = Head.make("chatcmpl", kind, call.service.shown(request.model), llm, params)
     reading = asked.reading(call, head.id)
     if request.stream:
         grown = _Stream(request, head, tokenizer, asked.readers, asked.ids)

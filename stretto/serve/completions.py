@@ -44,11 +44,12 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     submissions = [
         Submission(ids=prompts[i // n], sampling=sampling, continues=True, child=i % n,
                    priority=-(request.priority or 0), tenant=call.tenant, space=call.space(request.cache_salt),
-                   skip_special=skip, drafts=request.draft is not False, matcher=matcher)
+                   skip_special=skip, drafts=request.draft is not False, matcher=matcher,
+                   lora=service.lora(request.model))
         for i, matcher in enumerate(constraint.matchers)
     ]  # fmt: skip
     params = sampling.resolve(llm.llm.hints) if request.echo_params else None
-    head = Head.make("cmpl", "text_completion", service.name, llm.llm, params)
+    head = Head.make("cmpl", "text_completion", service.shown(request.model), llm.llm, params)
     tokenizer = llm.llm.tokenizer
     echoes = [tokenizer.decode(ids, skip_special=skip) if request.echo else "" for ids in prompts]
     answers = [_Answer(request, tokenizer, echoes[i // n]) for i in range(len(submissions))]

@@ -8,7 +8,7 @@ from stretto.serve.schema import ChatRequest, CompletionRequest, Sampled
 _FIELDS = {
     "prompt_logprobs": "those of a prompt come with `echo` and `logprobs` of /v1/completions",
     "include_stop_str_in_output": "a stop string never stands in the text",
-    "lora": "adapters are not supported yet",
+    "lora": "an adapter is a model here: send its name as `model`",
     "truncate_prompt_tokens": "a prompt is never cut; one that is too long is refused",
     "store": "nothing is stored here",
     "chat_template": "a template comes with the model, or by --chat-template, never with a request",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from stretto.llm.admission import Closed
@@ -30,13 +31,15 @@ MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
-    from the answer. max_body: bytes. prefix: of the metrics."""
+    from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where adapters may be loaded from; None = from
+    nowhere."""
 
     names: tuple[str, ...]
     strict: bool = False
     reasoning: bool = True
     max_body: int = 8 << 20
     prefix: str = "stretto"
+    lora_dir: Path | None = None
 
 
 class Service:
@@ -57,6 +60,20 @@ class Service:
     def name(self) -> str:
         """Of the model, in answers."""
         return self.config.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the model, and of the adapters that are loaded, which are models to clients."""
+        loras = self._llm.loras.names if self._llm is not None else ()
+        return (*self.config.names, *(name for name in loras if name not in self.config.names))
+
+    def lora(self, name: str | None) -> str | None:
+        """The adapter that is asked for under this name of a model; None for the model itself."""
+        return name if name in self.names and name not in self.config.names else None
+
+    def shown(self, name: str | None) -> str:
+        """The name that an answer bears: that of the model, or of the adapter that was asked for."""
+        return self.lora(name) or self.name
 
     @property
     def llm(self) -> AsyncLLM:
@@ -120,7 +137,7 @@ class Service:
         if self.state == "draining":
             raise draining()
         llm = self.llm
-        if name is not None and name not in self.config.names:
+        if name is not None and name not in self.names:
             raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
         return llm
 

@@ -54,7 +54,7 @@ async def models(call: Call, scope: Scope) -> ASGIApp:
     """Every name of the model, in the lists that the clients of OpenAI, Anthropic and Ollama read. Codex, which says
     its version, wants a list of its own with prompts and tools for each model, and takes an empty one."""
     service = call.service
-    cards = [model_card(service, name) for name in service.config.names]
+    cards = [model_card(service, name) for name in service.names]
     names = [
         {"name": one["id"], "model": one["id"], "capabilities": one["capabilities"], "details": {"format": ""}}
         for one in cards
@@ -67,7 +67,7 @@ async def models(call: Call, scope: Scope) -> ASGIApp:
 async def model(call: Call, scope: Scope) -> ASGIApp:
     """One of them."""
     service, name = call.service, scope["path_params"]["id"]
-    if name not in service.config.names:
+    if name not in service.names:
         raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
     return Json(model_card(service, name))
 
@@ -111,6 +111,7 @@ def model_card(service: Service, name: str) -> dict[str, Any]:
         "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "stretto",
         "root": service.name,
+        "parent": service.name if service.lora(name) else None,
         "max_model_len": service.context,
         "meta": {
             "n_vocab": llm.engine.runner.vocab_size,

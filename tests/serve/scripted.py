@@ -21,7 +21,9 @@ from stretto.core.grammar import TokenMatcher
 from stretto.core.pages import PageGroup
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
+from stretto.engine.loras import Loras
 from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, make_request
+from stretto.llm.adapters import Adapters
 from stretto.llm.streams import Streams
 from stretto.llm.sync import LLM
 from stretto.text.chat import ChatTemplate
@@ -86,7 +88,7 @@ class ScriptedEngine:
 
     def __init__(self, say: Say, *, context: int, max_seqs: int) -> None:
         self.say, self.clock = say, time.perf_counter
-        self.eos_ids = frozenset({EOS})
+        self.eos_ids, self.loras = frozenset({EOS}), Loras(None)
         self.gate = Gate()
         self.problem: Exception | None = None
         self.failing: Callable[[Request], bool] = lambda request: False
@@ -115,6 +117,7 @@ class ScriptedEngine:
         space: str = "",
         tags: Mapping[str, int] | None = None,
         drafts: bool = True,
+        lora: str | None = None,
     ) -> Request:
         request = make_request(
             len(self.added), prompt, sampling, text, child=child, matcher=matcher, eos_ids=self.eos_ids,
@@ -206,6 +209,7 @@ class ScriptedLLM(LLM):
         self.backend_choice = SimpleNamespace(name="scripted")  # type: ignore[assignment]
         self.scripted = ScriptedEngine(say, context=context, max_seqs=max_seqs)
         self._streams = Streams(self.scripted, 0.0, ())  # type: ignore[arg-type]
+        self.loras = Adapters(self.scripted, lambda: self.file)  # type: ignore[arg-type]
 
     def ids(self, text: str) -> list[int]:
         """What must be said for this text."""

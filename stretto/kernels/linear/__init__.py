@@ -5,7 +5,7 @@ matrix. Each segment remembers the `Stored` tensor it was loaded from, so kernel
 can derive their layout from the file's own numbers; the torch backend multiplies a dense copy in the compute dtype.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Linear(nn.Module):
 
     segments: name -> rows, in order. `forward` returns [T, sum of rows]; `split` cuts it into the segments.
     adapters: low-rank terms that are added to the product, one for each use of a shared block (models/adapter.py).
+    lora: what adds to the product y of x the terms of adapters that are loaded at run time (models/lora.py).
     For inference the matrix may lie in the layout of a backend instead of in `weight`: `prepack` changes a loaded one,
     `hold` and `tile` build one from stored bytes without ever decoding them.
     """
@@ -63,6 +64,7 @@ class Linear(nn.Module):
         self.stored: dict[str, Stored] = {}
         self.layout: Prepacked | NativeWeight | None = None
         self.adapters: nn.ModuleList | None = None
+        self.lora: Callable[[Tensor, Tensor, Seqs | None], Tensor] | None = None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
 
@@ -81,9 +83,15 @@ class Linear(nn.Module):
         """The matrix, in whatever layout it is held."""
         return self.layout if self.layout is not None else self.weight
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `forward` is the product and nothing else."""
+        return self.adapters is None and self.lora is None
+
     def forward(self, x_TD: Tensor, seqs: Seqs | None = None) -> Tensor:
         """[T, d_in] -> [T, d_out]. The step rows of `seqs` get bits that do not depend on the other rows."""
         y_TD = self.product(x_TD, seqs.num_step_rows if seqs is not None else 0)
+        y_TD = y_TD if self.lora is None else self.lora(x_TD, y_TD, seqs)
         if self.adapters is None:
             return y_TD
         use = seqs.tag("use") if seqs is not None else None

@@ -133,7 +133,7 @@ class _Message:
 
     def __init__(self, call: Call, request: MessagesRequest, asked: Asked) -> None:
         self._call, self._request, self._asked = call, request, asked
-        self.id, self._content = new_id("msg"), Content()
+        self.id, self._content, self._model = new_id("msg"), Content(), call.service.shown(request.model)
         self._result: Result | None = None
 
     def first(self) -> list[Any]:
@@ -166,7 +166,7 @@ class _Message:
     def _value(
         self, content: list[Any], reason: str | None, stop_sequence: str | None, usage: dict[str, Any]
     ) -> dict[str, Any]:
-        return {"id": self.id, "type": "message", "role": "assistant", "model": self._call.service.name,
+        return {"id": self.id, "type": "message", "role": "assistant", "model": self._model,
                 "content": content, "stop_reason": reason, "stop_sequence": stop_sequence, "usage": usage}  # fmt: skip
 
     def _reason(self, result: Result) -> str:

@@ -55,4 +55,11 @@ async def show(call: Call, request: ShowRequest) -> ASGIApp:
 
 def _models(service: Service) -> list[dict[str, Any]]:
     service.check_health()
-    return [{"name": name, "model": name, "details": _DETAILS} for name in service.config.names]
+    return [
+        {
+            "name": name,
+            "model": name,
+            "details": _DETAILS | {"parent_model": service.name if service.lora(name) else ""},
+        }
+        for name in service.names
+    ]

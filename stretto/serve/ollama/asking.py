@@ -39,7 +39,7 @@ _LATEST = ":latest"
 def check_model(service: Service, name: str) -> str:
     """The name of the model as this server has it: Ollama's clients add a tag. Raises ApiError."""
     bare = name.removesuffix(_LATEST)
-    known = name if name in service.config.names else bare
+    known = name if name in service.names else bare
     service.model(known)
     return known
 
@@ -67,7 +67,7 @@ async def ask_generate(call: Call, request: OllamaGenerate) -> Asked:
         constraint = await constrain(call, llm, chat, Place(llm.llm.tokenizer), 1)
     except ApiError as problem:
         raise problem.renamed(_NAMES) from None
-    return Asked.of_text(llm, ids, sampling, constraint, call)
+    return Asked.of_text(llm, ids, sampling, constraint, call, chat.model)
 
 
 def options_of(call: Call, given: dict[str, Any] | None) -> Options:

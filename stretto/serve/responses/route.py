@@ -122,6 +122,7 @@ class _Response:
         self.id, self._created = new_id("resp"), int(time.time())
         self._output, self._number = Output(), -1
         self._result: Result | None = None
+        self._model = call.service.shown(request.model)
 
     def first(self) -> list[Any]:
         """What a stream begins with."""
@@ -180,7 +181,7 @@ class _Response:
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {},
-            "model": self._call.service.name,
+            "model": self._model,
             "output": self._output.items,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,

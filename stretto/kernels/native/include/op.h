@@ -44,6 +44,7 @@ struct Step {
     int64_t num_groups;
     const int32_t* state_source;       // [B] slot of the entry state
     const int32_t* state_destination;  // [B] slot of the state after the definite rows; no other sequence reads it
+    const int32_t* loras;              // [T] number of the adapter of every row, 0 = none; null: no row has one
 };
 
 typedef int64_t (*ChunksFn)(const void* args, const Step* step);
