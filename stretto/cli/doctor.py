@@ -186,12 +186,14 @@ def kernels(dtype: Any) -> dict[str, dict[str, str]]:
     import torch
 
     from stretto.kernels.linear.onednn import cannot_pack, prepack
+    from stretto.kernels.lora import LoraSite, LoraTable
     from stretto.kernels.pick import BACKENDS, explain
 
     heads, rows = torch.zeros(4, 2, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
     held = rows if cannot_pack(rows) else prepack(rows)
     arguments = {
         "linear": (rows, held),
+        "lora": (rows, LoraSite(LoraTable({}, 1, 1), 0, 32, ())),
         "mlp": (rows, held, held),
         "rope": (heads,),
         "attention": (heads, heads, heads),

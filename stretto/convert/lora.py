@@ -97,6 +97,10 @@ def _fit(
         source = names.get(ours)
         if source is not None:
             parts.setdefault(source.name.removesuffix(_END), []).append((ours, source))
+    by_layer = {_in_layers(theirs): theirs for theirs in parts}
+    given, terms = terms, {by_layer.get(_in_layers(theirs), theirs): term for theirs, term in terms.items()}
+    if len(terms) < len(given):
+        raise ModelFileError(f"{path} changes a matrix twice", why="under two names of one layer")
     for theirs in terms:
         if theirs not in parts:
             why = "adapters of matrices in the layers of the model are computed, and it has no such one"
@@ -112,6 +116,12 @@ def _fit(
         for ours, source in parts[theirs]:
             found[ours] = _cut(a, b, term.scale, source)
     return found
+
+
+def _in_layers(path: str) -> str:
+    """What stands behind the list of layers: in memory, transformers gives the parts before it other names than in the
+    file of some models, and PEFT writes those of memory."""
+    return path.partition("layers.")[2] or path
 
 
 def _check_shapes(theirs: str, term: Term, parts: list[tuple[str, Source]], table: LoraTable, path: Path) -> None:

@@ -122,12 +122,8 @@ class _Values:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings(_Values):
-    """How a model is run. Raises UserError for values that cannot be, alone or together.
-
-    From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`,
-    a `LengthPolicy`, a `ChunkPolicy`, an `EvictPolicy`; and a text for the path of a chat template.
-    """
+class _Serving(_Values):
+    """Who is served, when, and with which drafts."""
 
     draft: str | tuple[DrafterConfig, DraftPolicy] = option(
         "none, auto (n-grams, as many tokens as pay on this machine, often none), another drafter by its name (as many"
@@ -167,6 +163,16 @@ class Settings(_Values):
         kind=str,
         check=_named(CHUNKS, ChunkPolicy),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings(_Serving):
+    """How a model is run. Raises UserError for values that cannot be, alone or together.
+
+    From Python, objects may stand for names: the config of a drafter with a `DraftPolicy`, a `Judge`, an `OrderPolicy`,
+    a `LengthPolicy`, a `ChunkPolicy`, an `EvictPolicy`; and a text for the path of a chat template.
+    """
+
     dtype: str = option(
         "of weights and activations through torch, and of the cache; float32 is the reference mode, through torch",
         default="bfloat16",

@@ -39,6 +39,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "memory": ("3MiB", "3MiB"),
     "prefix_cache": ("3MiB", "3MiB"),
     "evict": ("marconi:alpha=0.5", "marconi:alpha=0.5"),
+    "max_loras": ("2", 2),
+    "max_lora_rank": ("8", 8),
     "threads": ("1", 1),
     "chat_template": ("own.jinja", Path("own.jinja")),
 }
@@ -65,6 +67,8 @@ BAD: dict[str, Sequence[tuple[str, Any]]] = {
     "memory": [("lots", "lots"), ("0", 0), ("-1", -1), ("inf", True)],
     "prefix_cache": [("lots", "lots"), ("0", 0), ("-1", -1), ("inf", True)],
     "evict": [("lur", "lur"), ("marconi:alpha=-1", "marconi:alpha=x"), ("lru:n=1", 1)],
+    "max_loras": [("-1", -1), ("1025", 1025), ("two", "2")],
+    "max_lora_rank": [("0", 0), ("1025", 1025)],
     "threads": [("0", 0), ("1025", 1025), ("two", "2")],
     "chat_template": [("no/such.jinja", Path("no/such.jinja")), (".", Path()), ("?", 3)],
 }
