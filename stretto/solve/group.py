@@ -3,7 +3,6 @@
 A child continues the tokens of its parent, so the prefix cache has the pages of both: a fork costs its own tokens.
 """
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -85,10 +84,15 @@ class Group:
 
     async def ended(self, nodes: Sequence[Node], **how: Unpack[How]) -> AsyncGenerator[Node, None]:
         """Write open nodes, and yield each as it ends. Closing the generator cuts those that run."""
-        places = asyncio.Semaphore(how.get("width") or max(1, len(nodes)))
-        async with aclosing(as_ended([self._write(node, how, places) for node in nodes])) as ended:
-            async for node in ended:
-                yield node
+        work = [self._write(node, how) for node in nodes]
+        try:
+            async with aclosing(as_ended(work, how.get("width", 0))) as ended:
+                async for node in ended:
+                    yield node
+        finally:
+            for node in nodes:
+                if node.ending == "open":  # it was not begun
+                    node.ending = "cut"
 
     # -- score -----------------------------------------------------------------------------------------------------
 
@@ -128,7 +132,7 @@ class Group:
         """Of its solution, for one of the models."""
         return node.written if node.model == model else await self.models[model].encode(node.solution)
 
-    async def _write(self, node: Node, how: How, places: asyncio.Semaphore) -> Node:
+    async def _write(self, node: Node, how: How) -> Node:
         steps = tuple(how.get("stop", ()))
         room = self.models[node.model].context - len(node.prompt)
         wanted = min(how.get("max_tokens", self.max_tokens), room)
@@ -151,8 +155,8 @@ class Group:
             return node
         result = None
         try:
-            async with places:  # a question that leaves no room is refused by the engine, which says so
-                result = await self.requests.run(node.prompt, sampling, node.model, read)
+            # a question that leaves no room is refused by the engine, which says so
+            result = await self.requests.run(node.prompt, sampling, node.model, read)
         finally:
             self._end(node, result, steps, wanted)
         return node

@@ -1,6 +1,7 @@
 """Several coroutines at once; whatever ends the wait ends all of them."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -8,17 +9,25 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def as_ended(work: Iterable[Coroutine[Any, Any, T]]) -> AsyncGenerator[T, None]:
-    """Their results, each as it comes. Closing the generator, or an error in one, cancels the others and waits for
-    their ends."""
-    tasks = [asyncio.ensure_future(one) for one in work]
+async def as_ended(work: Iterable[Coroutine[Any, Any, T]], width: int = 0) -> AsyncGenerator[T, None]:
+    """Their results, each as it comes. width: so many at a time (0 = all); the next one begins when the caller, who has
+    heard of an end, asks for more. Closing the generator, or an error in one, cancels the others and waits for their
+    ends."""
+    waiting, running = deque(work), dict[asyncio.Future[T], None]()  # in the order in which they began
     try:
-        for one in asyncio.as_completed(tasks):
-            yield await one
+        while waiting or running:
+            while waiting and not 0 < width <= len(running):
+                running[asyncio.ensure_future(waiting.popleft())] = None
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if task.done()]:
+                del running[task]
+                yield task.result()
     finally:
-        for task in tasks:
+        for one in waiting:
+            one.close()
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -17,6 +17,7 @@ from writers import Scripted, answers, instantly
 from stretto.core.card import SCORERS, SEARCHES, Card
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
+from stretto.solve.budget import Budget
 from stretto.solve.group import Group
 from stretto.solve.options import SearchOptions
 from stretto.solve.outcome import Choice, Outcome, choose
@@ -150,6 +151,7 @@ def test_a_search_that_is_cancelled_leaves_nothing(card: Card) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert asyncio.get_running_loop().time() == pytest.approx(after), "at once"
         assert model.running == 0
         assert len(asyncio.all_tasks()) == 1
 
@@ -177,7 +179,7 @@ def test_what_a_watcher_raises_ends_the_search() -> None:
 @given(
     n=st.integers(1, 14),
     width=st.integers(0, 5),
-    words=st.sampled_from(["1", "112", "1123", "111111112"]),
+    words=st.sampled_from(["1", "112", "1123", "111111112", ["1", "2", "", "", ""]]),
     tokens=st.one_of(st.none(), st.integers(1, 250)),
     seed=st.integers(0, 1 << 30),
     delays=st.integers(0, 1 << 30),
@@ -207,13 +209,84 @@ def test_a_vote_is_decided_exactly_when_nothing_can_change_it() -> None:
 
 def test_equal_votes_go_to_the_first_text() -> None:
     def node(path: tuple[int, ...], answer: str | None, score: float = 0.0) -> Node:
-        return Node(path=path, prompt=(), answer=answer, score=score)
+        return Node(path=path, prompt=(), token_ids=path, answer=answer, score=score)
 
-    nodes = [node((0, 3), "b"), node((0, 1), "a"), node((0, 2), "b"), node((0, 0), None), node((0, 4), "a")]
+    nodes = [node((0, 3), "b"), node((0, 1, 0), "a"), node((0, 2), "b"), node((0, 0), None), node((0, 4), "a")]
     assert choose(nodes).node is nodes[1] and dict(choose(nodes).weights) == {"a": 2, "b": 2}
     heavy = [*nodes, node((0, 5), "b", 0.9), node((0, 6), "a", 0.8)]
     assert choose(heavy, weighted=True).node is heavy[5]
     assert choose([]).node is None
+
+
+def test_what_a_vote_does_not_need_is_not_written() -> None:
+    def same(ids: Sequence[int], noise: random.Random) -> str:
+        return "a" * noise.randrange(20) + "=1"
+
+    model, all_of_it = Scripted(same), Scripted(same)
+    outcome, _ = searched(model, Vote(n=9))
+    searched(all_of_it, Vote(n=9, whole=True))
+    assert outcome.stopped == "decided" and dict(outcome.weights) == {"1": 5}
+    assert Counter(node.ending for node in outcome.roots[0].children) == {"end": 5, "cut": 4}
+    assert model.written < all_of_it.written
+    narrow = Scripted(same)
+    searched(narrow, Vote(n=9, width=1))
+    assert len(narrow.requests) == 5, "the others are not begun"
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def test_how_texts_end() -> None:
+    """At their end, at their limit, or because of the budget: of a text that was cut, nobody knows the answer."""
+
+    def letters(ids: Sequence[int], noise: random.Random) -> str:
+        return "abcdefgh"
+
+    ends = {}
+    for tokens in (8, 11):
+        outcome, _ = searched(Scripted(letters), Vote(n=2, width=1), extract="regex:[a-z]", budget_tokens=tokens)
+        ends[tokens] = [(node.text, node.ending, node.answer) for node in outcome.roots[0].children], outcome.stopped
+    assert ends[8] == ([("abcdefgh", "end", "h"), ("", "cut", None)], "tokens")
+    assert ends[11] == ([("abcdefgh", "end", "h"), ("abc", "cut", None)], "tokens")
+    options = SearchOptions(search=Vote(n=1), extract="regex:[a-z]")
+    outcome, _ = instantly(run_search([Scripted(letters)], "q", options, Sampling(seed=1, max_tokens=3)))
+    (node,) = outcome.roots[0].children
+    assert (node.text, node.ending, outcome.answer, outcome.stopped) == ("abc", "length", "c", "done")
+    outcome, took = searched(Scripted(letters), Vote(n=2), budget_seconds=1.0)
+    assert took == 1.0 and outcome.stopped == "seconds" and outcome.answer is None
+
+
+def test_tokens_of_texts_that_were_cut_are_not_given_again() -> None:
+    """They may be on their way: an engine computes some that nobody reads any more."""
+
+    class Leaves(Search):
+        async def run(self, group: Group) -> Choice:
+            root = await group.ask()
+            for _ in range(40):
+                async with aclosing(group.ended(group.fork(root, 3))) as ended:
+                    await anext(ended)
+            return choose(root.children)
+
+    for tokens in (50, 100, 200):
+        model = Scripted(answers("1"))
+        outcome, _ = searched(model, Leaves(), budget_tokens=tokens)
+        assert outcome.stopped == "tokens" and outcome.spent.tokens < model.written <= tokens
+
+
+def test_a_reservation_that_nobody_takes_is_given_back() -> None:
+    async def main() -> None:
+        budget = Budget(10)
+        first = await budget.reserve(8)
+        waiting = asyncio.ensure_future(budget.reserve(8))
+        await asyncio.sleep(0)
+        assert first == 8 and not waiting.done()
+        budget.settle(8, 1, is_whole=True)  # the next one gets its tokens, and is cancelled before it hears of it
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await budget.reserve(20) == 9 and budget.spent == 1
+
+    instantly(main())
 
 
 # -- seat --------------------------------------------------------------------------------------------------------------
@@ -304,6 +377,19 @@ def test_a_tree_is_forked_at_what_is_kept() -> None:
     assert forked and all(node.solution == "x\n" for node in forked)
     assert sum(len(node.children) for node in forked) == 6, "all places are given to what is kept"
     assert all(node.score == 1.0 for node in outcome.roots[0].walk() if node.solution.startswith("x"))
+
+
+def test_texts_that_ended_give_their_places_back() -> None:
+    """Half of the first steps are whole texts; so many fewer are written in the next round."""
+
+    def write(ids: Sequence[int], noise: random.Random) -> str:
+        return noise.choice(["a=1", "b\n"]) if ids[-1] != ord("\n") else "c=2"
+
+    outcome, _ = searched(Scripted(write), ETS(width=8, steps=3, by="line"), scorer=Random(), seed=4)
+    first = outcome.roots[0].children
+    done = sum(node.ending == "end" for node in first)
+    assert 0 < done < 8 and sum(len(node.children) for node in first) == 8 - done
+    assert set(outcome.weights) == {"1", "2"}
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ class Scripted:
     """Tokens are characters. write: what follows a prompt, drawn from the noise of its seed; its end is the model's
     own. Every token takes a time drawn from `delays`, so which text ends first changes with it, and nothing else.
 
-    written: tokens that left it; requests: prompts and limits, as they came; running: streams that are open.
+    written: tokens that it computed: where a stream is closed early, up to three more than were read, as an engine does
+    that runs ahead; requests: prompts and limits, as they came; running: streams that are open.
     """
 
     def __init__(self, write: Write, *, delays: int = 0, context: int = 1 << 20) -> None:
@@ -43,11 +44,14 @@ class Scripted:
     async def stream(self, ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         self.requests.append((ids, sampling))
         self.running += 1
+        left, result = sampling.max_tokens or 0, None
         try:
             async for chunk in self._chunks(list(ids), sampling):
+                left, result = left - 1, chunk.result
                 yield chunk
         finally:
             self.running -= 1
+            self.written += 0 if result is not None else min(left, 3)
 
     async def _chunks(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         assert sampling.max_tokens is not None
