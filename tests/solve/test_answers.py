@@ -8,7 +8,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from writers import Scripted, believed, instantly
+from writers import believed, instantly, writer
 
 from stretto.core.card import SCORERS
 from stretto.core.errors import UserError
@@ -129,13 +129,13 @@ def test_scores_of_the_tokens_that_a_model_wrote() -> None:
 
     async def main() -> None:
         group = Group(
-            [Scripted(lambda ids, noise: "abcd")], "question", budget=Budget(), sampling=Sampling(seed=1),
+            [writer(lambda ids, noise: "abcd")], "question", budget=Budget(), sampling=Sampling(seed=1),
             extract=read_extract("last-number"), scorer=SCORERS.card("logprob").make(),
         )  # fmt: skip
         (node,) = group.fork(await group.ask())
         await group.grow([node], logprobs=0)
         await group.score([node])
-        means = [believed(letter).logprob for letter in "abcd"]
+        means = [believed([ord(letter)], 0).logprob for letter in "abcd"]
         assert node.score == pytest.approx(math.exp(sum(means) / 4))
         assert [one.logprob for one in await group.read(node)] == means
         group.scorer = Verifier(lambda text: 7.0 * text.endswith("d"))

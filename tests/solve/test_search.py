@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from writers import Scripted, answers, instantly
+from writers import answers, instantly, writer
 
 from stretto.core.card import SCORERS, SEARCHES, Card
 from stretto.core.errors import UserError
@@ -22,6 +22,7 @@ from stretto.solve.group import Group
 from stretto.solve.options import SearchOptions
 from stretto.solve.outcome import Choice, Outcome, choose
 from stretto.solve.run import run_search
+from stretto.solve.scripted import Scripted
 from stretto.solve.searches.ets import ETS, balance
 from stretto.solve.searches.seat import SEAT, entropy, quantile, stops
 from stretto.solve.searches.squeeze import Squeeze, draw_group, route
@@ -106,7 +107,7 @@ scorers = st.sampled_from([Random(), *(card.make() for card in SCORERS.cards())]
     two=st.booleans(),
 )
 def test_a_budget_is_never_exceeded_and_nothing_runs_on(search, scorer, tokens, seconds, delays, two):
-    model, cheap = (Scripted(answers(*"123"), delays=delays) for _ in range(2))
+    model, cheap = (writer(answers(*"123"), delays=delays) for _ in range(2))
     found, took = searched(
         model, search, cheap=cheap if two else None, scorer=scorer, budget_tokens=tokens, budget_seconds=seconds
     )
@@ -128,23 +129,23 @@ def test_the_seed_decides_whatever_ends_first(card: Card, tokens: int | None) ->
     changes = {"whole": True} if card.name == "vote" else {}
     trees, taken = set(), set()
     for delays in range(6):
-        model = Scripted(answers(*"1234"), delays=delays)
+        model = writer(answers(*"1234"), delays=delays)
         outcome, _ = searched(model, card.make(**card.tiny, **changes), seed=5, scorer="self", budget_tokens=tokens)
         trees.add(str(tree(outcome)))
         taken.add((outcome.answer, outcome.text, outcome.stopped, outcome.spent.tokens))
     assert len(trees) == len(taken) == 1
-    others, _ = searched(Scripted(answers(*"1234")), card.make(**card.tiny, **changes), seed=6, scorer="self")
+    others, _ = searched(writer(answers(*"1234")), card.make(**card.tiny, **changes), seed=6, scorer="self")
     assert str(tree(others)) not in trees
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_a_search_that_is_cancelled_leaves_nothing(card: Card) -> None:
     """At every moment of it, also in the middle of another cancellation."""
-    alone = Scripted(answers(*"12"), delays=1)
+    alone = writer(answers(*"12"), delays=1)
     _, whole = searched(alone, card.make(**card.tiny), scorer="self")
 
     async def leave(after: float) -> None:
-        model = Scripted(answers(*"12"), delays=1)
+        model = writer(answers(*"12"), delays=1)
         options = SearchOptions(search=card.make(**card.tiny), scorer="self", extract="regex:=(.)")
         task = asyncio.ensure_future(run_search([model], "question", options, Sampling(seed=0, max_tokens=24)))
         await asyncio.sleep(after)
@@ -161,7 +162,7 @@ def test_a_search_that_is_cancelled_leaves_nothing(card: Card) -> None:
 
 def test_what_a_watcher_raises_ends_the_search() -> None:
     """A stream that was closed, for example: nothing runs on, and its error comes out."""
-    model = Scripted(answers(*"12"))
+    model = writer(answers(*"12"))
 
     def watch(group: Group) -> None:
         if group.requests.budget.seconds > 3:
@@ -186,7 +187,7 @@ def test_what_a_watcher_raises_ends_the_search() -> None:
 )
 def test_a_vote_that_stops_early_has_the_winner_of_the_whole_one(n, width, words, tokens, seed, delays):
     def vote(**how: Any) -> Outcome:
-        model = Scripted(answers(*words), delays=how.pop("delays"))
+        model = writer(answers(*words), delays=how.pop("delays"))
         return searched(model, Vote(n=n, **how), seed=seed, budget_tokens=tokens)[0]
 
     early, whole = vote(width=width, delays=delays), vote(whole=True, delays=0)
@@ -222,13 +223,13 @@ def test_what_a_vote_does_not_need_is_not_written() -> None:
     def same(ids: Sequence[int], noise: random.Random) -> str:
         return "a" * noise.randrange(20) + "=1"
 
-    model, all_of_it = Scripted(same), Scripted(same)
+    model, all_of_it = writer(same), writer(same)
     outcome, _ = searched(model, Vote(n=9))
     searched(all_of_it, Vote(n=9, whole=True))
     assert outcome.stopped == "decided" and dict(outcome.weights) == {"1": 5}
     assert Counter(node.ending for node in outcome.roots[0].children) == {"end": 5, "cut": 4}
     assert model.written < all_of_it.written
-    narrow = Scripted(same)
+    narrow = writer(same)
     searched(narrow, Vote(n=9, width=1))
     assert len(narrow.requests) == 5, "the others are not begun"
 
@@ -244,15 +245,15 @@ def test_how_texts_end() -> None:
 
     ends = {}
     for tokens in (8, 11):
-        outcome, _ = searched(Scripted(letters), Vote(n=2, width=1), extract="regex:[a-z]", budget_tokens=tokens)
+        outcome, _ = searched(writer(letters), Vote(n=2, width=1), extract="regex:[a-z]", budget_tokens=tokens)
         ends[tokens] = [(node.text, node.ending, node.answer) for node in outcome.roots[0].children], outcome.stopped
     assert ends[8] == ([("abcdefgh", "end", "h"), ("", "cut", None)], "tokens")
     assert ends[11] == ([("abcdefgh", "end", "h"), ("abc", "cut", None)], "tokens")
     options = SearchOptions(search=Vote(n=1), extract="regex:[a-z]")
-    outcome, _ = instantly(run_search([Scripted(letters)], "q", options, Sampling(seed=1, max_tokens=3)))
+    outcome, _ = instantly(run_search([writer(letters)], "q", options, Sampling(seed=1, max_tokens=3)))
     (node,) = outcome.roots[0].children
     assert (node.text, node.ending, outcome.answer, outcome.stopped) == ("abc", "length", "c", "done")
-    outcome, took = searched(Scripted(letters), Vote(n=2), budget_seconds=1.0)
+    outcome, took = searched(writer(letters), Vote(n=2), budget_seconds=1.0)
     assert took == 1.0 and outcome.stopped == "seconds" and outcome.answer is None
 
 
@@ -268,7 +269,7 @@ def test_tokens_of_texts_that_were_cut_are_not_given_again() -> None:
             return choose(root.children)
 
     for tokens in (50, 100, 200):
-        model = Scripted(answers("1"))
+        model = writer(answers("1"))
         outcome, _ = searched(model, Leaves(), budget_tokens=tokens)
         assert outcome.stopped == "tokens" and outcome.spent.tokens < model.written <= tokens
 
@@ -299,7 +300,7 @@ def test_rounds_end_when_they_agree() -> None:
         said = [chr(b) for a, b in itertools.pairwise(ids) if a == ord("=")]
         return "=" + (noise.choice("123456") if not said or noise.random() < 0.3 else said[-1])
 
-    outcome, _ = searched(Scripted(write), SEAT(n=6, rounds=9), seed=3)
+    outcome, _ = searched(writer(write), SEAT(n=6, rounds=9), seed=3)
     rounds = [[node.answer for node in root.children] for root in outcome.roots]
     entropies = [entropy(one) for one in rounds]
     assert outcome.stopped == "decided" and 1 < len(rounds) < 9
@@ -322,7 +323,7 @@ def test_when_rounds_stop() -> None:
 
 
 def test_the_strongest_model_takes_the_groups_that_are_least_sure() -> None:
-    strong, cheap = Scripted(answers("7")), Scripted(answers("1"))
+    strong, cheap = writer(answers("7")), writer(answers("1"))
     outcome, _ = searched(strong, Squeeze(n=8, k=3, rounds=1, percentile=25), cheap=cheap, seed=1)
     models = Counter(root.model for root in outcome.roots[1:])
     assert models == {0: 2, 1: 6}, "the percentile says how many"
@@ -332,7 +333,7 @@ def test_the_strongest_model_takes_the_groups_that_are_least_sure() -> None:
 
 
 def test_groups_that_disagree_are_hard() -> None:
-    strong, cheap = Scripted(answers(*"12345")), Scripted(answers(*"12345"))
+    strong, cheap = writer(answers(*"12345")), writer(answers(*"12345"))
     outcome, _ = searched(strong, Squeeze(n=8, k=3, rounds=1, by="agreement"), cheap=cheap, seed=2)
     different = [(len({node.answer for node in root.sources}), root.model) for root in outcome.roots[1:]]
     assert min(n for n, model in different if model == 0) >= max(n for n, model in different if model == 1)
@@ -371,7 +372,7 @@ def test_a_tree_is_forked_at_what_is_kept() -> None:
         async def score(self, group: Group, nodes: Sequence[Node]) -> list[float]:
             return [float(node.solution.startswith("x")) for node in nodes]
 
-    outcome, _ = searched(Scripted(write), ETS(width=6, steps=3, by="line"), scorer=FirstIsX(), seed=1)
+    outcome, _ = searched(writer(write), ETS(width=6, steps=3, by="line"), scorer=FirstIsX(), seed=1)
     assert outcome.answer == "x" and set(outcome.weights) == {"x"}
     forked = [node for node in outcome.roots[0].children if node.children]
     assert forked and all(node.solution == "x\n" for node in forked)
@@ -385,7 +386,7 @@ def test_texts_that_ended_give_their_places_back() -> None:
     def write(ids: Sequence[int], noise: random.Random) -> str:
         return noise.choice(["a=1", "b\n"]) if ids[-1] != ord("\n") else "c=2"
 
-    outcome, _ = searched(Scripted(write), ETS(width=8, steps=3, by="line"), scorer=Random(), seed=4)
+    outcome, _ = searched(writer(write), ETS(width=8, steps=3, by="line"), scorer=Random(), seed=4)
     first = outcome.roots[0].children
     done = sum(node.ending == "end" for node in first)
     assert 0 < done < 8 and sum(len(node.children) for node in first) == 8 - done
@@ -410,7 +411,7 @@ def test_settings_of_searches_are_checked(wrong: str) -> None:
 def test_objects_stand_for_names() -> None:
     options = SearchOptions(search=Vote(n=3), scorer=Random(), extract=lambda text: "always")
     assert isinstance(options.make_search(), Vote) and isinstance(options.make_scorer(), Random)
-    outcome, _ = instantly(run_search([Scripted(answers("1"))], "question", options, Sampling(seed=1)))
+    outcome, _ = instantly(run_search([writer(answers("1"))], "question", options, Sampling(seed=1)))
     assert outcome.answer == "always"
     for changes in ({"extract": "words"}, {"scorer": "luck"}, {"budget_tokens": 0}, {"budget_seconds": 0.0}):
         with pytest.raises(UserError):
