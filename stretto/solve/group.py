@@ -17,7 +17,7 @@ from stretto.solve.extract import Extract
 from stretto.solve.model import Model
 from stretto.solve.requests import Requests
 from stretto.solve.sockets import Scorer
-from stretto.solve.together import as_ended
+from stretto.solve.together import as_ended, together
 from stretto.solve.tree import Node
 
 MOST_TOKENS = 512
@@ -55,12 +55,13 @@ class Group:
         self.max_tokens, self.seed = sampling.max_tokens or MOST_TOKENS, sampling.seed
         self._sampling, self._watch = sampling, watch
         self.requests = Requests(models, budget)
+        self._questions: dict[int, Sequence[int]] = {}  # as prompts, by model
 
     # -- fork and join ---------------------------------------------------------------------------------------------
 
     async def ask(self, model: int = 0) -> Node:
         """A root: the question, for one of the models."""
-        return self._root(model, await self.models[model].question(self.question))
+        return self._root(model, await self._question(model))
 
     async def join(self, nodes: Sequence[Node], suffix: str, *, model: int = 0, quote: int | None = None) -> Node:
         """A root that joins texts: the question, what they say, in this order, and `suffix`. quote: of each text the
@@ -102,20 +103,27 @@ class Group:
         for node, score in zip(new, await self.scorer.score(self, new), strict=True):
             node.score = min(1.0, max(0.0, score))
 
-    async def read(self, node: Node, *, top: int = 0, model: int = 0) -> tuple[TokenLogprobs, ...]:
-        """Log-probabilities of a whole solution behind the question, under a model that need not have written it: one
-        pass over both. top: those of so many of the likeliest tokens, too. Empty if the budget is spent."""
-        prompt = await self.models[model].question(self.question)
-        ids = [*prompt, *await self._tokens(node, model)]
-        result = await self.requests.run(ids, Sampling(temperature=0, max_tokens=1, prompt_logprobs=top), model)
-        return result.prompt_logprobs[len(prompt) - 1 :] if result is not None else ()
+    async def read(self, nodes: Sequence[Node], *, top: int = 0, model: int = 0) -> list[tuple[TokenLogprobs, ...]]:
+        """Log-probabilities of whole solutions behind the question, under a model that need not have written them: one
+        pass over each. top: those of so many of the likeliest tokens, too. Empty where the budget is spent."""
+        first = len(await self._question(model))
+        prompts = [[*await self._question(model), *await self._tokens(node, model)] for node in nodes]
+        sampling = Sampling(temperature=0, max_tokens=1, prompt_logprobs=top)
+        results = await together([self.requests.run(ids, sampling, model) for ids in prompts])
+        return [one.prompt_logprobs[first - 1 :] if one is not None else () for one in results]
 
-    async def next_token(self, node: Node, suffix: str, *, top: int = 20) -> TokenLogprobs | None:
-        """What the model of a node would write first behind its solution and `suffix`. None if the budget is spent."""
-        ids = await self._joined([node], suffix, node.model, None)
+    async def next_tokens(self, nodes: Sequence[Node], suffix: str, *, top: int = 20) -> list[TokenLogprobs | None]:
+        """What the model of each node would write first behind its solution and `suffix`. None where the budget is
+        spent."""
+        prompts = [(await self._joined([node], suffix, node.model, None), node.model) for node in nodes]
         sampling = Sampling(temperature=0, max_tokens=1, logprobs=top)
-        result = await self.requests.run(ids, sampling, node.model)
-        return result.logprobs[0] if result is not None else None
+        results = await together([self.requests.run(ids, sampling, model) for ids, model in prompts])
+        return [one.logprobs[0] if one is not None else None for one in results]
+
+    async def _question(self, model: int) -> Sequence[int]:
+        if model not in self._questions:
+            self._questions[model] = await self.models[model].question(self.question)
+        return self._questions[model]
 
     def _root(self, model: int, prompt: Sequence[int], sources: tuple[Node, ...] = ()) -> Node:
         root = Node(path=(len(self.roots),), prompt=tuple(prompt), model=model, sources=sources, ending="end")
@@ -123,10 +131,11 @@ class Group:
         return root
 
     async def _joined(self, nodes: Sequence[Node], suffix: str, model: int, quote: int | None) -> list[int]:
+        if not self.requests.budget.has_time:
+            return []  # nothing will be written behind it
         texts = [await self._tokens(node, model) for node in nodes]
         texts = [text if quote is None else text[-quote:] for text in texts]
-        prompt = await self.models[model].question(self.question)
-        return await self.models[model].joined(self.question, prompt, texts, suffix)
+        return await self.models[model].joined(self.question, await self._question(model), texts, suffix)
 
     async def _tokens(self, node: Node, model: int) -> Sequence[int]:
         """Of its solution, for one of the models."""
@@ -163,11 +172,10 @@ class Group:
 
     def _end(self, node: Node, result: Result | None, steps: Sequence[str], wanted: int) -> None:
         """It is written, or cut."""
-        before = node.solution
-        node.solution = self.models[node.model].decode(node.written)
-        own = node.solution.removeprefix(before)
-        node.text = own if node.solution.startswith(before) else self.models[node.model].decode(node.token_ids)
-        node.ending = "cut"
+        decode, before, node.ending = self.models[node.model].decode, node.solution, "cut"
+        node.solution = decode(node.written)
+        is_clean = node.solution.startswith(before)  # not where the parent ended in the middle of a character
+        node.text = node.solution.removeprefix(before) if is_clean else decode(node.token_ids)
         if result is not None:
             node.cached = result.usage.cached_tokens
             if result.finish_reason == "length":

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stretto.core.card import SCORERS, SEARCHES
+from stretto.core.card import SCORERS, SEARCHES, Registry
+from stretto.core.errors import UserError
 from stretto.core.option import check_fields, option
 from stretto.core.spec import read_spec
 from stretto.solve.extract import Extract, read_extract
@@ -13,18 +14,29 @@ if TYPE_CHECKING:
 
 
 def _check_search(value: object, what: str) -> None:
-    if isinstance(value, str):
-        read_spec(value, SEARCHES, what)
+    _check(value, what, SEARCHES, "Search")
 
 
 def _check_scorer(value: object, what: str) -> None:
+    _check(value, what, SCORERS, "Scorer")
+
+
+def _check(value: object, what: str, registry: Registry, socket: str) -> None:
+    """That it is a name with settings, or an object of the socket."""
     if isinstance(value, str):
-        read_spec(value, SCORERS, what)
+        read_spec(value, registry, what)
+        return
+    from stretto.solve import sockets  # not where options are only read as text
+
+    if not isinstance(value, getattr(sockets, socket)):
+        raise UserError(f"{what} is {value!r:.80}", why=f"neither a name nor a {socket}", try_=registry.names()[0])
 
 
 def _check_extract(value: object, what: str) -> None:
     if isinstance(value, str):
         read_extract(value, what)
+    elif not callable(value):
+        raise UserError(f"{what} is {value!r:.80}", why="neither a name nor a function", try_="last-number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

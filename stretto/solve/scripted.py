@@ -16,8 +16,8 @@ Believe = Callable[[Sequence[int], int], TokenLogprobs]
 
 
 class Scripted:
-    """Tokens are characters. Every token takes a time of the event loop, drawn from `delays`, up to `slowest` seconds:
-    which text ends first changes with it, and nothing else.
+    """Tokens are characters. Every token takes a time of the event loop, drawn from `delays`, up to `slowest` seconds,
+    and so does a prompt, up to `prompts` seconds: which text ends first changes with it, and nothing else.
 
     written: tokens that it computed; where a stream is closed early, up to three more than were read, as an engine does
     that runs ahead. requests: prompts and limits, as they came. running: streams that are open.
@@ -30,10 +30,12 @@ class Scripted:
         *,
         delays: int = 0,
         slowest: float = 1.0,
+        prompts: float = 0.0,
         context: int = 1 << 20,
     ) -> None:
         self._write, self._believe = write, believe
-        self._delays, self._slowest, self.context = random.Random(delays), slowest, context
+        self._delays, self._slowest, self._prompts = random.Random(delays), slowest, prompts
+        self.context = context
         self.written = self.running = 0
         self.requests: list[tuple[Sequence[int], Sampling]] = []
 
@@ -41,6 +43,7 @@ class Scripted:
         return "".join(map(chr, ids))
 
     async def encode(self, text: str) -> list[int]:
+        await asyncio.sleep(self._prompts * self._delays.random())
         return [ord(letter) for letter in text]
 
     async def question(self, text: str) -> list[int]:

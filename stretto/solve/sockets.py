@@ -20,8 +20,10 @@ class Search(ABC):
 
     @abstractmethod
     async def run(self, group: "Group") -> Choice:
-        """Grow the tree of `group` and choose. Where the budget is spent, nodes end as `cut` or with fewer tokens:
-        stop then (`group.is_over`), and choose among what there is."""
+        """Grow the tree of `group` and choose. Once the budget is spent, nodes end as `cut`: choose among others then.
+
+        Requests that run at the same time are made in one call (`grow`, `read`, `next_tokens`): their order decides who
+        gets the rest of a budget."""
 
 
 class Scorer(ABC):

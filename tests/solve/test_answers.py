@@ -137,7 +137,7 @@ def test_scores_of_the_tokens_that_a_model_wrote() -> None:
         await group.score([node])
         means = [believed([ord(letter)], 0).logprob for letter in "abcd"]
         assert node.score == pytest.approx(math.exp(sum(means) / 4))
-        assert [one.logprob for one in await group.read(node)] == means
+        assert [[one.logprob for one in text] for text in await group.read([node])] == [means]
         group.scorer = Verifier(lambda text: 7.0 * text.endswith("d"))
         node.score = None
         await group.score([node])

@@ -59,7 +59,7 @@ class Chaos(Search):
                 case "score":
                     await group.score(known)
                 case "read":
-                    await group.read(dice.choice(known), top=1)
+                    await group.read(dice.choices(known, k=2), top=1)
         assert all(node.ending != "open" for node in nodes)
         return choose(nodes)
 
@@ -68,7 +68,7 @@ class Random(Scorer):
     """Costs a token, and says anything."""
 
     async def score(self, group: Group, nodes: Sequence[Node]) -> list[float]:
-        found = [await group.next_token(node, "right?") for node in nodes]
+        found = await group.next_tokens(nodes, "right?")
         return [hash((node.path, one is None)) % 100 / 99 for node, one in zip(nodes, found, strict=True)]
 
 
@@ -122,14 +122,14 @@ def test_a_budget_is_never_exceeded_and_nothing_runs_on(search, scorer, tokens, 
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-@pytest.mark.parametrize("tokens", [None, 150])
+@pytest.mark.parametrize("tokens", [None, 150, 60, 33])
 def test_the_seed_decides_whatever_ends_first(card: Card, tokens: int | None) -> None:
     """Times change; texts, scores and the answer do not. (A vote that stops early reads other texts as far as it
     needs them, and gives the same answer.)"""
     changes = {"whole": True} if card.name == "vote" else {}
     trees, taken = set(), set()
     for delays in range(6):
-        model = writer(answers(*"1234"), delays=delays)
+        model = writer(answers(*"1234"), delays=delays, prompts=2.0)
         outcome, _ = searched(model, card.make(**card.tiny, **changes), seed=5, scorer="self", budget_tokens=tokens)
         trees.add(str(tree(outcome)))
         taken.add((outcome.answer, outcome.text, outcome.stopped, outcome.spent.tokens))
@@ -413,6 +413,14 @@ def test_objects_stand_for_names() -> None:
     assert isinstance(options.make_search(), Vote) and isinstance(options.make_scorer(), Random)
     outcome, _ = instantly(run_search([writer(answers("1"))], "question", options, Sampling(seed=1)))
     assert outcome.answer == "always"
-    for changes in ({"extract": "words"}, {"scorer": "luck"}, {"budget_tokens": 0}, {"budget_seconds": 0.0}):
+    for changes in (
+        {"extract": "words"},
+        {"extract": 5},
+        {"search": Random()},
+        {"scorer": "luck"},
+        {"scorer": 5},
+        {"budget_tokens": 0},
+        {"budget_seconds": 0.0},
+    ):
         with pytest.raises(UserError):
             replace(options, **changes)

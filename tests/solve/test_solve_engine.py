@@ -135,7 +135,7 @@ def test_a_score_is_what_generation_says(llm: LLM) -> None:
             group = grouped(serving)
             (node,) = group.fork(await group.ask())
             await group.grow([node], logprobs=2)
-            read = await group.read(node, top=2)
+            (read,) = await group.read([node], top=2)
             assert len(read) == len(node.logprobs) == len(node.token_ids)
             for one, other in zip(read, node.logprobs, strict=True):
                 assert one.logprob == pytest.approx(other.logprob, abs=1e-4) and len(one.top) == 2

@@ -18,9 +18,9 @@ def believed(ids: Sequence[int], place: int) -> TokenLogprobs:
     return TokenLogprobs(logprob, {ids[place]: logprob, ord("y"): -2.0})
 
 
-def writer(write: Write, delays: int = 0) -> Scripted:
+def writer(write: Write, delays: int = 0, prompts: float = 0.0) -> Scripted:
     """A model of one's own, with something to say of every token."""
-    return Scripted(write, believed, delays=delays)
+    return Scripted(write, believed, delays=delays, prompts=prompts)
 
 
 def answers(*words: str, length: int = 12) -> Write:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from stretto.core.card import Can, Card
 from stretto.solve.sockets import Scorer
-from stretto.solve.together import together
 from stretto.solve.tree import Node
 
 if TYPE_CHECKING:
@@ -25,12 +24,12 @@ class Self(Scorer):
     """One token per node, behind a prompt that begins with the question."""
 
     async def score(self, group: "Group", nodes: Sequence[Node]) -> list[float]:
-        return await together([self._one(group, node) for node in nodes])
-
-    async def _one(self, group: "Group", node: Node) -> float:
-        found = await group.next_token(node, QUESTION)
-        decode = group.models[node.model].decode
-        return 0.0 if found is None else agreement({decode([token]): p for token, p in found.top.items()})
+        said = await group.next_tokens(nodes, QUESTION)
+        words = [group.models[node.model].decode for node in nodes]
+        return [
+            0.0 if one is None else agreement({decode([token]): p for token, p in one.top.items()})
+            for one, decode in zip(said, words, strict=True)
+        ]
 
 
 def agreement(logprobs: Mapping[str, float]) -> float:

@@ -97,7 +97,7 @@ class Squeeze(Search):
         if self._by == "agreement" and not self._heat:
             return [0.0] * len(people)
         judge = len(group.models) - 1
-        read = await together([group.read(node, top=_TOP, model=judge) for node in people])
+        read = await group.read(people, top=_TOP, model=judge)
         return [confidence(found) for found in read] if all(read) else None
 
     async def _round(
