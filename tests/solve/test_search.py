@@ -274,6 +274,22 @@ def test_tokens_of_texts_that_were_cut_are_not_given_again() -> None:
         assert outcome.stopped == "tokens" and outcome.spent.tokens < model.written <= tokens
 
 
+def test_who_gets_the_rest_is_not_decided_by_who_is_quick() -> None:
+    """The first nodes do, however long their prompts take to be made."""
+
+    class Asks(Search):
+        async def run(self, group: Group) -> Choice:
+            nodes = group.fork(await group.ask(), 5)
+            await group.grow(nodes, max_tokens=2)
+            asked = [one is not None for one in await group.next_tokens(nodes, "right?")]
+            assert asked == [True] * 3 + [False] * 2
+            assert await group.read(nodes) == [()] * 5
+            return choose(nodes)
+
+    for delays in range(5):
+        searched(writer(lambda ids, noise: "abc", delays=delays, prompts=3.0), Asks(), budget_tokens=13)
+
+
 def test_a_reservation_that_nobody_takes_is_given_back() -> None:
     async def main() -> None:
         budget = Budget(10)
