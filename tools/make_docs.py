@@ -32,6 +32,8 @@ SOCKETS = {
     "budget": "how many tokens are drafted",
     "length": "how long an answer is expected to be",
     "evict": "what leaves the prefix cache first",
+    "search": "how an answer is found among several texts",
+    "scorer": "how good a text is",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 

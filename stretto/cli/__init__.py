@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "run": "Answer a prompt, or chat in the terminal",
     "serve": "Serve a model to clients of the OpenAI API, with a web page",
     "batch": "Answer the requests of a file into another one",
+    "solve": "Search an answer with several texts, under a budget of tokens and seconds",
     "top": "Show what a server is doing: cache, requests, steps",
     "trace": "Record the steps and requests of a server for Perfetto",
     "pull": "Download a model and check it",

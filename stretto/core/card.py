@@ -101,4 +101,9 @@ CHUNKS = Registry("chunk", "stretto.engine.policies.chunk")
 DRAFT_POLICIES = Registry("budget", "stretto.engine.policies.draft")
 LENGTHS = Registry("length", "stretto.engine.policies.length")
 EVICTS = Registry("evict", "stretto.cache.evict")
-REGISTRIES = (MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, ORDERS, VICTIMS, CHUNKS, DRAFT_POLICIES, LENGTHS, EVICTS)
+SEARCHES = Registry("search", "stretto.solve.searches")
+SCORERS = Registry("scorer", "stretto.solve.scorers")
+REGISTRIES = (
+    MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, ORDERS, VICTIMS, CHUNKS, DRAFT_POLICIES, LENGTHS, EVICTS, SEARCHES,
+    SCORERS,
+)  # fmt: skip

@@ -193,6 +193,8 @@ def test_list(cli: Run) -> None:
         "chunk",
         "budget",
         "evict",
+        "search",
+        "scorer",
         "length",
         "model",
     }
