@@ -158,9 +158,13 @@ class PrefixCache:
     def trim(self) -> None:
         """Idle pages beyond what prefixes may hold are freed."""
         for group, pool in enumerate(self._blocks):
-            most = pool.num_blocks if self._reuse.max_idle is None else self._reuse.max_idle[group]
+            most = self.most_idle(group)
             if pool.num_idle > most:
                 self._victims.free_pages(group, pool.num_free + pool.num_idle - most)
+
+    def most_idle(self, group: int) -> int:
+        """Pages of a group that prefixes may hold while nobody uses them."""
+        return self._blocks[group].num_blocks if self._reuse.max_idle is None else self._reuse.max_idle[group]
 
     def free_pages(self, group: int, num_pages: int) -> None:
         """Evict until so many pages of a group are free, if that can be."""
