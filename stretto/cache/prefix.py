@@ -120,13 +120,6 @@ class PrefixTree:
             used.used = self.now
         return Match(best, node.end)
 
-    def deepest(self, tokens: Sequence[int], space: str) -> Node:
-        """The last whole block of a text that is there, whether a text can go on behind it or not. O(len(tokens))."""
-        node = self.root(space)
-        while (child := node.children.get(tuple(tokens[node.end : node.end + PAGE_SIZE]))) is not None:
-            node = child
-        return node
-
     def extend(self, node: Node, tokens: Sequence[int], end: int, pages_of: Callable[[int], Sequence[int]]) -> Node:
         """The node `end` tokens deep along `tokens`, from `node` on; blocks that are missing are added.
 

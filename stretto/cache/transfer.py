@@ -110,7 +110,7 @@ class _Insertion:
         """All of it, or FitError."""
         tree = self._cache.tree
         tree.now += 1
-        known = tree.deepest(self._prefix.tokens, self._space)
+        known = _deepest(tree.root(self._space), self._prefix.tokens)
         tree.lock(known)  # nothing on the way there goes while room is made
         try:
             self._take_pages(known)
@@ -129,9 +129,9 @@ class _Insertion:
         path, extent = known.path, self._prefix.extent
         for group, pool in enumerate(self._ledger.blocks):
             first, end = extent.firsts[group] // PAGE_SIZE, num_pages(extent.num_tokens)
-            if end - first > self._cache.most_idle(group):
+            if end - first > self._cache.reuse.most_idle(group, pool):
                 raise self._no_room(
-                    f"prefixes may hold {self._cache.most_idle(group):,} pages, this one {end - first:,}"
+                    f"prefixes may hold {self._cache.reuse.most_idle(group, pool):,} pages, this one {end - first:,}"
                 )
             table = [0] * end
             table[first : len(path)] = [one.pages[group] for one in path[first:]]
@@ -185,6 +185,14 @@ class _Insertion:
     def _no_room(self, why: str) -> FitError:
         text = f"a prefix of {self._prefix.extent.num_tokens:,} tokens does not fit into the cache"
         return FitError(text, why=why, try_="more memory for prefixes (--prefix-cache SIZE), or fewer requests")
+
+
+def _deepest(root: Node, tokens: Sequence[int]) -> Node:
+    """The last whole block of a text that is there, whether texts can go on behind it or not."""
+    node = root
+    while (child := node.children.get(tuple(tokens[node.end : node.end + PAGE_SIZE]))) is not None:
+        node = child
+    return node
 
 
 def _first_block(path: Sequence[Node], group: int, least: int) -> int:

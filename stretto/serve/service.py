@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from stretto.llm.admission import Closed
@@ -30,13 +31,14 @@ MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
-    from the answer. max_body: bytes. prefix: of the metrics."""
+    from the answer. max_body: bytes. prefix: of the metrics. prefix_dir: where prefixes are saved, None = nowhere."""
 
     names: tuple[str, ...]
     strict: bool = False
     reasoning: bool = True
     max_body: int = 8 << 20
     prefix: str = "stretto"
+    prefix_dir: Path | None = None
 
 
 class Service:
