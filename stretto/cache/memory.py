@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from stretto.cache.layout import Allocated, PoolLayout
 from stretto.cache.placement import Placed, Placement
+from stretto.core.pages import PAGE_SIZE
 from stretto.kernels.native.library import Team
 from stretto.kernels.native.memory import Memory
 
@@ -63,9 +64,47 @@ class PoolMemory(Allocated):
                         start = layer * self._layer_bytes[i] + page * a.unit_bytes
                         self._memory[i].write(bytes(a.unit_bytes), start)
 
+    def read_units(self, number: int, units: Sequence[int]) -> bytes:
+        """A copy of pages or slots of an array: [layers, units, unit], pages token by token."""
+        a, memory = self.layout.arrays[number], self._memory[number]
+        found = [memory.read(start, a.unit_bytes) for start in self._starts(number, units)]
+        return b"".join(_by_tokens(page, a.item_bytes) for page in found) if a.by_lanes else b"".join(found)
+
+    def write_units(self, number: int, units: Sequence[int], data: bytes | memoryview) -> None:
+        """The inverse of `read_units`."""
+        a, memory = self.layout.arrays[number], self._memory[number]
+        for i, start in enumerate(self._starts(number, units)):
+            unit = data[i * a.unit_bytes : (i + 1) * a.unit_bytes]
+            memory.write(_by_lanes(unit, a.item_bytes) if a.by_lanes else unit, start)
+
     def check(self) -> None:
         """Assert that nobody wrote the null page or the zero state (for tests)."""
         for i, a in enumerate(self.layout.arrays):
             for layer in range(a.layers):
                 first = self._memory[i].read(layer * self._layer_bytes[i], a.unit_bytes)
                 assert not first.strip(b"\0"), "the null page or the zero state was written"
+
+    def _starts(self, number: int, units: Sequence[int]) -> list[int]:
+        """Where units begin, layer after layer."""
+        layers, size = self.layout.arrays[number].layers, self.layout.arrays[number].unit_bytes
+        return [layer * self._layer_bytes[number] + unit * size for layer in range(layers) for unit in units]
+
+
+_ITEMS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+def _by_tokens(page: bytes, item_bytes: int) -> bytes:
+    """[numbers, PAGE_SIZE] -> [PAGE_SIZE, numbers]."""
+    items, found = array(_ITEMS[item_bytes], page), array(_ITEMS[item_bytes])
+    for token in range(PAGE_SIZE):
+        found += items[token::PAGE_SIZE]
+    return found.tobytes()
+
+
+def _by_lanes(page: bytes | memoryview, item_bytes: int) -> bytes:
+    """[PAGE_SIZE, numbers] -> [numbers, PAGE_SIZE]."""
+    items, numbers = array(_ITEMS[item_bytes], bytes(page)), len(page) // (item_bytes * PAGE_SIZE)
+    found = array(_ITEMS[item_bytes], bytes(len(page)))
+    for token in range(PAGE_SIZE):
+        found[token::PAGE_SIZE] = items[token * numbers : (token + 1) * numbers]
+    return found.tobytes()

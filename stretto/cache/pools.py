@@ -167,6 +167,18 @@ class Pools(Allocated):
             for tensor in self._paged[group]:
                 tensor.index_fill_(1, index, 0)
 
+    def read_units(self, number: int, units: Sequence[int]) -> bytes:
+        """A copy of pages or slots of an array of `layout`: [layers, units, unit], pages token by token."""
+        found = self._arrays[number][:, self.index(units)].cpu().contiguous()
+        return found.flatten().view(torch.uint8).numpy().tobytes()
+
+    def write_units(self, number: int, units: Sequence[int], data: bytes | memoryview) -> None:
+        """The inverse of `read_units`."""
+        if units:
+            tensor = self._arrays[number]
+            values = torch.frombuffer(bytearray(data), dtype=tensor.dtype)
+            tensor[:, self.index(units)] = values.view(len(tensor), len(units), *tensor.shape[2:]).to(self.device)
+
     def copy_slot(self, source: int, destination: int) -> None:
         """Copy one sequence's slot states, in every layer."""
         assert destination != 0, "the zero state is never written"

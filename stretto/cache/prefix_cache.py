@@ -36,6 +36,10 @@ class Reuse:
     is_exact: bool = True
     max_idle: tuple[int, ...] | None = None
 
+    def most_idle(self, group: int, pool: BlockPool) -> int:
+        """Pages of a group that prefixes may hold while nobody uses them. pool: that of the group."""
+        return pool.num_blocks if self.max_idle is None else self.max_idle[group]
+
 
 @dataclass(slots=True, eq=False)
 class Standing:
@@ -67,7 +71,7 @@ class PrefixCache:
     def __init__(
         self, reuse: Reuse, groups: Sequence[PageGroup], blocks: Sequence[BlockPool], slots: SlotPool | None
     ) -> None:
-        self._reuse, self._blocks, self._slots = reuse, blocks, slots
+        self.reuse, self._blocks, self._slots = reuse, blocks, slots
         self._step = PAGE_SIZE if reuse.is_exact else ALIGN
         self.tree = PrefixTree(groups, blocks, slots, self._step)
         self._victims = Victims(self.tree, reuse.policy)
@@ -149,8 +153,8 @@ class PrefixCache:
         taken = False
         if keep and held > standing.start:
             known = min(held, len(standing.tokens))  # a text may end inside what was accepted
-            self._extend(standing, tables, known if self._reuse.is_exact else min(known, standing.read))
-            if self._reuse.is_exact and known == held:
+            self._extend(standing, tables, known if self.reuse.is_exact else min(known, standing.read))
+            if self.reuse.is_exact and known == held:
                 taken = self._leave_end(standing, tables, held, slot or 0)
         self.tree.unlock(standing.node)
         return taken
@@ -158,7 +162,7 @@ class PrefixCache:
     def trim(self) -> None:
         """Idle pages beyond what prefixes may hold are freed."""
         for group, pool in enumerate(self._blocks):
-            most = pool.num_blocks if self._reuse.max_idle is None else self._reuse.max_idle[group]
+            most = self.reuse.most_idle(group, pool)
             if pool.num_idle > most:
                 self._victims.free_pages(group, pool.num_free + pool.num_idle - most)
 

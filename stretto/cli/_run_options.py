@@ -34,6 +34,12 @@ class Options:
     stats: bool = option("close with a table of speeds and draft counters", default=False)
     show_draft: bool = option("mark accepted draft tokens, and rejected ones struck through", default=False)
     json: bool = option("print one JSON object in place of the text", default=False)
+    load_prefix: Path | None = option(
+        "a file of --save-prefix: a prompt that begins with its text need not compute it again", default=None
+    )
+    save_prefix: Path | None = option(
+        "when the prompt is answered, write what texts that begin with it need not compute to this file", default=None
+    )
     sampling: Sampling = group("how tokens are chosen", Sampling)
     configuration: Configuration = settings(max_seqs=1)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     'stretto run smollm2 "Why is the sky blue?" --stats',
     'stretto run smollm2 --raw "Once upon a time" -n 64 --temp 0 --draft ngram:max_n=3,nodes=8 --show-draft',
+    'stretto run smollm2 --raw "$(cat rules.txt)" -n 1 --save-prefix rules.prefix',
     'git diff | stretto run smollm2 "Summarise this change." --json',
 )
 
@@ -27,6 +28,8 @@ def run(options: Options) -> int:
     check(options)
     alone = "--json" if options.json else "--raw" if options.raw else None
     prompt = read_prompt(options.prompt, alone=alone, raw=options.raw, no_stdin=options.no_stdin)
+    if options.save_prefix is not None and prompt is None:
+        raise UserError("--save-prefix needs a prompt", why="a chat has none of its own", try_="a PROMPT")
     from stretto.hub.models import resolve
 
     path, loras = resolve(options.model, env=read_env()), options.loras
@@ -37,11 +40,16 @@ def run(options: Options) -> int:
         llm = LLM(path, how, progress=report, note=note, loras=loras)
     if how.dtype != "float32" and how.backend == "auto" and llm.backend_choice.why is not None:
         note(f"note: not on the native kernels, which are several times faster: {llm.backend_choice.why}")
+    if options.load_prefix is not None:
+        note(f"note: the cache has {llm.prefixes.load(options.load_prefix):,} tokens of {options.load_prefix}")
     if prompt is None:
         from stretto.cli._chat import chat
 
         return chat(llm, options)
     result = _answer(llm, options, prompt)
+    if options.save_prefix is not None:
+        count = llm.prefixes.save(result.prompt_token_ids, options.save_prefix)
+        note(f"note: {options.save_prefix} has {count:,} tokens")
     if options.json:
         print_json(as_json(result, options, llm.backend_choice.name))
     if options.stats:

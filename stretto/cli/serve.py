@@ -81,6 +81,11 @@ class Options:
         high=86400,
     )
     metrics_prefix: str = option("of the names at /metrics", default="stretto", choices=("stretto", "vllm"))
+    prefix_dir: Path | None = option(
+        "folder of prefixes that /admin/prefix/save writes and /admin/prefix/load reads (default: neither may)",
+        default=None,
+        metavar="DIR",
+    )
     json: bool = option("when the model is ready, print one JSON object with the address", default=False)
     configuration: Configuration = settings()
 
@@ -207,6 +212,7 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
         reasoning=options.reasoning_format == "auto",
         prefix=options.metrics_prefix,
         lora_dir=options.lora_dir,
+        prefix_dir=options.prefix_dir,
     )
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)

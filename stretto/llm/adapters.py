@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 
 class Adapters:
     """`llm.loras`: loading and unloading while the model runs. open_file: of the model, for its names of matrices.
+    first: adapters that are loaded at once, by name.
 
     A folder that PEFT wrote, or a GGUF file of llama.cpp's. There is room for `max_loras` of them (a setting, 0 as a
     rule), of ranks up to `max_lora_rank`.
     """
 
-    def __init__(self, engine: Engine, open_file: "Callable[[], ModelFile]") -> None:
+    def __init__(
+        self, engine: Engine, open_file: "Callable[[], ModelFile]", first: Mapping[str, str | Path] | None = None
+    ) -> None:
         self._loras, self._open_file = engine.loras, open_file
+        for name, path in (first or {}).items():
+            self.load(name, path)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from stretto.llm.adapters import AsyncAdapters
 from stretto.llm.admission import Admission, Reader
 from stretto.llm.answers import Answers
 from stretto.llm.engine_thread import EngineThread
+from stretto.llm.prefixes import Prompt
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
-from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
+from stretto.llm.sync import LLM, Message, as_prompts, as_samplings
 from stretto.llm.watch import Watch
 
 T = TypeVar("T")

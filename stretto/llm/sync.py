@@ -16,8 +16,10 @@ from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
 from stretto.llm.adapters import Adapters
+from stretto.hub.models import resolve
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
+from stretto.llm.prefixes import Prefixes, Prompt
 from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
 from stretto.llm.submission import Submission
@@ -27,7 +29,6 @@ from stretto.text.grammar import Grammars
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 _log = logging.getLogger("stretto")
@@ -40,10 +41,11 @@ class LLM:
 
     model: an alias ("smollm2"), a .gguf file or a checkpoint directory. settings: how it is run; None is what the
     environment says, else the defaults. changes: fields of `Settings` that differ. `settings` says what was taken,
-    `backend_choice` who computes, and why, and `program` where what later starts need is kept (else `why_not_kept`).
-    progress: called with (done, total) while weights are read. note: gets a line when the kernels are compiled, which
-    happens once, and what is to be known of the model and its sizes (default for that: a warning by `logging`). loras:
-    adapters that are loaded at once, by name (`Adapters`). Raises UserError and its subclasses.
+    `backend_choice` who computes, and why, `program` where what later starts need is kept (else `why_not_kept`);
+    `prefixes` go to files and back. progress: called with (done, total) while weights are read. note: gets a line when
+    the kernels are compiled, which happens once, and what is to be known of the model and its sizes (default for that:
+    a warning by `logging`). loras: adapters that are loaded at once, by name (`Adapters`). Raises UserError and its
+    subclasses (see stretto.core.errors).
     """
 
     @collector_paused()
@@ -58,22 +60,21 @@ class LLM:
         loras: Mapping[str, str | Path] | None = None,
         **changes: Any,
     ) -> None:
-        started, env = time.perf_counter(), env or read_env()
+        started = time.perf_counter()
         self.settings = (
             (settings or configure(besides=changes).settings).replace(**changes).with_loras(len(loras or ()))
         )
         source = self.settings.read_template()
-        self._model, self._env, tell = model, env, note or _log.warning
-        loaded = load(model, self.settings, env, progress=progress, note=note, tell=tell)
+        self._model, self._env, tell = model, env or read_env(), note or _log.warning
+        loaded = load(model, self.settings, self._env, progress=progress, note=note, tell=tell)
         self.tokenizer, self.hints, self.backend_choice = loaded.tokenizer, loaded.hints, loaded.choice
         self.template, self._grammars = ChatTemplate.of(self.tokenizer, source), Grammars(self.tokenizer)
         self.program, self.why_not_kept = loaded.program, loaded.why_not_kept
         approximate = approximations(self.settings, kv_is_approximate=loaded.kv_is_approximate)
         self.load_s = time.perf_counter() - started
         self._streams = Streams(loaded.engine, self.load_s, approximate)
-        self.loras = Adapters(loaded.engine, lambda: self.file)
-        for name, path in (loras or {}).items():
-            self.loras.load(name, path)
+        self.loras = Adapters(loaded.engine, lambda: self.file, loras or {})
+        self.prefixes = Prefixes(self._streams, self.encode, resolve(str(model), env=self._env), self.settings.dtype)
 
     @cached_property
     def file(self) -> "ModelFile":

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Scope
 
-from stretto.serve import adapters, files, monitor, system, texts
+from stretto.serve import adapters, files, monitor, prefixes, system, texts
 from stretto.serve.anthropic.route import count_tokens, create_message
 from stretto.serve.anthropic.schema import CountRequest, MessagesRequest
 from stretto.serve.auth import PAGE, PAGE_FOLDER, Guard, Keys
@@ -32,6 +32,8 @@ from stretto.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    LoadPrefixRequest,
+    SavePrefixRequest,
     TemplateRequest,
     TokenizeRequest,
 )
@@ -125,6 +127,10 @@ def entries(service: Service) -> list[Entry]:
               Post(service, adapters.LoadLora, adapters.load), adapters.LoadLora),
         Entry("POST", "/admin/lora/unload", "Unload an adapter (admin key)",
               Post(service, adapters.UnloadLora, adapters.unload), adapters.UnloadLora),
+        Entry("POST", "/admin/prefix/save", "Keep what a text left in the cache (admin key)",
+              Post(service, SavePrefixRequest, prefixes.save), SavePrefixRequest),
+        Entry("POST", "/admin/prefix/load", "Put it into the cache (admin key)",
+              Post(service, LoadPrefixRequest, prefixes.load), LoadPrefixRequest),
         Entry("POST", "/tokenize", "Ids of a text", Post(service, TokenizeRequest, texts.tokenize), TokenizeRequest),
         Entry("POST", "/detokenize", "Text of ids", Post(service, DetokenizeRequest, texts.detokenize),
               DetokenizeRequest),

@@ -18,8 +18,9 @@ from stretto.serve.errors import ApiError
 from stretto.serve.log import Record
 
 PUBLIC = frozenset({"/health", "/v1/health", "/ping", "/ready"})
-ADMIN = frozenset({"/api/pull", "/admin/lora/load", "/admin/lora/unload"})
-"""Paths that change this machine: only a key of the operator's own opens them, also where nobody else needs one."""
+ADMIN = "/admin/", "/api/pull"
+"""How paths begin that change this machine: only a key of the operator's own opens them, also where nobody else needs
+one."""
 PAGE, PAGE_FOLDER = "/", "/page/"  # the web page, which is in every copy of this package
 
 
@@ -61,7 +62,7 @@ class Guard:
         if self._keys and not is_public:
             record: Record = scope["state"]["record"]
             record.tenant = self._tenant(headers)
-        if scope["path"] in ADMIN and self._admin_keys.whose(_presented(headers)) is None:
+        if scope["path"].startswith(ADMIN) and self._admin_keys.whose(_presented(headers)) is None:
             why = "" if self._admin_keys else "; this server was started without --admin-key"
             raise ApiError(403, f"This needs the admin key{why}", code="admin_key_needed")
         await self._app(scope, receive, send)

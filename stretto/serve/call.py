@@ -24,9 +24,11 @@ class Call:
         """Whose request it is; empty without keys."""
         return self.record.tenant
 
-    def space(self, salt: str | None) -> str:
-        """Which texts its prompt may go on from: those of the same key, and with the same salt if it has one."""
-        return self.tenant if salt is None else f"{self.tenant}/{salt}"
+    def space(self, salt: str | None, tenant: str | None = None) -> str:
+        """Which texts its prompt may go on from: those of the same key, and with the same salt if it has one.
+        tenant: of another key, which only an admin may name."""
+        tenant = self.tenant if tenant is None else tenant
+        return tenant if salt is None else f"{tenant}/{salt}"
 
     def note_unknown(self, names: list[str]) -> None:
         """Fields that are no fields of this route were left out."""

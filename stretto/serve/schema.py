@@ -152,6 +152,25 @@ class DetokenizeRequest(Struct, kw_only=True, frozen=True):
     model: Name | None = None
 
 
+class LoadPrefixRequest(Struct, kw_only=True, frozen=True):
+    """`/admin/prefix/load`. tenant: whose requests go on from it, as the log names them; None = the caller's."""
+
+    name: Name
+    model: Name | None = None
+    tenant: Name | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
+class SavePrefixRequest(LoadPrefixRequest, kw_only=True, frozen=True):
+    """`/admin/prefix/save`: a prompt, or a conversation."""
+
+    prompt: str | list[Natural] | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class TemplateRequest(Struct, kw_only=True, frozen=True):
     """`/apply-template`."""
 

@@ -31,8 +31,8 @@ MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
-    from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where adapters may be loaded from; None = from
-    nowhere."""
+    from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where adapters may be loaded from, prefix_dir:
+    where prefixes are saved; None = nowhere."""
 
     names: tuple[str, ...]
     strict: bool = False
@@ -40,6 +40,7 @@ class Config:
     max_body: int = 8 << 20
     prefix: str = "stretto"
     lora_dir: Path | None = None
+    prefix_dir: Path | None = None
 
 
 class Service:

@@ -4,6 +4,7 @@ they lie, and compares them, so that a wrong page, a stale slot or a missed copy
 The next token is a function of the hash of all tokens before it, as they are read; `continuation` says what that is.
 """
 
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,20 @@ class FakePools(Allocated):
     def clear(self, group: int, pages: Sequence[int]) -> None:
         for page in pages:
             self.pages[group][page] = [-1] * PAGE_SIZE
+
+    def read_units(self, number: int, units: Sequence[int]) -> bytes:
+        group = self.layout.arrays[number].group
+        rows = [self.slots[unit] if group is None else self.pages[group][unit] for unit in units]
+        return array("q", [value for row in rows for value in row]).tobytes()
+
+    def write_units(self, number: int, units: Sequence[int], data: bytes | memoryview) -> None:
+        group, values = self.layout.arrays[number].group, array("q", bytes(data)).tolist()
+        for i, unit in enumerate(units):
+            assert unit, "the null page or the zero state is written"
+            if group is None:
+                self.slots[unit] = values[2 * i], values[2 * i + 1]
+            else:
+                self.pages[group][unit] = values[PAGE_SIZE * i : PAGE_SIZE * (i + 1)]
 
     def check(self) -> None:
         assert all(page[0] == [-1] * PAGE_SIZE for page in self.pages) and self.slots[0] == (0, 0)

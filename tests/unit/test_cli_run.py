@@ -47,6 +47,16 @@ def test_flags_reach_the_engine(cli: Run, tiny: Path) -> None:
     assert found["finish_reason"] == "stop" and stop not in found["text"]
 
 
+def test_a_prefix_goes_from_one_run_to_the_next(cli: Run, tiny: Path, tmp_path: Path) -> None:
+    path, how = tmp_path / "one", ("-n", "4", "--temp", "0", "--dtype", "float32", "--draft", "none")
+    first = answer(cli, tiny, "--raw", "abc" * 40, *how, "--save-prefix", path)
+    again = answer(cli, tiny, "--raw", "abc" * 40, *how, "--load-prefix", path)
+    assert first["usage"]["cached_tokens"] == 0 < again["usage"]["cached_tokens"]
+    assert first["token_ids"] == again["token_ids"]
+    code, _, err = cli("run", tiny, "--raw", "abc", "--no-stdin", *how, "--load-prefix", tmp_path / "two")
+    assert code == 2 and "there is no file" in err
+
+
 def test_text_goes_to_stdout_and_stats_to_stderr(cli: Run, tiny: Path) -> None:
     words = ("run", tiny, "--raw", "abcabc", "-n", "12", "--temp", "0", "--dtype", "float32")
     text = json.loads(cli(*words, "--json")[1])["text"]
