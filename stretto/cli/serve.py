@@ -64,6 +64,11 @@ class Options:
     )
     strict: bool = option("refuse requests with unknown fields, in place of a line in the log", default=False)
     max_waiting: int = option("requests queued or running at a time; more are refused", default=1024, low=1)
+    max_queued_tokens: int | None = option(
+        "tokens of prompts that wait; one more is refused, unless none waits (default: 8 times what the cache holds)",
+        default=None,
+        low=1,
+    )
     max_connections: int = option("connections at a time; more are refused", default=512, low=1, high=1 << 16)
     drain_timeout: float = option(
         "seconds that running requests have to finish at SIGTERM or Ctrl-C; a second one ends at once",
@@ -199,4 +204,6 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)
     lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
-    return await lifecycle.run(load, ready, max_waiting=options.max_waiting)
+    return await lifecycle.run(
+        load, ready, max_waiting=options.max_waiting, max_queued_tokens=options.max_queued_tokens
+    )

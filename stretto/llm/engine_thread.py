@@ -24,6 +24,7 @@ class EngineThread:
     def __init__(self, llm: LLM, admission: Admission) -> None:
         self._llm, self._admission = llm, admission
         self._live: dict[int, Reader] = {}  # by request id
+        self._queued: dict[int, Reader] = {}  # those of them whose prompts are not read yet
         self._watch, self.ticked = Watch(llm.engine), time.monotonic()
         self.ended: Future[None] = Future()  # from then on, `join` takes no time
         self._thread = threading.Thread(target=self._run, name="stretto-engine", daemon=True)
@@ -70,10 +71,17 @@ class EngineThread:
             for reader in list(self._live.values()):
                 self._fail(reader, problem)
             return
+        self._note_starts()
         for event in events:
             self._watch.add(event)
             if event.rid in self._live:
                 self._report(self._live[event.rid], event)
+
+    def _note_starts(self) -> None:
+        for rid, reader in list(self._queued.items()):
+            assert reader.stream is not None
+            if reader.stream.request.timeline.started is not None:
+                self._admission.start(self._queued.pop(rid))
 
     def _report(self, reader: Reader, event: Event) -> None:
         assert reader.stream is not None
@@ -93,7 +101,8 @@ class EngineThread:
         except Exception as problem:  # of this request only
             self._fail(reader, problem)
         else:
-            self._live[reader.stream.request.rid] = reader
+            rid = reader.stream.request.rid
+            self._live[rid] = self._queued[rid] = reader
             self._watch.begin(reader.stream.request)
 
     def _fail(self, reader: Reader, problem: BaseException) -> None:
@@ -103,6 +112,7 @@ class EngineThread:
     def _let_go(self, reader: Reader) -> None:
         """Nothing of a reader's request stays, here or in the engine, whether it has ended or not."""
         if reader.stream is not None and self._live.pop(reader.stream.request.rid, None) is not None:
+            self._queued.pop(reader.stream.request.rid, None)
             self._watch.end(reader.stream.request)
             try:
                 self._llm.engine.cancel(reader.stream.request.rid)

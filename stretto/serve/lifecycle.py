@@ -17,11 +17,13 @@ from starlette.types import ASGIApp
 
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.sync import LLM
+from stretto.llm.tally import Tally
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
 from stretto.serve.service import Service
 
 T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
+QUEUE_PER_CACHE = 8  # tokens that may wait, beside those that the cache holds: a bound of how long one waits
 _LOOK = 0.02  # seconds between two looks at what still runs
 
 
@@ -69,12 +71,19 @@ class Lifecycle:
         self._ending.set()
 
     async def run(
-        self, load: Callable[[], LLM], ready: Callable[[LLM], None], *, max_waiting: int, signals: bool = True
+        self,
+        load: Callable[[], LLM],
+        ready: Callable[[LLM], None],
+        *,
+        max_waiting: int,
+        max_queued_tokens: int | None = None,
+        signals: bool = True,
     ) -> int:
         """Serve until a signal, or `end`, and return the number of the signal.
 
         load: makes the model, in a thread of its own, while the server answers that it loads; what it raises ends the
-        server and is raised. ready: called with the model.
+        server and is raised. ready: called with the model. max_queued_tokens: None = `QUEUE_PER_CACHE` times what the
+        cache holds.
         """
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         ending = asyncio.ensure_future(self._ending.wait())
@@ -85,7 +94,8 @@ class Lifecycle:
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
                     llm = loading.result()
-                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting))
+                    most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
+                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most))
                     ready(llm)
                     await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
@@ -123,6 +133,12 @@ class Lifecycle:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
+
+
+def cache_tokens(llm: LLM) -> int:
+    """Tokens that its pages hold; of a model that needs none, as many as its sequences may have."""
+    sizes = llm.engine.runner.sizes
+    return Tally().counts(llm.engine).cache_tokens or sizes.max_seqs * sizes.context
 
 
 def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
