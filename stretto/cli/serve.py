@@ -76,6 +76,13 @@ class Options:
         low=0,
         high=86400,
     )
+    stuck_seconds: float = option(
+        "an engine that has work and does not come round for so long is not healthy, and the log says where it stands",
+        default=120.0,
+        low=0.1,
+        high=86400,
+    )
+    exit_when_stuck: bool = option("end with status 1 then, for a supervisor to start anew", default=False)
     metrics_prefix: str = option("of the names at /metrics", default="stretto", choices=("stretto", "vllm"))
     json: bool = option("when the model is ready, print one JSON object with the address", default=False)
     configuration: Configuration = settings()
@@ -200,6 +207,8 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
         strict=options.strict,
         reasoning=options.reasoning_format == "auto",
         prefix=options.metrics_prefix,
+        stuck_seconds=options.stuck_seconds,
+        exit_when_stuck=options.exit_when_stuck,
     )
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)

@@ -63,9 +63,9 @@ class AsyncLLM:
         return self._llm
 
     @property
-    def ticked(self) -> float:
-        """When the engine thread last came round, on `time.monotonic`, in seconds."""
-        return self._thread.ticked
+    def thread(self) -> EngineThread:
+        """The one that steps the engine: whether it comes round, and where it stands."""
+        return self._thread
 
     @property
     def is_over(self) -> bool:

@@ -20,6 +20,7 @@ from stretto.llm.sync import LLM
 from stretto.llm.tally import Tally
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
 from stretto.serve.service import Service
+from stretto.serve.watchdog import Watchdog
 
 T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
@@ -95,9 +96,11 @@ class Lifecycle:
                 if loading.done():
                     llm = loading.result()
                     most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
-                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most))
+                    several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
+                    self._service.open(several)
                     ready(llm)
-                    await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
+                    with Watchdog(self._service, several):
+                        await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
                 await self._drain()
