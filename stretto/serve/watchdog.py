@@ -17,7 +17,7 @@ _LOOKS, _LONGEST_LOOK = 4, 5.0  # per time that is allowed; seconds between two 
 
 
 class Watchdog:
-    """Watches `llm`, the model of `service`, inside a `with` block. An engine that has ended by itself is stuck, too."""
+    """Watches `llm`, the model of `service`, in a `with` block. An engine that has ended by itself is stuck, too."""
 
     def __init__(self, service: Service, llm: AsyncLLM) -> None:
         self._service, self._llm = service, llm
