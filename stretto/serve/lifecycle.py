@@ -7,7 +7,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from socket import socket
 from typing import Any, TypeVar
@@ -89,7 +89,7 @@ class Lifecycle:
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            with self._signals(signals):
+            with self._signals(signals), ExitStack() as watching:
                 loading = in_thread(load)
                 events: set[asyncio.Future[Any]] = {serving, ending, loading}
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
@@ -99,8 +99,8 @@ class Lifecycle:
                     several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
                     self._service.open(several)
                     ready(llm)
-                    with Watchdog(self._service, several):
-                        await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
+                    watching.enter_context(Watchdog(self._service, several))  # to the end, which waits for the engine
+                    await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
                 await self._drain()

@@ -64,14 +64,19 @@ from stretto.serve.log import to_stream
 to_stream()
 with tempfile.TemporaryDirectory() as folder:
     llm = saying(Path(folder), "x")
-    with serving(llm, stuck_seconds=0.1, exit_when_stuck=sys.argv[1] == "exit") as one:
+    drains = sys.argv[1] == "drain"
+    how = {"stuck_seconds": 1.0 if drains else 0.1, "drain_timeout": 0.01, "exit_when_stuck": sys.argv[1] != "stay"}
+    with serving(llm, **how) as one:
         llm.scripted.gate.close()
-        threading.Timer(1.0, llm.scripted.gate.open).start()
+        if drains:
+            threading.Timer(0.2, one.loop.call_soon_threadsafe, [one.lifecycle.end]).start()
+        else:
+            threading.Timer(1.0, llm.scripted.gate.open).start()
         one.chat(max_tokens=1)
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("exit", EXIT_CODE), ("stay", 0)])
+@pytest.mark.parametrize(("how", "code"), [("exit", EXIT_CODE), ("stay", 0), ("drain", EXIT_CODE)])
 def test_a_process_ends_if_it_shall(how: str, code: int) -> None:
     """With a status that supervisors take for a failure, once the log has its line."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -79,4 +84,5 @@ def test_a_process_ends_if_it_shall(how: str, code: int) -> None:
     assert done.returncode == code, done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert [line["level"] for line in lines if line["event"] == "the engine is stuck"] == ["error"]
-    assert [line["event"] for line in lines if line["event"] == "request"] == ([] if code else ["request"])
+    if how != "drain":  # which tells its clients first
+        assert [line["event"] for line in lines if line["event"] == "request"] == ([] if code else ["request"])
