@@ -73,6 +73,11 @@ class Options:
     )
     strict: bool = option("refuse requests with unknown fields, in place of a line in the log", default=False)
     max_waiting: int = option("requests queued or running at a time; more are refused", default=1024, low=1)
+    max_queued_tokens: int | None = option(
+        "tokens of prompts that wait; one more is refused, unless none waits (default: 8 times what the cache holds)",
+        default=None,
+        low=1,
+    )
     max_connections: int = option("connections at a time; more are refused", default=512, low=1, high=1 << 16)
     drain_timeout: float = option(
         "seconds that running requests have to finish at SIGTERM or Ctrl-C; a second one ends at once",
@@ -80,6 +85,13 @@ class Options:
         low=0,
         high=86400,
     )
+    stuck_seconds: float = option(
+        "an engine that has work and does not come round for so long is not healthy, and the log says where it stands",
+        default=120.0,
+        low=0.1,
+        high=86400,
+    )
+    exit_when_stuck: bool = option("end with status 1 then, for a supervisor to start anew", default=False)
     metrics_prefix: str = option("of the names at /metrics", default="stretto", choices=("stretto", "vllm"))
     prefix_dir: Path | None = option(
         "folder of prefixes that /admin/prefix/save writes and /admin/prefix/load reads (default: neither may)",
@@ -213,8 +225,12 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
         prefix=options.metrics_prefix,
         lora_dir=options.lora_dir,
         prefix_dir=options.prefix_dir,
+        stuck_seconds=options.stuck_seconds,
+        exit_when_stuck=options.exit_when_stuck,
     )
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)
     lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
-    return await lifecycle.run(load, ready, max_waiting=options.max_waiting)
+    return await lifecycle.run(
+        load, ready, max_waiting=options.max_waiting, max_queued_tokens=options.max_queued_tokens
+    )

@@ -79,6 +79,7 @@ def keep(
             "arrays": [[a.group, a.layers, a.numbers, a.item_bytes, a.by_lanes] for a in kept.arrays],
         },
         "abilities": [[i, name, can.value] for i, name, can in lm.abilities],
+        "token_cost": asdict(lm.token_cost),
         "max_rows": recorded.max_rows,
         "context": recorded.context,
         "facts": {

@@ -24,6 +24,7 @@ from stretto.cache.layout import PoolArray, PoolLayout
 from stretto.convert.program_file import Damaged, part, program_from_plain, unpack
 from stretto.convert.split_names import parts_of
 from stretto.core.card import Can
+from stretto.core.costs import TokenCost
 from stretto.core.file_rows import FileRows
 from stretto.core.files import write_whole
 from stretto.core.pages import PageGroup
@@ -35,7 +36,7 @@ from stretto.runner.kept import KeptModel
 from stretto.runner.replay import Head
 from stretto.runner.sizes import Facts
 
-FORMAT = 1
+FORMAT = 2
 _log = logging.getLogger(__name__)
 KEEP_SECONDS = 30 * 24 * 3600  # since the last use
 OTHER_BUILDS_SECONDS = 24 * 3600  # the same for programs of other versions
@@ -233,6 +234,7 @@ def _read(place: Path, wanted: Wanted, library: Library) -> Kept:
         "head": Head(*map(int, plain["head"])),
         "layout": layout,
         "abilities": tuple((i, name, Can(can)) for i, name, can in plain["abilities"]),
+        "token_cost": TokenCost(**plain["token_cost"]),
         "max_rows": plain["max_rows"],
     }
     return Kept(

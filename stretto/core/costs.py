@@ -34,6 +34,15 @@ class ModelCost:
     num_ops: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenCost:
+    """Operations for a token of a prompt. per_token: whatever stands before it; per_pair: for every token that it sees,
+    however far back."""
+
+    per_token: float
+    per_pair: float
+
+
 def step_seconds(machine: Machine, model: ModelCost, *, num_tokens: int, num_seqs: int, sum_context: int) -> float:
     """Lower bound of a step over `num_tokens` rows of `num_seqs` sequences that hold `sum_context` tokens.
 

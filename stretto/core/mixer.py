@@ -49,6 +49,11 @@ class Mixer(nn.Module, ABC):
     def state_specs(self) -> tuple[StateSpec, ...]:
         """What one sequence must carry through this layer."""
 
+    @property
+    def pair_flops(self) -> int:
+        """Operations of a row for every earlier token that it sees: 0 if its work does not grow with the text."""
+        return 0
+
     @abstractmethod
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """`x_TD` [T, D] packed rows -> [T, D]."""

@@ -8,7 +8,6 @@ the request last.
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from stretto.core.errors import BusyError, RunError, UserError
+from stretto.llm.queued import Pace, QueuedTokens
 from stretto.llm.results import Chunk, Stream
 from stretto.llm.submission import Submission
 from stretto.llm.watch import Watch
@@ -23,8 +23,6 @@ from stretto.llm.watch import Watch
 T = TypeVar("T")
 
 _ENCODERS = 4  # threads for templates and tokenizers: one endless template does not stop the others
-_PACE_OF = 32  # requests whose ends tell how fast places come free
-_FIRST_WAIT, _LEAST_WAIT, _LONGEST_WAIT = 1.0, 0.1, 60.0  # seconds until a retry: before a pace is known, bounds
 
 
 class Closed(UserError):
@@ -105,19 +103,29 @@ class Stop:
     """A command: end everything."""
 
 
+def check_bounds(max_waiting: int, max_queued_tokens: int | None) -> None:
+    """Raise UserError for bounds that would let nobody in."""
+    if max_waiting < 1:
+        raise UserError(f"max_waiting is {max_waiting}", why="at least one request must have a place")
+    if max_queued_tokens is not None and max_queued_tokens < 1:
+        raise UserError(f"max_queued_tokens is {max_queued_tokens}", why="it is a number of tokens, or None")
+
+
 class Admission:
     """Places for `max_waiting` requests, and the commands that follow from them.
 
-    clock: seconds. inbox: commands, in the order in which they are to be obeyed; whoever obeys them gives places back
+    clock: seconds. max_queued_tokens: in the prompts of those that wait (`QueuedTokens`). inbox: commands, in the order
+    in which they are to be obeyed; whoever obeys them says whose prompt is read (`start`), gives places back
     (`give_back`) and says when all is over (`end`).
     """
 
-    def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
+    def __init__(self, max_waiting: int, clock: Callable[[], float], *, max_queued_tokens: int | None = None) -> None:
         self.max_waiting, self._clock = max_waiting, clock
         self.inbox: SimpleQueue[Add | Drop | Ask | Stop] = SimpleQueue()
         self._lock = threading.Lock()  # over places, and over what may still be submitted
         self._readers: set[Reader] = set()  # those that hold a place
-        self._ends: deque[float] = deque(maxlen=_PACE_OF)  # when the latest places came free, others being taken
+        self._ends = Pace()  # of places that come free, others being taken
+        self._queued = QueuedTokens(max_queued_tokens)
         self._is_over = False
         self._problem: BaseException | None = None  # why all is over, if that is a fault
         # Encoding needs no lock: a tokenizer's Rust object and a compiled template never change, every rendering has an
@@ -140,10 +148,8 @@ class Admission:
         """Take a place for each reader, or for none, for prompts that are encoded. Raises as `open` does."""
         with self._lock:
             self._check_places(len(readers))
-            for reader, submission in zip(readers, submissions, strict=True):
-                reader.is_submitted = True
-                self._readers.add(reader)
-                self.inbox.put(Add(reader, submission))
+            self._enqueue(readers, submissions)
+            self._readers.update(readers)
 
     def offload(self, work: Callable[[], T]) -> "Future[T]":
         """Run `work` in the threads of templates and tokenizers, without taking a place."""
@@ -174,12 +180,18 @@ class Admission:
             self._is_over = True
         self.inbox.put(Stop())
 
+    def start(self, reader: Reader) -> None:
+        """The prompt of its request is being read."""
+        with self._lock:
+            self._queued.start(reader, self._clock())
+
     def give_back(self, reader: Reader) -> None:
         """The place of a reader whose request is nowhere any more."""
         with self._lock:
+            self._queued.drop(reader)
             if reader in self._readers:
                 self._readers.remove(reader)
-                self._ends.append(self._clock())
+                self._ends.add(self._clock())
             if not self._readers:
                 self._ends.clear()
 
@@ -206,7 +218,7 @@ class Admission:
         if wanted > self.max_waiting:
             raise UserError(f"{wanted:,} requests at once", why=f"max_waiting is {self.max_waiting:,}", try_="fewer")
         if len(self._readers) + wanted > self.max_waiting:
-            seconds = self._pace()
+            seconds = self._ends.seconds()
             raise BusyError(
                 f"{len(self._readers):,} requests are queued or running",
                 why=f"max_waiting is {self.max_waiting:,}",
@@ -214,23 +226,24 @@ class Admission:
                 retry_after=seconds,
             )
 
-    def _pace(self) -> float:
-        """Seconds between two places that come free, as measured lately."""
-        n = len(self._ends) - 1
-        seconds = (self._ends[-1] - self._ends[0]) / n if n > 0 else _FIRST_WAIT
-        return min(max(seconds, _LEAST_WAIT), _LONGEST_WAIT)
+    def _enqueue(self, readers: Sequence[Reader], submissions: Sequence[Submission]) -> None:
+        """Commands that add these requests, for all or none. Raises BusyError if their prompts are too long to wait."""
+        self._queued.check([len(one.ids) for one in submissions])
+        for reader, submission in zip(readers, submissions, strict=True):
+            reader.is_submitted = True
+            self._queued.add(reader, len(submission.ids))
+            self.inbox.put(Add(reader, submission))
 
     def _encode(self, reader: Reader, encode: Callable[[], Submission]) -> None:
         """In a thread of its own: prompt to tokens, then a command for the engine."""
         try:
             submission = None if reader.is_dropped or self._is_over else encode()
+            with self._lock:
+                if submission is not None and not (reader.is_dropped or self._is_over):
+                    self._enqueue([reader], [submission])
         except BaseException as problem:  # whatever it is, its reader must not wait for ever
             self.give_back(reader)
             reader.deliver(problem)
             return
-        with self._lock:
-            reader.is_submitted = submission is not None and not (reader.is_dropped or self._is_over)
-            if reader.is_submitted and submission is not None:
-                self.inbox.put(Add(reader, submission))
         if not reader.is_submitted:
             self.give_back(reader)

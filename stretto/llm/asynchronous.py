@@ -10,7 +10,7 @@ from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
 from stretto.llm.adapters import AsyncAdapters
-from stretto.llm.admission import Admission, Reader
+from stretto.llm.admission import Admission, Reader, check_bounds
 from stretto.llm.answers import Answers
 from stretto.llm.engine_thread import EngineThread
 from stretto.llm.prefixes import Prompt
@@ -32,20 +32,27 @@ class AsyncLLM:
     notices. Several event loops, each in its own thread, may share one instance. model: an `LLM`, which nobody else may
     use until `close` is done, or what `LLM` takes, with its settings and options. max_waiting: requests that may be
     queued or running at a time; one more is refused with BusyError, whose `retry_after` says in how many seconds a
-    place should be free. What goes wrong with one request is raised by it alone.
+    place should be free. max_queued_tokens: tokens that the prompts of waiting requests may have together (None: any
+    number); one more prompt is refused in the same way, unless nobody waits. What goes wrong with one request is raised
+    by it alone.
     """
 
     def __init__(
-        self, model: str | Path | LLM, settings: Settings | None = None, *, max_waiting: int = 1024, **options: Any
+        self,
+        model: str | Path | LLM,
+        settings: Settings | None = None,
+        *,
+        max_waiting: int = 1024,
+        max_queued_tokens: int | None = None,
+        **options: Any,
     ) -> None:
-        if max_waiting < 1:
-            raise UserError(f"max_waiting is {max_waiting}", why="at least one request must have a place")
+        check_bounds(max_waiting, max_queued_tokens)
         if isinstance(model, LLM) and (settings or options):
             names = ", ".join(options) or "settings"
             raise UserError(f"options beside an LLM: {names}", why="it has been made with its own")
         self.max_waiting = max_waiting
         self._llm = model if isinstance(model, LLM) else LLM(model, settings, **options)
-        self._admission = Admission(max_waiting, self._llm.engine.clock)
+        self._admission = Admission(max_waiting, self._llm.engine.clock, max_queued_tokens=max_queued_tokens)
         self._thread = EngineThread(self._llm, self._admission)
         self.loras = AsyncAdapters(self._llm.loras, self._admission)
 
@@ -60,9 +67,9 @@ class AsyncLLM:
         return self._llm
 
     @property
-    def ticked(self) -> float:
-        """When the engine thread last came round, on `time.monotonic`, in seconds."""
-        return self._thread.ticked
+    def thread(self) -> EngineThread:
+        """The one that steps the engine: whether it comes round, and where it stands."""
+        return self._thread
 
     @property
     def is_over(self) -> bool:
@@ -124,13 +131,7 @@ class AsyncLLM:
                 f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
             )
         streams = [self.stream(*one, lora=lora) for one in zip(many, samplings, strict=True)]
-        tasks = [asyncio.ensure_future(_last(stream)) for stream in streams]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await _all([asyncio.ensure_future(_last(stream)) for stream in streams])
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
         """As `LLM.chat`."""
@@ -169,6 +170,16 @@ class AsyncLLM:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _all(tasks: Sequence[asyncio.Future[Result]]) -> list[Result]:
+    """What they give; if one fails, or this wait is cancelled, all are cancelled."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _last(chunks: AsyncIterator[Chunk]) -> Result:

@@ -1,8 +1,10 @@
 """`EngineThread`: the one thread that touches an engine. It obeys the commands of `Admission`, and steps."""
 
 import logging
+import sys
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 
 from stretto.engine.request import Event
@@ -18,16 +20,30 @@ class EngineThread:
     """Serves the readers of `admission` with one `LLM`, whose engine nobody else may touch until `ended` is done.
 
     It ends by the command `Stop`, or by a fault of ours. Then all readers hear why, and so does everybody who comes
-    later. ticked: when it last came round, on `time.monotonic`, in seconds.
+    later.
     """
 
     def __init__(self, llm: LLM, admission: Admission) -> None:
         self._llm, self._admission = llm, admission
         self._live: dict[int, Reader] = {}  # by request id
-        self._watch, self.ticked = Watch(llm.engine), time.monotonic()
+        self._queued: dict[int, Reader] = {}  # those of them whose prompts are not read yet
+        self._watch = Watch(llm.engine)
+        self._ticked: float | None = (
+            None  # when it last came round, on `time.monotonic`; None while it has nothing to do
+        )
         self.ended: Future[None] = Future()  # from then on, `join` takes no time
         self._thread = threading.Thread(target=self._run, name="stretto-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since it last came round; 0 while it has nothing to do."""
+        return 0.0 if (ticked := self._ticked) is None else time.monotonic() - ticked
+
+    def stack(self) -> list[str]:
+        """Where it stands: file, line and function of every call, the outermost first. No values."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return [f"{one.filename}:{one.lineno} {one.name}" for one in traceback.extract_stack(frame)] if frame else []
 
     def join(self) -> None:
         """Wait until the thread is gone."""
@@ -38,18 +54,21 @@ class EngineThread:
         try:
             while self._obey():
                 self._step()
-                self.ticked = time.monotonic()
         except BaseException as problem:
             fault = problem
             raise  # `threading` prints where it happened
         finally:
+            self._ticked = None
             self._leave(fault)
 
     def _obey(self) -> bool:
         """Run the commands that are there, and no more of them; wait for one if the engine is idle. False = stop."""
         inbox = self._admission.inbox
-        commands = [inbox.get()] if self._llm.engine.is_idle else []
-        self.ticked = time.monotonic()
+        commands = list[Add | Drop | Ask | Stop]()
+        if self._llm.engine.is_idle:
+            self._ticked = None
+            commands.append(inbox.get())
+        self._ticked = time.monotonic()
         commands += [inbox.get_nowait() for _ in range(inbox.qsize())]
         for command in commands:
             match command:
@@ -70,10 +89,17 @@ class EngineThread:
             for reader in list(self._live.values()):
                 self._fail(reader, problem)
             return
+        self._note_starts()
         for event in events:
             self._watch.add(event)
             if event.rid in self._live:
                 self._report(self._live[event.rid], event)
+
+    def _note_starts(self) -> None:
+        for rid, reader in list(self._queued.items()):
+            assert reader.stream is not None
+            if reader.stream.request.timeline.started is not None:
+                self._admission.start(self._queued.pop(rid))
 
     def _report(self, reader: Reader, event: Event) -> None:
         assert reader.stream is not None
@@ -93,7 +119,8 @@ class EngineThread:
         except Exception as problem:  # of this request only
             self._fail(reader, problem)
         else:
-            self._live[reader.stream.request.rid] = reader
+            rid = reader.stream.request.rid
+            self._live[rid] = self._queued[rid] = reader
             self._watch.begin(reader.stream.request)
 
     def _fail(self, reader: Reader, problem: BaseException) -> None:
@@ -103,6 +130,7 @@ class EngineThread:
     def _let_go(self, reader: Reader) -> None:
         """Nothing of a reader's request stays, here or in the engine, whether it has ended or not."""
         if reader.stream is not None and self._live.pop(reader.stream.request.rid, None) is not None:
+            self._queued.pop(reader.stream.request.rid, None)
             self._watch.end(reader.stream.request)
             try:
                 self._llm.engine.cancel(reader.stream.request.rid)

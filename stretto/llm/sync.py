@@ -15,8 +15,8 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
-from stretto.llm.adapters import Adapters
 from stretto.hub.models import resolve
+from stretto.llm.adapters import Adapters
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.prefixes import Prefixes, Prompt

@@ -74,6 +74,10 @@ class Attention(Mixer):
             for name in ("k", "v")
         )
 
+    @property
+    def pair_flops(self) -> int:
+        return 4 * self.config.num_heads * self.config.head_dim  # a product with a key, and one with its value
+
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
         c = self.config

@@ -61,6 +61,10 @@ class GatedAttention(Mixer):
         shape = (self.config.num_kv_heads, self.config.head_dim)
         return tuple(StateSpec(name=name, shape=shape, kind="paged", lanes=name == "k") for name in ("k", "v"))
 
+    @property
+    def pair_flops(self) -> int:
+        return 4 * self.config.num_heads * self.config.head_dim  # a product with a key, and one with its value
+
     def forward(self, x_TD: Tensor, seqs: Seqs, cache: LayerCache | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
         c, wide = self.config, torch.promote_types(x_TD.dtype, torch.float32)

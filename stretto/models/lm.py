@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from stretto.core.card import Can
 from stretto.core.channel import Channel
+from stretto.core.costs import TokenCost
 from stretto.core.errors import UserError
 from stretto.core.mixer import Mixer
+from stretto.core.pages import PageGroup
 from stretto.core.plan import StepPlan
 from stretto.core.state import StateSpec, TensorCache
 from stretto.kernels.linear import Linear
@@ -107,6 +109,18 @@ class LM(nn.Module):
     def state_specs(self) -> list[tuple[StateSpec, ...]]:
         """What one sequence carries, per layer."""
         return [block.state_specs for block in self.blocks]  # type: ignore[misc]
+
+    @property
+    def token_cost(self) -> TokenCost:
+        """Of a prompt, whose head reads one row alone. A window is taken for full."""
+        linears = [part for block in self.blocks for part in block.modules() if isinstance(part, Linear)]
+        per_token, per_pair = 2 * sum(linear.num_weights for linear in linears), 0
+        for _, part in self.parts:
+            if isinstance(part, Mixer) and part.pair_flops:
+                window = PageGroup.parse(part.state_specs[0].group).window
+                per_token += part.pair_flops * (window or 0)
+                per_pair += part.pair_flops * (window is None)
+        return TokenCost(per_token=per_token, per_pair=per_pair)
 
     def tensor_caches(self, num_seqs: int, dtype: torch.dtype | None = None) -> list[TensorCache]:
         """Fresh functional caches, one per layer: tests, scoring, training with a carried state."""

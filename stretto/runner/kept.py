@@ -15,6 +15,7 @@ from stretto.cache.manager import Memory
 from stretto.cache.memory import PoolMemory
 from stretto.cache.sizes import size_pools
 from stretto.core.card import Can
+from stretto.core.costs import TokenCost
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Outputs
 from stretto.core.tree import MAX_TREE_ROWS
@@ -49,6 +50,7 @@ class KeptModel:
     head: Head
     layout: PoolLayout
     abilities: tuple[tuple[int, str, Can], ...]
+    token_cost: TokenCost
     max_rows: int
     context: int
     tiles: Callable[[str], int]

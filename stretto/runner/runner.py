@@ -129,7 +129,9 @@ class Runner:
         if evict is None or not self.sizes.prefix_bytes:
             return None
         page_bytes = layout.page_bytes.values()
-        evict.know(Worth(page_bytes=sum(page_bytes), slot_bytes=layout.slot_bytes))
+        cost = self.model.token_cost
+        memory = {"page_bytes": sum(page_bytes), "slot_bytes": layout.slot_bytes}
+        evict.know(Worth(per_token=cost.per_token, per_pair=cost.per_pair, **memory))
         for_pages = self.sizes.prefix_bytes // (2 if layout.has_slots else 1)  # the other half is for states
         pages = for_pages // max(1, sum(page_bytes))
         return Reuse(policy=evict, is_exact=self.is_bitwise, max_idle=(pages,) * len(layout.groups))

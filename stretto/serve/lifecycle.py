@@ -7,7 +7,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from socket import socket
 from typing import Any, TypeVar
@@ -17,11 +17,14 @@ from starlette.types import ASGIApp
 
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.sync import LLM
+from stretto.llm.tally import Tally
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
 from stretto.serve.service import Service
+from stretto.serve.watchdog import Watchdog
 
 T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
+QUEUE_PER_CACHE = 8  # tokens that may wait, beside those that the cache holds: a bound of how long one waits
 _LOOK = 0.02  # seconds between two looks at what still runs
 
 
@@ -69,24 +72,34 @@ class Lifecycle:
         self._ending.set()
 
     async def run(
-        self, load: Callable[[], LLM], ready: Callable[[LLM], None], *, max_waiting: int, signals: bool = True
+        self,
+        load: Callable[[], LLM],
+        ready: Callable[[LLM], None],
+        *,
+        max_waiting: int,
+        max_queued_tokens: int | None = None,
+        signals: bool = True,
     ) -> int:
         """Serve until a signal, or `end`, and return the number of the signal.
 
         load: makes the model, in a thread of its own, while the server answers that it loads; what it raises ends the
-        server and is raised. ready: called with the model.
+        server and is raised. ready: called with the model. max_queued_tokens: None = `QUEUE_PER_CACHE` times what the
+        cache holds.
         """
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            with self._signals(signals):
+            with self._signals(signals), ExitStack() as watching:
                 loading = in_thread(load)
                 events: set[asyncio.Future[Any]] = {serving, ending, loading}
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
                     llm = loading.result()
-                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting))
+                    most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
+                    several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
+                    self._service.open(several)
                     ready(llm)
+                    watching.enter_context(Watchdog(self._service, several))  # to the end, which waits for the engine
                     await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
@@ -123,6 +136,12 @@ class Lifecycle:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
+
+
+def cache_tokens(llm: LLM) -> int:
+    """Tokens that its pages hold; of a model that needs none, as many as its sequences may have."""
+    sizes = llm.engine.runner.sizes
+    return Tally().counts(llm.engine).cache_tokens or sizes.max_seqs * sizes.context
 
 
 def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":

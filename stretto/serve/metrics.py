@@ -38,6 +38,7 @@ class Metrics:
         self.hits = self._counter("prefix_cache_hits", "Tokens of prompts that were found")
         self.success = self._counter("request_success", "Requests that ended by themselves", "finished_reason")
         self._rejected = self._counter("request_rejected", "Requests that were refused", "reason")
+        self._stuck = self._counter("engine_stuck", "Times that the engine did not come round in time")
         self.aborts = self._counter("aborts", "Requests that were ended early", "reason")
         self.first = self._histogram("time_to_first_token_seconds", "Arrival to first token", _SECONDS)
         self.between = self._histogram("inter_token_latency_seconds", "Between two tokens", _BETWEEN)
@@ -51,6 +52,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """A request was refused."""
         self._rejected.labels(self.model, reason).inc()
+
+    def stuck(self) -> None:
+        """The engine does not come round."""
+        self._stuck.labels(self.model).inc()
 
     def request(self, arrived: float) -> "RequestMetrics":
         """Of one request, which arrived then."""

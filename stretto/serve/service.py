@@ -24,7 +24,7 @@ from stretto.text.tools import ToolFormat, find_format
 
 T = TypeVar("T")
 COUNT_SECONDS = 1.0  # for an engine to say what it does, between two steps
-STUCK_SECONDS = 10.0  # an engine with work that did not come round for so long is not healthy
+ASK_SECONDS = 10.0  # for the same where a client waits for it
 MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
 
 
@@ -32,7 +32,8 @@ MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it
 class Config:
     """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
     from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where adapters may be loaded from, prefix_dir:
-    where prefixes are saved; None = nowhere."""
+    where prefixes are saved; None = nowhere. stuck_seconds: an engine that has work and does not come round for so long
+    is not healthy; exit_when_stuck: and the process ends."""
 
     names: tuple[str, ...]
     strict: bool = False
@@ -41,6 +42,8 @@ class Config:
     prefix: str = "stretto"
     lora_dir: Path | None = None
     prefix_dir: Path | None = None
+    stuck_seconds: float = 120.0
+    exit_when_stuck: bool = False
 
 
 class Service:
@@ -124,7 +127,7 @@ class Service:
     def check_health(self) -> None:
         """Raise ApiError unless the model is there and its engine lives. A server that drains is healthy."""
         llm = self.llm
-        if llm.is_over or (llm.num_requests and time.monotonic() - llm.ticked > STUCK_SECONDS):
+        if llm.is_over or llm.thread.silence > self.config.stuck_seconds:
             raise ApiError(503, "The engine does not answer", code=503, retry_after=10)
 
     def check_ready(self) -> None:
@@ -176,7 +179,7 @@ class Service:
             return await self.ask(Watch.measures, COUNT_SECONDS)
         return None
 
-    async def ask(self, question: Callable[[Watch], T], seconds: float = STUCK_SECONDS) -> T:
+    async def ask(self, question: Callable[[Watch], T], seconds: float = ASK_SECONDS) -> T:
         """What `question` says of the engine. Raises ApiError while there is none, or if it does not answer in time."""
         llm = self.llm
         try:

@@ -12,6 +12,7 @@ from clients import GREEDY, MODELS, Gate, reached, run, settled, through_torch, 
 from stretto import LLM, AsyncLLM, Sampling
 from stretto.core.errors import BusyError, RunError, UserError
 from stretto.llm.admission import Drop, Reader
+from stretto.llm.submission import Submission
 
 pytestmark = pytest.mark.timeout(120)  # a stream that waits for ever must not take long to be found
 
@@ -199,9 +200,53 @@ def test_one_request_too_many_is_told_when_to_come_back(llm: LLM) -> None:
             assert len(await several.generate(["a", "b", "c"], GREEDY)) == 3
 
     run(main())
-    for wrong, why in (({"max_waiting": 0}, "max_waiting is 0"), ({"draft": "none"}, "options beside an LLM: draft")):
+    bad: dict[str, dict[str, Any]] = {
+        "max_waiting is 0": {"max_waiting": 0},
+        "max_queued_tokens is 0": {"max_queued_tokens": 0},
+        "options beside an LLM: draft": {"draft": "none"},
+    }
+    for why, wrong in bad.items():
         with pytest.raises(UserError, match=why):
-            AsyncLLM(llm, **wrong)  # type: ignore[arg-type]
+            AsyncLLM(llm, **wrong)
+
+
+def test_prompts_that_are_too_long_to_wait_are_refused_and_one_alone_never_is(llm: LLM) -> None:
+    """40 tokens may wait. One prompt of 100 is served, and while it is in the queue, no other may come; those that run
+    do not count, and those that are refused leave nothing."""
+    gate = Gate(llm.engine.step)
+    llm.engine.step = gate  # type: ignore[method-assign]
+    one = Sampling(temperature=0, max_tokens=1)
+
+    def submission(size: int) -> Submission:
+        return Submission(ids=[1] * size, sampling=one)
+
+    async def main() -> None:
+        async with AsyncLLM(llm, max_queued_tokens=40) as several:
+            held = [asyncio.ensure_future(several.generate([[1] * 100], one))]
+            await reached(gate)
+            for _ in range(2):
+                with pytest.raises(BusyError, match="100 tokens of prompts are queued, and 1 more do not fit"):
+                    await several.generate([[1]], one)
+                with pytest.raises(BusyError, match="100 tokens of prompts are queued, and 2 more do not fit"):
+                    several.submit([submission(1), submission(1)])
+            assert several.num_requests == 1
+            gate.opened.set()
+            await held[0]
+            gate.reached.clear()
+            gate.opened.clear()
+            gate.free = 1
+            held = [asyncio.ensure_future(several.generate([[1] * 30], GREEDY))]
+            await reached(gate)  # its prompt was read in the first step
+            answers = several.submit([submission(20), submission(20)])
+            with pytest.raises(BusyError, match="40 tokens of prompts are queued"):
+                several.submit([submission(1)])
+            answers.drop()
+            gate.opened.set()
+            await held[0]
+            await settled(several, llm)
+            assert len(await several.generate([[1]] * 40, one)) == 40
+
+    run(main())
 
 
 def test_commands_without_end_do_not_keep_the_engine_from_running(llm: LLM) -> None:

@@ -54,8 +54,8 @@ def of_toy(one: Engine) -> KeptModel:
     known = recorded(one)
     addresses = {f"tiles.{i}": own.data.data_ptr() for i, own in enumerate(known.tiles)}
     return KeptModel(
-        known.program, known.head, known.layout, one.runner.lm.abilities, known.max_rows, known.context,
-        addresses.__getitem__, one,
+        known.program, known.head, known.layout, one.runner.lm.abilities, one.runner.lm.token_cost, known.max_rows,
+        known.context, addresses.__getitem__, one,
     )  # fmt: skip
 
 
@@ -114,6 +114,7 @@ def test_the_second_start_gives_the_answers_of_the_first(folder: Path, env: Env,
     assert (is_warm(first), is_warm(second)) == (False, True)
     assert first.program == second.program and second.program is not None and second.why_not_kept is None
     assert answers(second, sampling) == answers(first, sampling)
+    assert second.engine.runner.model.token_cost == first.engine.runner.model.token_cost
     assert second.hints == first.hints and second.tokenizer.eos_ids == first.tokenizer.eos_ids
 
 

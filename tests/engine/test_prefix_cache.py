@@ -15,7 +15,7 @@ from toy import VOCAB, finish, lively_model, nodes, plain_decode, toy_lm
 from stretto.cache.evict.lru import LRU
 from stretto.cache.evict.marconi import Marconi
 from stretto.core.drafter import Ask, Draft, Drafter, Needs, Piece, Round
-from stretto.core.policy import EvictPolicy
+from stretto.core.policy import EvictPolicy, Worth
 from stretto.core.sampling import Sampling
 from stretto.core.tree import Tree
 from stretto.engine.engine import Engine
@@ -152,6 +152,19 @@ def test_prompts_that_come_together_wait_for_the_first(some: LM) -> None:
     found = run(warm, prompts)
     assert [one[:2] for one in found] == [one[:2] for one in want]
     assert [one[2] for one in found] == [0, 192, 192, 192]
+
+
+def test_a_policy_knows_what_the_tokens_of_this_model_cost(some: LM) -> None:
+    known: list[Worth] = []
+
+    class Curious(LRU):
+        def know(self, worth: Worth) -> None:
+            known.append(worth)
+
+    layout, cost = make(some, evict=Curious()).runner.cache.pools.layout, some.token_cost
+    sizes = {"page_bytes": sum(layout.page_bytes.values()), "slot_bytes": layout.slot_bytes}
+    assert known == [Worth(per_token=cost.per_token, per_pair=cost.per_pair, **sizes)]
+    assert cost.per_token > 0
 
 
 @pytest.mark.parametrize("evict", [LRU(), Marconi(alpha=2.0)], ids=["lru", "marconi"])

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,14 @@ class Running:
         assert cache.free_blocks == cache.pools.num_pages and not engine.scheduler.waiting
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def told(path: str, response: httpx.Response) -> tuple[str, str]:
     """Kind and message of an error, which must have the form of the API that this path belongs to. Ollama's has no
     kind."""
@@ -129,6 +137,7 @@ def serving(
     key: str | None = None,
     admin_key: str | None = None,
     max_waiting: int = 64,
+    max_queued_tokens: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """A server of `llm` until the end of the block. options: fields of `Config`, of `Server` and `Lifecycle`."""
@@ -145,7 +154,8 @@ def serving(
         lifecycle = Lifecycle(service, server, listening, drain_timeout=drain_timeout)
         port, loop = listening.getsockname()[1], asyncio.get_running_loop()
         found.append(Running(llm, service, port, loop, lifecycle, key))
-        await lifecycle.run(lambda: llm, lambda _: is_ready.set(), max_waiting=max_waiting, signals=False)
+        bounds = {"max_waiting": max_waiting, "max_queued_tokens": max_queued_tokens}
+        await lifecycle.run(lambda: llm, lambda _: is_ready.set(), **bounds, signals=False)
 
     def run() -> None:
         try:

@@ -2,14 +2,12 @@
 
 import json
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from agents import says
 from scripted import ScriptedLLM
-from serving import Running
+from serving import Running, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -18,13 +16,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/chat": {"model": "toy", "messages": HELLO},
     "/api/generate": {"model": "toy", "prompt": "Hello"},
 }
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -3,14 +3,13 @@
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from scripted import ScriptedEngine, ScriptedLLM, saying
-from serving import CHAT, HELLO, Running, serving
+from serving import CHAT, HELLO, Running, serving, until
 
 from stretto.llm.admission import Drop
 
@@ -25,13 +24,6 @@ def slow(folder: Path, **options: int) -> Iterator[tuple[Running, ScriptedEngine
             yield one, llm.scripted
         finally:
             llm.scripted.gate.open()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def send(one: Running, *, stream: bool, **fields: object) -> socket.socket:

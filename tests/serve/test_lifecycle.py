@@ -67,22 +67,6 @@ def test_an_engine_that_has_ended_is_not_healthy(tmp_path: Path) -> None:
         assert one.http.get("/metrics").status_code == 200
 
 
-def test_an_engine_that_is_stuck_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = saying(tmp_path, "x")
-    with serving(llm) as one:
-        llm.scripted.gate.close()
-        thread = threading.Thread(target=lambda: one.chat(max_tokens=1))
-        thread.start()
-        while not one.service.llm.num_requests:
-            time.sleep(0.001)
-        assert one.http.get("/health").status_code == 200
-        monkeypatch.setattr("stretto.serve.service.STUCK_SECONDS", -1.0)
-        assert one.http.get("/health").status_code == 503
-        monkeypatch.undo()
-        llm.scripted.gate.open()
-        thread.join()
-
-
 def test_draining_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Path) -> None:
     llm = saying(tmp_path, "to the last word")
     with serving(llm, drain_timeout=30.0) as one:

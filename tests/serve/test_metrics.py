@@ -1,12 +1,13 @@
 """Metrics: names as vLLM has them, values as requests came and went."""
 
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scripted import saying
-from serving import CHAT, HELLO, Running, serving
+from serving import CHAT, HELLO, Running, serving, until
 
 VLLM = [
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries_total",
@@ -64,3 +65,34 @@ def test_requests_that_end_early_have_a_reason(tmp_path: Path) -> None:
         found = values(one)
     assert found["aborts_total disconnect"] == found["aborts_total timeout"] == 1
     assert found["request_rejected_total timeout"] == 1
+
+
+@pytest.mark.parametrize(("most", "status"), [(27, 429), (28, 200), (None, 200)])
+def test_prompts_that_are_too_long_to_wait_are_told_to_come_again(
+    tmp_path: Path, most: int | None, status: int
+) -> None:
+    """A prompt of 14 tokens waits for its first step; another one fits beside it, or does not."""
+    llm, found = saying(tmp_path, "Hello"), list[httpx.Response]()
+    with serving(llm, max_queued_tokens=most) as one:
+
+        def ask() -> None:
+            with httpx.Client(base_url=one.url, timeout=30) as client:
+                found.append(client.post(CHAT, json={"messages": HELLO}))
+
+        llm.scripted.gate.close()
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda n=number: one.service.llm.num_requests == n + 1 or bool(found))
+        llm.scripted.gate.open()
+        for thread in threads:
+            thread.join()
+        one.settled()
+        assert one.chat()["usage"]["prompt_tokens"] == 14
+        assert one.service.llm._admission._queued._most == (most or 8 * 128), "the cache holds 128 tokens"
+        rejected = values(one).get("request_rejected_total busy", 0)
+    assert sorted(response.status_code for response in found) == [200, status] and rejected == (status == 429)
+    if status == 429:
+        error = found[0].json()["error"]
+        assert error["code"] == "busy" and "max_queued_tokens is 27" in error["message"]
+        assert found[0].headers["retry-after"] == "1" and "x-should-retry" not in found[0].headers

@@ -19,6 +19,7 @@ from stretto.engine.policies.length.history import History
 from stretto.engine.policies.length.limit import Limit
 from stretto.engine.policies.order.fair import Fair
 from stretto.engine.policies.order.fcfs import FCFS
+from stretto.engine.policies.order.priority import Priority
 from stretto.engine.policies.order.shortest import Shortest
 from stretto.engine.scheduler import Limits, Plan, Policies
 from stretto.planner.simulator import Arrival, Life, World, simulate
@@ -193,3 +194,20 @@ def test_settings_out_of_range_are_refused(wrong: float) -> None:
     for make in (lambda: Fair(aging=wrong), lambda: Fair(output=wrong), lambda: Paced(tbt=wrong)):
         with pytest.raises(UserError, match="above 0"):
             make()
+
+
+@pytest.mark.parametrize("aging", [2.0, 5.0])
+def test_aging_bounds_how_long_a_low_priority_waits(aging: float) -> None:
+    """More requests of priority 3 come than can be served. One of priority 0 waits for those that come in the first
+    three steps of aging, and for no others; without aging it waits for all."""
+    crowd = [Arrival(at=0.3 * i, prompt=8, output=10, limit=10, priority=3) for i in range(300)]
+    low = Arrival(at=0.0, prompt=8, output=10, limit=10)
+    limits, world = Limits(max_rows=32, max_seqs=2), World(seconds=lambda plan, drafted: 0.1)
+
+    def first_token(aging: float) -> float:
+        lives = simulate([crowd[0], *crowd, low], Policies(order=Priority(aging=aging)), limits, ROOM, world)
+        return next(life.token_times[0] for life in lives if life.job.priority == 0)
+
+    before = 3 * aging / 0.3  # they are served in pairs, each in 10 steps
+    assert before / 2 - 1.1 <= first_token(aging) <= before / 2 + 1.1
+    assert first_token(1e9) >= 149
