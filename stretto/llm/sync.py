@@ -15,7 +15,7 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
-from stretto.llm.adapters import Adapters
+from stretto.llm.adapters import Adapters, with_room
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.results import Chunk, Result, Stream
@@ -59,9 +59,7 @@ class LLM:
         **changes: Any,
     ) -> None:
         started, env = time.perf_counter(), env or read_env()
-        self.settings = (
-            (settings or configure(besides=changes).settings).replace(**changes).with_loras(len(loras or ()))
-        )
+        self.settings = with_room((settings or configure(besides=changes).settings).replace(**changes), loras or {})
         source = self.settings.read_template()
         self._model, self._env, tell = model, env, note or _log.warning
         loaded = load(model, self.settings, env, progress=progress, note=note, tell=tell)
