@@ -38,6 +38,12 @@ def random_terms(shapes: Mapping[str, tuple[int, int]], rank: int = 3, seed: int
     }
 
 
+def numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A random tensor for each name, fp32, the same ones always."""
+    random = torch.Generator().manual_seed(3)
+    return {name: torch.randn(*shapes[name], generator=random) * 0.2 for name in sorted(shapes)}
+
+
 def write_peft(folder: Path, terms: Terms, more: Mapping[str, Tensor] | None = None, **config: Any) -> Path:
     """The folder, with other values in its config (`...`: without this key) and more tensors."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -237,10 +237,7 @@ class Settings(_Serving):
         check=_named(EVICTS, EvictPolicy),
     )
     max_loras: int = option(
-        "room for so many LoRA adapters at once (at least those that are named at the start); 0 = none can be loaded",
-        default=0,
-        low=0,
-        high=1024,
+        "most LoRA adapters at once, with those that are named at the start", default=0, low=0, high=1024
     )
     max_lora_rank: int = option("largest rank of an adapter", default=64, low=1, high=1024)
     threads: int | None = option(
@@ -275,13 +272,7 @@ class Settings(_Serving):
     def prefix_bytes(self) -> int:
         """`prefix_cache` as a number; 0 = none."""
         size = self.prefix_cache
-        if size == "none":
-            return 0
-        return parse_size(size, "prefix_cache") if isinstance(size, str) else size
-
-    def with_loras(self, count: int) -> "Settings":
-        """These settings, with room for at least so many adapters."""
-        return self if count <= self.max_loras else self.replace(max_loras=count)
+        return 0 if size == "none" else parse_size(size, "prefix_cache") if isinstance(size, str) else size
 
     def read_template(self) -> str | None:
         """The text of `chat_template`."""

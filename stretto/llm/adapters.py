@@ -1,11 +1,12 @@
 """`Adapters`: the LoRA adapters of an `LLM` by name, and from which files they come."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stretto.core.errors import UserError
+from stretto.core.settings import Settings
 from stretto.engine.engine import Engine
 from stretto.llm.admission import Admission
 
@@ -58,6 +59,11 @@ class Adapters:
     def install(self, name: str, adapter: "Mapping[str, Factors]") -> None:
         """The other half, in the engine's thread, between two steps."""
         self._loras.load(name, adapter)
+
+
+def with_room(settings: Settings, loras: Collection[str]) -> Settings:
+    """These settings, with room for at least so many adapters."""
+    return settings if len(loras) <= settings.max_loras else settings.replace(max_loras=len(loras))
 
 
 class AsyncAdapters:

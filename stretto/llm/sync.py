@@ -16,7 +16,7 @@ from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
 from stretto.hub.models import resolve
-from stretto.llm.adapters import Adapters
+from stretto.llm.adapters import Adapters, with_room
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.prefixes import Prefixes, Prompt
@@ -61,9 +61,7 @@ class LLM:
         **changes: Any,
     ) -> None:
         started = time.perf_counter()
-        self.settings = (
-            (settings or configure(besides=changes).settings).replace(**changes).with_loras(len(loras or ()))
-        )
+        self.settings = with_room((settings or configure(besides=changes).settings).replace(**changes), loras or {})
         source = self.settings.read_template()
         self._model, self._env, tell = model, env or read_env(), note or _log.warning
         loaded = load(model, self.settings, self._env, progress=progress, note=note, tell=tell)

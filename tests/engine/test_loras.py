@@ -1,15 +1,20 @@
 """Adapters in an engine: a batch of several gives each request what it has alone, in every mode of decoding."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import IDS, Checkpoints, tiny
 from native import team
 from test_engine import PROMPTS, Moody, options
 from test_native import tiled
 from toy import finish, nodes, plain_decode, toy_engine, toy_lm
 
 from stretto.cache.evict.lru import LRU
+from stretto.convert.convert import convert
+from stretto.convert.load import load_model
+from stretto.convert.model_file import open_model
 from stretto.core.errors import UserError
 from stretto.core.sampling import Sampling
 from stretto.engine.engine import Engine
@@ -24,7 +29,7 @@ NUM_TOKENS, RANK = 16, 3
 GREEDY = Sampling(temperature=0, max_tokens=NUM_TOKENS).resolve()
 NAMES = (None, "a", "b")
 MIXERS = {"attention": ("attention", "attention"), "hybrid": ("gated_delta", "attention", "mamba2")}
-KEYS = [(name, i) for i in range(3) for name in NAMES]
+KEYS = [(name, i) for i in range(2) for name in NAMES]
 Adapter = Mapping[str, Factors]
 
 
@@ -224,3 +229,35 @@ def test_an_engine_without_room_says_so() -> None:
     with pytest.raises(UserError, match="there is no adapter"):
         engine.add([1, 2], GREEDY, lora="a")
     assert not engine._requests
+
+
+def logprobs(engine: Engine, *loras: str | None) -> list[list[float]]:
+    """Of the tokens of one prompt, once for each of `loras`, all in one batch."""
+    sampling = Sampling(temperature=0, max_tokens=6, logprobs=0).resolve()
+    requests = [engine.add([*IDS, i], sampling, lora=lora) for i, lora in enumerate(loras)]
+    found: dict[int, list[float]] = {request.rid: [] for request in requests}
+    while not engine.is_idle:
+        for event in engine.step():
+            assert event.error is None
+            found[event.rid] += [one.logprob for one in event.logprobs]
+    return [found[request.rid] for request in requests]
+
+
+def test_quantized_weights_keep_their_bits_beside_adapters(tmp_path: Path) -> None:
+    """Without room, gate and up are one operation there; with it, they are three."""
+    source, _ = Checkpoints(tmp_path)("wide", tiny("llama") | {"intermediate_size": 64})
+    convert(source, tmp_path / "model.gguf", "gguf", "q8_0")
+
+    def engine(room: int) -> Engine:
+        lm = load_model(open_model(tmp_path / "model.gguf"), team=team())
+        table = make_room(lm, room, RANK, team().library) if room else None
+        made = Engine(lm, Sizes(context=64), threads=team(), loras=table)
+        names = made.runner.recording.operations.names if made.runner.recording is not None else []
+        assert ("gated" in names, "lora_up" in names) == (not room, bool(room))
+        for number, name in enumerate(("a", "b")[:room]):
+            made.loras.load(name, adapter(lm, number))
+        return made
+
+    alone = [logprobs(engine(2), *(None,) * i, lora)[i] for i, lora in enumerate((None, "a", "b"))]
+    assert logprobs(engine(2), None, "a", "b") == alone
+    assert logprobs(engine(0), None)[0] == alone[0] != alone[1]

@@ -278,7 +278,7 @@ class Runner {
 #ifndef FAMILIES
 #define FAMILIES                                                                                                  \
     X(vectors) X(linear) X(pointwise) X(elementwise) X(attention) X(recurrent) X(scan) X(fftconv) X(sample)       \
-    X(ahead) X(bandwidth) X(gather) X(logprobs) X(mask) X(move)
+    X(ahead) X(bandwidth) X(gather) X(logprobs) X(lora) X(mask) X(move)
 #endif
 
 #define X(family) void drive_##family(const Runner&);

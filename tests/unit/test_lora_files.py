@@ -1,5 +1,7 @@
 """Adapters from files: of every family, in both formats, against the same weights merged by transformers' modules."""
 
+import base64
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import IDS, Checkpoints, close, tiny
-from loras import Terms, linears, merged_logits, random_terms, theirs_of, write_peft
+from loras import Terms, linears, merged_logits, numbers, random_terms, theirs_of, write_peft
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stretto.convert.convert import convert
@@ -22,6 +25,7 @@ from stretto.core.plan import StepPlan
 from stretto.core.seqs import LORA, Seqs
 from stretto.models.lora import make_room
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = [family.name for family in families() if family.inside is None]
 
 
@@ -249,3 +253,12 @@ def test_other_paths_and_larger_ranks(llama: tuple[Path, Any], tmp_path: Path) -
         logits_with(file, write_gguf(tmp_path / "b.gguf", terms, **{"general.type": "model"}))
     with pytest.raises(ModelFileError, match="not supported"):
         logits_with(file, write_gguf(tmp_path / "c.gguf", terms, **{"adapter.alora.invocation_tokens": "1"}))
+
+
+def test_an_adapter_of_the_peft_package(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    """As it saved it, against the logits that its own modules computed (tests/golden/make_peft.py)."""
+    golden = json.loads((GOLDEN / "peft.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(golden["config"]))
+    save_file(numbers(golden["shapes"]), tmp_path / "adapter_model.safetensors")
+    want = torch.frombuffer(bytearray(base64.b64decode(golden["logits"])), dtype=torch.float64).view(len(IDS), -1)
+    close(logits_with(open_model(llama[0]), tmp_path), want.float())
