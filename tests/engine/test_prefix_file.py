@@ -88,11 +88,11 @@ def test_it_is_a_private_safetensors_file(saved: tuple[LLM, Path]) -> None:
 
 
 def test_every_flipped_byte_is_refused(saved: tuple[LLM, Path], tmp_path: Path) -> None:
-    """All of the header, and a sample of the rest."""
+    """A third of the header, its end, and a sample of the rest."""
     llm, path = saved
     data, bad = path.read_bytes(), tmp_path / "bad"
     header = 8 + int.from_bytes(data[:8], "little")
-    for place in (*range(header), *range(header, len(data), 9973), len(data) - 1):
+    for place in (*range(0, header, 3), *range(header - 8, len(data), 9973), len(data) - 1):
         for flip in (1, 0x2A) if data[place] == 0x20 else (1,):  # 0x2A: a line feed, which JSON takes for a space
             bad.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
             with pytest.raises(UserError):

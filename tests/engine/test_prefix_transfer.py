@@ -78,7 +78,7 @@ def transfer(lm: LM, kv: str) -> None:
     prefix = take(first, prompt)
     assert prefix.tokens == tuple(prompt)
     known = {tuple(one): list(found[0]) for one, found in zip(prompts, want, strict=True)}
-    others = [make(lm, kv=kv, **options(name, known, 5, 0, 3)) for name in ("tree oracle", "saboteur")]
+    others = [make(lm, kv=kv, **options("tree oracle", known, 5, 0, 3))]
     others.append(restarted(first, of_toy(first), policies=Policies(evict=LRU())))
     assert isinstance(others[-1].runner.cache.pools, PoolMemory)
     for warm in others:
