@@ -5,7 +5,7 @@
 Writes bench/records/claim_sarathi.json. The paper: chunked prompts beside decodes under a token budget keep the tail
 of the time between tokens low at the same throughput (2.6 times the capacity of vLLM for Mistral-7B on an A100 at
 equal tail latency). The smallest honest test: 16 texts are written while prompts of 2,000 tokens come, 1.5 s apart in
-the mean (Poisson, three seeds); prompts in one step, in pieces of 128 tokens, and paced to 50 ms. Simulated, on
+the mean (Poisson, five seeds); prompts in one step, in pieces of 128 tokens, and paced to 50 ms. Simulated, on
 recorded step times; bench/serve_load.py measures the same with real servers ("texts beside prompts").
 
 Predicted: paced pieces have a 99th percentile at least 5 times lower than prompts in one step, and at least 90% of the
@@ -23,8 +23,8 @@ from stretto.engine.policies.chunk.paced import Paced
 from stretto.engine.scheduler import Policies
 from stretto.planner.simulator import Arrival
 
-SEEDS = range(3)
-STREAMS, PROMPTS, LONG, GAP_S = 16, 24, 2000, 1.5
+SEEDS = range(5)
+STREAMS, PROMPTS, LONG, GAP_S = 16, 40, 2000, 1.5
 WAYS: dict[str, tuple[type[ChunkPolicy], int]] = {  # with the most rows of a step
     "in one step": (Aligned, 4096), "in pieces of 128": (Aligned, 128), "paced to 50 ms": (Paced, 4096),
 }  # fmt: skip

@@ -45,14 +45,17 @@ class Answer:
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
-async def complete(port: int, prompt: str | list[int], new: int, *, stop_after: int | None = None) -> Answer:
-    """Exactly `new` greedy tokens behind a prompt. Raises ServerError, also if there are fewer.
+async def complete(
+    port: int, prompt: str | list[int], new: int, *, stop_after: int | None = None, **fields: Any
+) -> Answer:
+    """Exactly `new` tokens behind a prompt, greedy if `fields` of the request do not say otherwise. Raises ServerError,
+    also if there are fewer.
 
-    stop_after: leave after so many events, as a client that disconnects.
+    stop_after: leave after so many events, as a client that disconnects: `output` is 0 then.
     """
     body = {
         "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True, "ignore_eos": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True}, **fields,
     }  # fmt: skip
     answer = Answer(time.perf_counter())
     try:
