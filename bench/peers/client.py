@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).parent
 REASON = 300  # most letters of what a system says about a failure
@@ -84,60 +84,43 @@ class Keeper:
         self._process.stdin.flush()
 
 
-class Worker:
-    """A process of its own session, so that a signal reaches its children too. Closed by `close` or a `with` block."""
+class Process:
+    """A process of its own session, so that a signal reaches its children too. Ended by `close` or a `with` block.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], name: str, keeper: Keeper) -> None:
+    What it prints goes to a log that goes with it; streams are options of Popen that say otherwise.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], name: str, keeper: Keeper, **streams: Any
+    ) -> None:
         self.name, self._keeper = name, keeper
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  for as long as the process
         self.started = time.perf_counter()
-        self._process = keeper.start(
-            with_variables(command, environment),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-        )  # fmt: skip
+        silent = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
+        self._process = keeper.start(with_variables(command, environment), text=True, **(silent | streams))
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close(gently=kind is None)
 
-    def ask(self, limit_s: float = 900.0, **request: Any) -> dict[str, Any]:
-        """The answer to one request. Raises WorkerError if there is an error, no process or no answer in time."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise WorkerError(self._ended()) from error
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(limit_s):
-                raise WorkerError(f"no answer to {request['op']!r} in {limit_s:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(self._ended())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(without_folders(" ".join(str(answer["error"]).split()))[:REASON])
-        return answer
-
-    def _ended(self) -> str:
-        code = self._process.wait(30)
-        return f"the process ended with {code}: {last_line(self._log)}"
-
-    def pause(self) -> None:
-        """Stop every thread of it."""
-        self._signal(signal.SIGSTOP)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @contextmanager
-    def turn(self) -> Iterator["Worker"]:
+    def turn(self) -> Iterator[Self]:
         """Let it run inside a `with` block; stopped again afterwards."""
         self._signal(signal.SIGCONT)
         try:
             yield self
         finally:
             self.pause()
+
+    def pause(self) -> None:
+        """Stop every thread of it."""
+        self._signal(signal.SIGSTOP)
 
     def peak_bytes(self) -> int:
         """Highest resident memory so far, files mapped into it included, summed over the processes of the session."""
@@ -169,21 +152,58 @@ class Worker:
                     yield folder
 
     def close(self, *, gently: bool = True) -> None:
-        """End it, if nobody has; gently: by asking first."""
+        """End it, if nobody has; gently: it may end by itself first."""
         if self._log.closed:
             return
         if gently:
             self._signal(signal.SIGCONT)
             with suppress(BrokenPipeError, subprocess.TimeoutExpired):
-                if self._process.stdin is not None:
-                    self._process.stdin.close()
+                self._ask_to_end()
                 self._process.wait(10)
         self._keeper.end(self._process)
         self._log.close()
 
+    def _ask_to_end(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def _ended(self) -> str:
+        code = self._process.wait(30)
+        return f"the process ended with {code}: {last_line(self._log)}"
+
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # it has ended already
             os.killpg(self._process.pid, number)
+
+
+class Worker(Process):
+    """A process that is asked one thing at a time, by lines."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], name: str, keeper: Keeper) -> None:
+        super().__init__(command, environment, name, keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, limit_s: float = 900.0, **request: Any) -> dict[str, Any]:
+        """The answer to one request. Raises WorkerError if there is an error, no process or no answer in time."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(self._ended()) from error
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(limit_s):
+                raise WorkerError(f"no answer to {request['op']!r} in {limit_s:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(self._ended())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(without_folders(" ".join(str(answer["error"]).split()))[:REASON])
+        return answer
+
+    def _ask_to_end(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def one_process(command: Sequence[str], environment: Mapping[str, str], keeper: Keeper) -> tuple[float, int]:

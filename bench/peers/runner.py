@@ -151,6 +151,7 @@ class Text:
         tokenizer = open_tokenizer(open_model(model.path))
         words = (ROOT / "LICENSE").read_text(encoding="utf-8").split()
         self.ids = tokenizer.encode(" ".join(words))
+        self.decode = tokenizer.decode
         self.again = tokenizer.encode("\n\nThe same text once more:\n\n")
         self.opening = " ".join(words[:24])
         self.opening_ids = tokenizer.encode(self.opening)

@@ -64,9 +64,9 @@ class StepTime:
         left, slope = limit - self.seconds(rows, contexts, 0.0), b + q * before
         if left <= 0:
             return -1.0
-        if not q:
-            return left / slope if slope else float("inf")
-        return (math.sqrt(slope * slope + 2 * q * left) - slope) / q
+        # of the two forms of the root the one that subtracts nothing: q may be almost 0
+        divisor = slope + math.sqrt(slope * slope + 2 * q * left)
+        return 2 * left / divisor if divisor else float("inf")
 
 
 def _dot(first: Sequence[float], second: Sequence[float]) -> float:

@@ -74,6 +74,16 @@ def test_what_is_allowed_takes_as_long_as_is_wanted(before: int) -> None:
     assert model.rows_within(0.01, rows=8, contexts=5000, before=before) < 0
 
 
+@pytest.mark.parametrize("q", [0.0, 1e-22, 1e-18, 1e-14, 1e-10])
+def test_what_is_allowed_does_not_depend_on_a_coefficient_that_is_almost_nothing(
+    q: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by bench/claims/sarathi.py: 256 tokens of a prompt where 70 were allowed."""
+    monkeypatch.setattr(StepTime, "coefficients", (A, B, G, q))
+    rows = StepTime().rows_within(0.05, rows=16, contexts=5000, before=384)
+    assert rows == pytest.approx((0.05 - A - 16 * B - G * 5000) / B, rel=1e-3)
+
+
 def gaps(lives: list[Life]) -> list[float]:
     """Seconds between the tokens of the requests that decode all the time."""
     return [b - a for life in lives[:8] for a, b in zip(life.token_times, life.token_times[1:], strict=False)]
