@@ -17,7 +17,7 @@ from stretto.core.sampling import Sampling
 from stretto.engine import abilities
 from stretto.engine.drafting import Drafting
 from stretto.engine.judges.coupled import Coupled
-from stretto.engine.output import advance
+from stretto.engine.output import advance, embed
 from stretto.engine.request import Event, How, Request, TextStream, make_request
 from stretto.engine.scheduler import Plan, Policies
 from stretto.engine.step import Outcome, run_ahead, run_one
@@ -140,7 +140,7 @@ class Engine:
         requests = [self._requests[share.job.rid] for share in plan.shares]
         for request in requests:
             request.timeline.start(now)
-        self.drafting.begin(requests)
+        self.drafting.begin([request for request in requests if request.pool is None])
         return plan
 
     def _advance(self, outcome: Outcome, events: list[Event]) -> None:
@@ -157,6 +157,10 @@ class Engine:
             events.append(event if event.finish_reason is None else self._finish(request, event))
             if event.finish_reason is not None:
                 self.drafting.forget(request.rid, keep=event.error is None)
+
+        for request in outcome.embedded:
+            self.scheduler.advance(request.job, outcome.rows[request.rid], 0)
+            events.append(self._finish(request, embed(request)))
 
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""

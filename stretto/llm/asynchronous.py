@@ -10,10 +10,11 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
 from stretto.llm.admission import Admission, Reader
 from stretto.llm.answers import Answers
+from stretto.llm.embeddings import Embeddings, Prompt
 from stretto.llm.engine_thread import EngineThread
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
-from stretto.llm.sync import LLM, Message, Prompt, as_prompts, as_samplings
+from stretto.llm.sync import LLM, Message, as_prompts, as_samplings
 from stretto.llm.watch import Watch
 
 T = TypeVar("T")
@@ -107,14 +108,11 @@ class AsyncLLM:
     ) -> list[Result]:
         """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
         many = as_prompts(prompts)
-        samplings = as_samplings(sampling, len(many))
         if len(many) > self.max_waiting:
-            raise UserError(
-                f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
-            )
-        tasks = [
-            asyncio.ensure_future(_last(self.stream(prompt, one))) for prompt, one in zip(many, samplings, strict=True)
-        ]
+            why = f"max_waiting is {self.max_waiting:,}"
+            raise UserError(f"{len(many):,} prompts", why=why, try_="fewer at a time")
+        each = zip(many, as_samplings(sampling, len(many)), strict=True)
+        tasks = [asyncio.ensure_future(_last(self.stream(prompt, one))) for prompt, one in each]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -132,6 +130,11 @@ class AsyncLLM:
     ) -> Result:
         """As `LLM.chat`."""
         return await _last(self.chat_stream(messages, sampling, tools=tools, **options))
+
+    async def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+        """As `LLM.embed`."""
+        submissions = await self.offload(lambda: self._llm.embedder.submissions(as_prompts(texts), dimensions))
+        return Embeddings.of(await self.submit(submissions).results(), dimensions)
 
     async def _iterate(
         self, encode: Callable[[], list[int]], sampling: Sampling | None, *, continues: bool

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.core.grammar import TokenMatcher
+from stretto.core.pooling import Kind
 from stretto.core.sampling import Sampling
 from stretto.text.stream import Text
 from stretto.text.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
     answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
     tokens that are not text are left out of it. matcher: of the grammar of `sampling`, for this request alone
-    (`LLM.matcher`). drafts: tokens may be drafted for it."""
+    (`LLM.matcher`). drafts: tokens may be drafted for it. pooling: it is embedded so, and nothing is sampled."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -26,6 +27,7 @@ class Submission:
     skip_special: bool = True
     matcher: TokenMatcher | None = None
     drafts: bool = True
+    pooling: Kind | None = None
 
     def text(self, tokenizer: Tokenizer) -> Text:
         """Its tokens as text."""

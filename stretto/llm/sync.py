@@ -15,6 +15,7 @@ from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings, configure
 from stretto.engine.engine import Engine
 from stretto.engine.request import Event
+from stretto.llm.embeddings import Embedder, Embeddings, Prompt
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
 from stretto.llm.results import Chunk, Result, Stream
@@ -26,7 +27,6 @@ from stretto.text.grammar import Grammars
 if TYPE_CHECKING:
     from stretto.convert.model_file import ModelFile
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One turn of a conversation in OpenAI's shape: `role` and `content`."""
 _log = logging.getLogger("stretto")
@@ -68,6 +68,7 @@ class LLM:
         approximate = approximations(self.settings, kv_is_approximate=loaded.kv_is_approximate)
         self.load_s = time.perf_counter() - started
         self._streams = Streams(loaded.engine, self.load_s, approximate)
+        self.embedder = Embedder(self.tokenizer, loaded.pooling, self.engine.runner.d_model)
 
     @cached_property
     def file(self) -> "ModelFile":
@@ -81,13 +82,9 @@ class LLM:
         """What runs the model, for loops of your own: `add`, then `engine.step` and `read`."""
         return self._streams.engine
 
-    # -- prompts ---------------------------------------------------------------------------------------------------
-
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a raw prompt; ids pass through."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        return list(prompt)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def encode_chat(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
@@ -100,8 +97,6 @@ class LLM:
         see them. `chat_ids` says when a BOS comes first.
         """
         return chat_ids(self.tokenizer, self.template, messages, tools=tools, kwargs=options)
-
-    # -- generation ------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -122,7 +117,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:
         """Continue one prompt, chunk by chunk; the last chunk carries the `Result`. Closing the iterator cancels."""
-        return self._iterate(self.encode(prompt), sampling or Sampling(), continues=True)
+        ids = self.encode(prompt)
+        return self._streams.chunks(lambda: self.add(ids, sampling or Sampling(), continues=True))
 
     def chat(
         self,
@@ -146,7 +142,13 @@ class LLM:
     ) -> Iterator[Chunk]:
         """`chat`, chunk by chunk."""
         ids = self.encode_chat(messages, tools=tools, **options)
-        return self._iterate(ids, sampling or Sampling(), continues=False)
+        return self._streams.chunks(lambda: self.add(ids, sampling or Sampling(), continues=False))
+
+    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+        """Every text (or list of token ids) as a vector of unit length. dimensions: the first so many numbers of it, of
+        unit length again."""
+        submissions = self.embedder.submissions(as_prompts(texts), dimensions)
+        return Embeddings.of(self._streams.results(map(self.submit, submissions)), dimensions)
 
     def matcher(self, sampling: Sampling) -> TokenMatcher | None:
         """What follows the grammar of one request, if there is one. Any thread may ask; it takes milliseconds as a rule
@@ -173,15 +175,13 @@ class LLM:
             tenant=one.tenant,
             space=one.space,
             drafts=one.drafts,
+            pooling=one.pooling,
         )
         return Stream(request)
 
     def read(self, stream: Stream, event: Event) -> Chunk:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
         return self._streams.read(stream, event)
-
-    def _iterate(self, ids: list[int], sampling: Sampling, *, continues: bool) -> Iterator[Chunk]:
-        yield from self._streams.chunks(self.add(ids, sampling, continues=continues))
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

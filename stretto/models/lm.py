@@ -86,6 +86,11 @@ class LM(nn.Module):
         return self.config.vocab_size
 
     @property
+    def d_model(self) -> int:
+        """Numbers of a hidden state."""
+        return self.config.d_model
+
+    @property
     def abilities(self) -> tuple[tuple[int, str, Can], ...]:
         """Of every part: the number of its layer, its name and what it can do."""
         return tuple((i, type(part).__name__, part.can) for i, part in self.parts)
