@@ -3,11 +3,15 @@ on native kernels; nobody beside them notices."""
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command import write_tiny
+from starts import TEXTS, is_warm, start
 from test_engine import options
 from test_kept import of_toy, restarted
 from test_native import tiled
@@ -15,8 +19,10 @@ from test_prefix_cache import make, text
 from toy import finish, toy_engine, toy_lm
 
 from stretto import UserError
+from stretto.convert.convert import convert
 from stretto.convert.model_file import open_model
 from stretto.convert.pooling import pooling_of
+from stretto.core.env import Env
 from stretto.core.plan import StepPlan
 from stretto.core.pooling import Kind, Pooling
 from stretto.core.sampling import Sampling
@@ -168,3 +174,24 @@ def test_folders_say_it_as_sentence_transformers_does(tmp_path: Path, config: di
     modules.append({"path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(modules))
     assert pooling_of(open_model(folder)).refused == "modules.json names a module Dense"
+
+
+def test_gguf_files_say_it_by_number(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path)
+    convert(source, tmp_path / "a.gguf", "gguf")
+    plain = open_model(tmp_path / "a.gguf")
+    key = f"{plain.metadata['general.architecture']}.pooling_type"
+    kinds = [pooling_of(replace(plain, metadata={**plain.metadata, key: n})).kind for n in range(4)]
+    assert kinds == ["last", "mean", "cls", "last"] and pooling_of(plain).kind == "last"
+
+
+def test_a_later_start_embeds_without_torch(folder: Path, env: Env) -> None:
+    """From its kept program, with the same bits."""
+    cold = start(folder, env).embed(TEXTS)
+    warm = start(folder, env)
+    assert is_warm(warm) and warm.embed(TEXTS) == cold
+    call = f"LLM({str(folder)!r}, backend='native').embed('abc')"
+    script = f"import sys\nfrom stretto import LLM\n{call}\nprint('torch' in sys.modules)"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("STRETTO_")} | {"STRETTO_CACHE": str(env.cache)}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False"], done.stderr
