@@ -7,6 +7,7 @@ from pathlib import Path
 from stretto.convert.kept import FORMAT, Wanted, files_of, stamp
 from stretto.convert.program_file import Blob, pack, program_to_plain
 from stretto.core.file_rows import FileRows
+from stretto.core.pooling import Pooling
 from stretto.kernels.linear.native import Tiles
 from stretto.kernels.native.program import Given
 from stretto.models.lm import LM
@@ -21,6 +22,7 @@ class Extras:
     """What of a model its users are told: see `Kept`."""
 
     hints: Mapping[str, float] = field(default_factory=dict)
+    pooling: Pooling = field(default_factory=Pooling)
     notes: Sequence[str] = ()
     kv_is_approximate: bool = False
 
@@ -73,7 +75,7 @@ def keep(
         "program": program_to_plain(recorded.program, blob),
         "tiles": tiles,
         "orders": [list(order) for order in orders],
-        "head": [recorded.head.num_rows, recorded.head.stride, recorded.head.vocab_size],
+        "head": list(asdict(recorded.head).values()),
         "layout": {
             "groups": [group.window for group in kept.groups],
             "arrays": [[a.group, a.layers, a.numbers, a.item_bytes, a.by_lanes] for a in kept.arrays],
@@ -93,6 +95,7 @@ def keep(
         "text": text,
         "tokenizer": blob.add(tokenizer_json.encode()),
         "hints": dict(extras.hints),
+        "pooling": [extras.pooling.kind, extras.pooling.refused],
         "notes": list(extras.notes),
         "kv_is_approximate": extras.kv_is_approximate,
     }

@@ -28,6 +28,7 @@ from stretto.core.costs import TokenCost
 from stretto.core.file_rows import FileRows
 from stretto.core.files import write_whole
 from stretto.core.pages import PageGroup
+from stretto.core.pooling import Pooling
 from stretto.kernels.native.library import Library, Team
 from stretto.kernels.native.memory import MappedFile, Memory
 from stretto.kernels.native.program import Given, Program, ProgramError
@@ -36,7 +37,7 @@ from stretto.runner.kept import KeptModel
 from stretto.runner.replay import Head
 from stretto.runner.sizes import Facts
 
-FORMAT = 2
+FORMAT = 3
 _log = logging.getLogger(__name__)
 KEEP_SECONDS = 30 * 24 * 3600  # since the last use
 OTHER_BUILDS_SECONDS = 24 * 3600  # the same for programs of other versions
@@ -68,8 +69,8 @@ class Stamp:
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A program that was found, checked, and what else a start needs. weights: of its tiles; text: the plain values of
-    `text.plain`, tokenizer_json beside them; hints: how its authors want it sampled; notes: for its user; approximate:
-    whether its format of keys and values is."""
+    `text.plain`, tokenizer_json beside them; hints: how its authors want it sampled; pooling: how its embeddings are
+    made; notes: for its user; approximate: whether its format of keys and values is."""
 
     place: Path
     model: "_Model"
@@ -77,6 +78,7 @@ class Kept:
     text: Mapping[str, Any]
     tokenizer_json: str
     hints: Mapping[str, float]
+    pooling: Pooling
     notes: Sequence[str]
     kv_is_approximate: bool
 
@@ -244,6 +246,7 @@ def _read(place: Path, wanted: Wanted, library: Library) -> Kept:
         plain["text"],
         str(part(blob, plain["tokenizer"]), "utf-8"),
         plain["hints"],
+        Pooling(*plain["pooling"]),
         plain["notes"],
         plain["kv_is_approximate"],
     )

@@ -19,13 +19,25 @@ _MARKS = {  # longest first: one mark starts with another
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ModelFileError otherwise. Bare Infinity and NaN are accepted, as writers emit them."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
-        raise ModelFileError(f"{path} is not readable JSON", why=str(problem)) from None
+    value = _json(path)
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} is not a JSON object", why=f"it holds a {type(value).__name__}")
     return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The same for a JSON list."""
+    value = _json(path)
+    if not isinstance(value, list):
+        raise ModelFileError(f"{path} is not a JSON list", why=f"it holds a {type(value).__name__}")
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+        raise ModelFileError(f"{path} is not readable JSON", why=str(problem)) from None
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -62,7 +62,7 @@ class Job:
     def likely(self) -> int:
         """Tokens that are likely still to be output: once a text is longer than expected, twice that is expected, and
         so on."""
-        likely = self.limit if self.expected is None else self.expected
+        likely = max(1, self.limit if self.expected is None else self.expected)
         while likely <= self.output:
             likely *= 2
         return min(likely, self.limit) - self.output

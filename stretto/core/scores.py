@@ -1,7 +1,7 @@
 """What a forward pass says: scores of the rows that the head was asked for, hidden states of all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,19 @@ class Scores:
         return self._logits()
 
 
+def _nothing(row: int) -> Sequence[float]:
+    raise AssertionError("this model was not asked for its hidden states")
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a forward pass gives, valid until the next one. features: per layer that was asked for, [T, D]."""
+    """What a forward pass gives, valid until the next one. features: per layer that was asked for, [T, D]. hidden: of a
+    wanted row, by its number among them, the hidden state [D] that the head was given."""
 
     scores: Scores
     features: "tuple[Tensor, ...]" = ()
+    hidden: Callable[[int], Sequence[float]] = _nothing
+
+    def select(self, order: Sequence[int]) -> "Outputs":
+        """Of these wanted rows, in this order."""
+        return replace(self, scores=self.scores.select(order), hidden=lambda row: self.hidden(order[row]))

@@ -18,7 +18,7 @@ from stretto.engine import abilities
 from stretto.engine.drafting import Drafting
 from stretto.engine.judges.coupled import Coupled
 from stretto.engine.loras import Loras
-from stretto.engine.output import advance
+from stretto.engine.output import advance, embed
 from stretto.engine.request import Event, How, Request, TextStream, make_request
 from stretto.engine.scheduler import Plan, Policies
 from stretto.engine.step import Outcome, run_ahead, run_one
@@ -67,8 +67,7 @@ class Engine:
         limits = abilities.limits(self.runner, self.judge, needs, self.drafting.extra)
         self.scheduler = make_scheduler(self.runner.cache, policies, limits, trace)
         self.notes = abilities.notes(self.runner.host_operations, self.drafting.can, drafts=drafter is not None)
-        self.eos_ids, self.clock = eos_ids, clock
-        self.loras = Loras(loras)
+        self.eos_ids, self.clock, self.loras = eos_ids, clock, Loras(loras)
         self._requests, self._next_rid = dict[int, Request](), 0
 
     def add(
@@ -148,7 +147,7 @@ class Engine:
         requests = [self._requests[share.job.rid] for share in plan.shares]
         for request in requests:
             request.timeline.start(now)
-        self.drafting.begin(requests)
+        self.drafting.begin([request for request in requests if request.pool is None])
         return plan
 
     def _advance(self, outcome: Outcome, events: list[Event]) -> None:
@@ -165,6 +164,10 @@ class Engine:
             events.append(event if event.finish_reason is None else self._finish(request, event))
             if event.finish_reason is not None:
                 self.drafting.forget(request.rid, keep=event.error is None)
+
+        for request in outcome.embedded:
+            self.scheduler.advance(request.job, outcome.rows[request.rid], 0)
+            events.append(self._finish(request, embed(request)))
 
     def _finish(self, request: Request, event: Event) -> Event:
         """The last event of a request, which gives back everything but what the drafter holds."""

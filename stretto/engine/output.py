@@ -1,4 +1,5 @@
-"""From a verdict to an event: the emitted tokens and their text, up to where the text ends."""
+"""From a verdict to an event: the emitted tokens and their text, up to where the text ends. Or from a prompt that was
+read to the event that says its embedding."""
 
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,16 @@ def advance(asked: Asked, decision: Decision, logprobs: Sequence[TokenLogprobs],
         accepted=accepted,
         rejected_ids=tuple(t for row, t in enumerate(draft.tokens, start=1) if row not in verdict.path),
     )
+
+
+def embed(request: Request) -> Event:
+    """The only event of a request whose prompt was read to be embedded."""
+    assert request.pool is not None
+    try:
+        request.embedding = request.pool.vector()
+    except UserError as why:
+        return Event(request.rid, (), "", "error", error=why)
+    return Event(request.rid, (), "", "embedded")
 
 
 def _read(request: Request, token: int) -> tuple[str, FinishReason | None]:

@@ -8,11 +8,14 @@ from typing import Literal, Protocol, TypedDict
 from stretto.core.errors import UserError
 from stretto.core.grammar import TokenMatcher
 from stretto.core.policy import Job
+from stretto.core.pooling import Kind
 from stretto.core.sampling import Noise, Sampling
 from stretto.core.seqs import LORA
 from stretto.engine.loras import Lora
+from stretto.engine.pooling import Pool
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "embedded", "cancelled", "error"]
+"""Why a request is over; embedded: its prompt was read, which is all that was asked for."""
 
 
 class TextStream(Protocol):
@@ -74,7 +77,7 @@ class Timeline:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One text being continued. Only the engine changes it."""
+    """One text being continued, or embedded. Only the engine changes it."""
 
     job: Job  # what the scheduler knows of it
     prompt: tuple[int, ...]
@@ -89,6 +92,8 @@ class Request:
     tags: Mapping[str, int] = field(default_factory=dict)
     lora: Lora | None = None  # its adapter
     may_draft: bool = True
+    pool: Pool | None = None  # its hidden states become a vector: no token is chosen
+    embedding: tuple[float, ...] | None = None  # the vector, once the prompt was read
     is_alone: bool = False  # its next token is computed without a draft beside it
     _tokens: list[int] = field(default_factory=list)
 
@@ -128,21 +133,21 @@ class Request:
     def needs_nobody(self) -> bool:
         """Whether its next tokens depend on nothing but the model and its noise."""
         s = self.sampling
-        is_free = s.logprobs is None and self.matcher is None
+        is_free = s.logprobs is None and self.matcher is None and self.pool is None
         return is_free and not (s.logit_bias or s.has_penalties or self.banned(len(self.output)))
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int, context: int) -> None:
-    """Refuse what cannot be run, before anything is allocated."""
+def check_prompt(prompt: Sequence[int], vocab_size: int, context: int, *, room: int) -> None:
+    """Refuse what cannot be run, before anything is allocated. room: tokens that must be left for the answer."""
     if not prompt:
-        raise UserError("the prompt is empty", why="a model continues at least one token", try_="a non-empty prompt")
+        raise UserError("the prompt is empty", why="a model reads at least one token", try_="a non-empty prompt")
     bad = next((t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < vocab_size), None)
     if bad is not None:
         raise UserError(f"token id {bad!r} does not exist", why=f"the vocabulary has {vocab_size} tokens")
-    if len(prompt) >= context:
+    if len(prompt) + room > context:
         raise UserError(
             f"the prompt has {len(prompt):,} tokens; the context is {context:,}",
-            why="at least one token must be left for the answer",
+            why="at least one token must be left for the answer" if room else None,
             try_="a shorter prompt, or a larger --ctx if the model was made for it",
         )
 
@@ -151,7 +156,7 @@ class How(TypedDict, total=False):
     """What else can be said of a request. child: number of this answer among those of one prompt and seed. priority,
     tenant, space: see `stretto.core.policy.Job`. tags: integers that parts of the model may ask for, such as the
     tenant of this request (`stretto.core.seqs`). drafts: tokens may be drafted for it. matcher: of the grammar of its
-    sampling, of this request alone."""
+    sampling, of this request alone. pooling: it is embedded so, and nothing is sampled."""
 
     matcher: TokenMatcher | None
     child: int
@@ -160,6 +165,7 @@ class How(TypedDict, total=False):
     space: str
     tags: Mapping[str, int] | None
     drafts: bool
+    pooling: Kind | None
 
 
 def make_request(
@@ -176,13 +182,14 @@ def make_request(
     tags: Mapping[str, int] | None = None,
     lora: Lora | None = None,
     drafts: bool = True,
+    pooling: Kind | None = None,
     eos_ids: frozenset[int],
     vocab_size: int,
     context: int,
     arrived: float,
 ) -> Request:
     """A request that can be run: everything about it is checked here. Raises UserError."""
-    check_prompt(prompt, vocab_size, context)
+    check_prompt(prompt, vocab_size, context, room=1 if pooling is None else 0)
     if sampling.stops and text is None:
         raise UserError("stop strings need a tokenizer", why="this engine was given none", try_="stop_token_ids")
     if (sampling.grammar is None) != (matcher is None):
@@ -190,7 +197,8 @@ def make_request(
     for token in (*sampling.logit_bias, *sampling.stop_token_ids):
         if token >= vocab_size:
             raise UserError(f"token id {token} does not exist", why=f"the vocabulary has {vocab_size} tokens")
-    room = context - len(prompt)
+    pool = None if pooling is None else Pool(pooling, len(prompt))
+    room = context - len(prompt) if pool is None else 0
     limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
     seed = random.SystemRandom().getrandbits(63) if sampling.seed is None else sampling.seed
     if lora is not None:
@@ -208,7 +216,9 @@ def make_request(
         matcher=matcher,
         tags=tags or {},
         lora=lora,
-        may_draft=drafts,
+        may_draft=drafts and pool is None,
+        pool=pool,
     )
-    request.job.tokens, request.job.fresh = request.tokens, sampling.prompt_logprobs is not None
+    request.job.tokens = request.tokens
+    request.job.fresh = sampling.prompt_logprobs is not None if pool is None else pool.is_of_all
     return request

@@ -11,7 +11,7 @@ from stretto.core.policy import Record
 from stretto.engine.constrained import is_forced
 from stretto.engine.decide import Asked, Decision, decide, emitted_logprobs
 from stretto.engine.drafting import Drafting
-from stretto.engine.prompts import num_scored, read_prompts
+from stretto.engine.prompts import read_prompts, rows_to_read
 from stretto.engine.request import Request, TokenLogprobs
 from stretto.engine.scheduler import Plan, Scheduler, Share, served
 from stretto.runner.runner import Rows, Runner
@@ -19,13 +19,15 @@ from stretto.runner.runner import Rows, Runner
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a plan came to, per request that was asked for a token. rows: committed, by request."""
+    """What a plan came to, per request that was asked for a token. rows: committed, by request. embedded: requests
+    whose prompt was read, which is all that they ask for."""
 
     asked: Sequence[Asked]
     decisions: Sequence[Decision]
     logprobs: Sequence[Sequence[TokenLogprobs]]
     rows: Mapping[int, int]
     num_steps: int = 1
+    embedded: Sequence[Request] = ()
 
     def record(self, plan: Plan, seconds: float) -> Record:
         """What policies learn of it."""
@@ -62,8 +64,9 @@ def run_one(
     parts = [_rows(share, one) for share, one in zip(plan.shares, verified, strict=True)]
     step = runner.pack(parts)
     outputs = runner.forward(step)
-    read_prompts(outputs.scores, plan.shares, requests, sum(part.wants for part in parts))
-    asked = [one for share, one in zip(plan.shares, verified, strict=True) if share.is_last]
+    read_prompts(outputs, plan.shares, requests, sum(part.wants for part in parts))
+    ready = [one for share, one in zip(plan.shares, verified, strict=True) if share.is_last]
+    asked = [one for one in ready if one.request.pool is None]
     decisions = decide(outputs.scores, asked, judge, drafting.needs)
     logprobs = emitted_logprobs(outputs.scores, asked, decisions)
     kept = {one.request.rid: decision.verdict.path for one, decision in zip(asked, decisions, strict=True)}
@@ -73,8 +76,9 @@ def run_one(
     for share in plan.shares:
         if not share.is_last:
             scheduler.advance(share.job, share.num_rows, 0)
-    rows = {s.job.rid: s.num_rows + len(kept[s.job.rid]) for s in plan.shares if s.is_last}
-    return Outcome(asked, decisions, logprobs, rows)
+    rows = {s.job.rid: s.num_rows + len(kept.get(s.job.rid, ())) for s in plan.shares if s.is_last}
+    embedded = [one.request for one in ready if one.request.pool is not None]
+    return Outcome(asked, decisions, logprobs, rows, embedded=embedded)
 
 
 def _rows(share: Share, one: Asked) -> Rows:
@@ -86,8 +90,8 @@ def _rows(share: Share, one: Asked) -> Rows:
         num_draft=len(one.tokens),
         tree=None if one.tree.is_chain else one.tree,
         is_step=share.is_decode,
-        wants=len(one.tree) if share.is_last else 0,
-        scored=num_scored(share, one.request),
+        wants=len(one.tree) if share.is_last and one.request.pool is None else 0,
+        scored=rows_to_read(share, one.request),
         tags=one.request.tags,
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.core.collector import collector_paused
 
 with collector_paused():
+    from stretto.llm.embeddings import Embeddings
     from stretto.llm.results import Chunk, Result, Timings, Usage
     from stretto.llm.sync import LLM
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"AsyncLLM": "asynchronous", "DTYPES": "facts", "open_tokenizer": "anew"}
 
-__all__ = ["DTYPES", "LLM", "AsyncLLM", "Chunk", "Result", "Timings", "Usage", "open_tokenizer"]
+__all__ = ["DTYPES", "LLM", "AsyncLLM", "Chunk", "Embeddings", "Result", "Timings", "Usage", "open_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from stretto.convert.keeping import Extras, keep, why_not
 from stretto.convert.kept import Wanted, place_of, save
 from stretto.convert.load import Progress, load_model, matrix_codecs
 from stretto.convert.model_file import ModelFile, open_model
+from stretto.convert.pooling import pooling_of
 from stretto.convert.show import generation_hints, ignored_hints
 from stretto.core.card import CODECS, Exactness
 from stretto.core.drafter import Target
@@ -54,7 +55,7 @@ def load_anew(
     arguments are those of `load`."""
     file = open_model(path)
     tokenizer = open_tokenizer(file)
-    hints = generation_hints(file)
+    hints, pooling = generation_hints(file), pooling_of(file)
     choice = choose(settings, matrix_codecs(file), env, team)
     threads = choice.threads
     facts = facts_of(file, settings, native=threads is not None)
@@ -88,7 +89,7 @@ def load_anew(
     sizes = replace(sizes, room=min(facts.context, ROOM))
     engine = make_engine(target, sizes, settings, path, env, loras=loras)
     kv_is_approximate = settings.kv != "auto" and CODECS.card(settings.kv).exactness is Exactness.APPROXIMATE
-    extras = Extras(hints, notes, kv_is_approximate)
+    extras = Extras(hints, pooling, notes, kv_is_approximate)
     wanted = Wanted(path, settings.kv, engine.runner.max_rows, settings.prefill)
     place, why = _keep(wanted, engine.runner, tokenizer, facts, extras, env)
     for runner in engine.drafting.drafter.runners if engine.drafting.drafter is not None and why is None else ():
@@ -96,7 +97,7 @@ def load_anew(
             if runner.model is other_lm:
                 own = facts_of(other, settings.replace(kv=sizes.kv), native=True)
                 _keep(wanted_by_drafter(other_path, target), runner, other_tokenizer, own, Extras(), env)
-    return Loaded(tokenizer, hints, choice, engine, kv_is_approximate, place, why)
+    return Loaded(tokenizer, hints, pooling, choice, engine, kv_is_approximate, place, why)
 
 
 def _keep(

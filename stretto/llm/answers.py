@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from stretto.llm.admission import Admission, Reader
-from stretto.llm.results import Chunk
+from stretto.llm.results import Chunk, Result
 
 
 class Answers:
@@ -33,6 +33,18 @@ class Answers:
             raise item
         self._left -= item.result is not None
         return number, item
+
+    async def results(self) -> list[Result]:
+        """All results, in the order of the requests. The first problem, and whatever ends the wait, ends them all."""
+        found: dict[int, Result] = {}
+        try:
+            while not self.is_over:
+                number, chunk = await self.next()
+                if chunk.result is not None:
+                    found[number] = chunk.result
+        finally:
+            self.drop()
+        return [found[number] for number in sorted(found)]
 
     def fail(self, problem: BaseException) -> None:
         """End all requests; their reader hears `problem`. In the reader's event loop."""

@@ -12,10 +12,10 @@ from stretto.core.settings import Settings
 from stretto.llm.adapters import AsyncAdapters
 from stretto.llm.admission import Admission, Reader, check_bounds
 from stretto.llm.answers import Answers
+from stretto.llm.embeddings import Embeddings
 from stretto.llm.engine_thread import EngineThread
-from stretto.llm.prefixes import Prompt
 from stretto.llm.results import Chunk, Result
-from stretto.llm.submission import Submission
+from stretto.llm.submission import Prompt, Submission
 from stretto.llm.sync import LLM, Message, as_prompts, as_samplings
 from stretto.llm.watch import Watch
 
@@ -53,7 +53,7 @@ class AsyncLLM:
         self.max_waiting = max_waiting
         self._llm = model if isinstance(model, LLM) else LLM(model, settings, **options)
         self._admission = Admission(max_waiting, self._llm.engine.clock, max_queued_tokens=max_queued_tokens)
-        self._thread = EngineThread(self._llm, self._admission)
+        self.thread = EngineThread(self._llm, self._admission)
         self.loras = AsyncAdapters(self._llm.loras, self._admission)
 
     @property
@@ -67,14 +67,9 @@ class AsyncLLM:
         return self._llm
 
     @property
-    def thread(self) -> EngineThread:
-        """The one that steps the engine: whether it comes round, and where it stands."""
-        return self._thread
-
-    @property
     def is_over(self) -> bool:
         """Whether the engine thread has ended, by `close` or by a fault."""
-        return self._thread.ended.done()
+        return self.thread.ended.done()
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Run what takes time and needs no engine (templates, tokenizers) in the threads that are there for it."""
@@ -125,17 +120,20 @@ class AsyncLLM:
     ) -> list[Result]:
         """As `LLM.generate`. If one prompt fails, the others are cancelled and its error is raised."""
         many = as_prompts(prompts)
-        samplings = as_samplings(sampling, len(many))
         if len(many) > self.max_waiting:
-            raise UserError(
-                f"{len(many):,} prompts", why=f"max_waiting is {self.max_waiting:,}", try_="fewer at a time"
-            )
-        streams = [self.stream(*one, lora=lora) for one in zip(many, samplings, strict=True)]
-        return await _all([asyncio.ensure_future(_last(stream)) for stream in streams])
+            why = f"max_waiting is {self.max_waiting:,}"
+            raise UserError(f"{len(many):,} prompts", why=why, try_="fewer at a time")
+        each = zip(many, as_samplings(sampling, len(many)), strict=True)
+        return await _all([asyncio.ensure_future(_last(self.stream(*one, lora=lora))) for one in each])
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, **options: Any) -> Result:
         """As `LLM.chat`."""
         return await _last(self.chat_stream(messages, sampling, **options))
+
+    async def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+        """As `LLM.embed`."""
+        submissions = await self.offload(lambda: self._llm.embedder.submissions(as_prompts(texts), dimensions))
+        return Embeddings.of(await self.submit(submissions).results(), dimensions)
 
     async def _iterate(
         self, encode: Callable[[], list[int]], sampling: Sampling | None, **how: Any
@@ -158,8 +156,8 @@ class AsyncLLM:
     async def close(self) -> None:
         """End the engine thread; streams that are open get a UserError. Again is fine; so is cancelling the wait."""
         self._admission.close()
-        await asyncio.shield(asyncio.wrap_future(self._thread.ended))
-        self._thread.join()
+        await asyncio.shield(asyncio.wrap_future(self.thread.ended))
+        self.thread.join()
 
     async def aclose(self) -> None:
         """`close`, under the name that `contextlib.aclosing` knows."""

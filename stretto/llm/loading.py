@@ -10,6 +10,7 @@ from stretto.convert.kept import Found, Kept, Wanted, find
 from stretto.core.card import CHUNKS, EVICTS, JUDGES, LENGTHS, ORDERS
 from stretto.core.drafter import Target
 from stretto.core.env import Env
+from stretto.core.pooling import Pooling
 from stretto.core.settings import Settings, read_draft
 from stretto.core.tree import MAX_TREE_ROWS
 from stretto.engine.engine import Engine
@@ -39,11 +40,12 @@ class _NotKept(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready. hints: how its authors want it sampled. program: where what later runs need is kept, None
-    with the reason `why_not_kept`."""
+    """A model that is ready. hints: how its authors want it sampled; pooling: how its embeddings are made. program:
+    where what later runs need is kept, None with the reason `why_not_kept`."""
 
     tokenizer: Tokenizer
     hints: Mapping[str, float]
+    pooling: Pooling
     choice: Choice
     engine: Engine
     kv_is_approximate: bool
@@ -171,4 +173,6 @@ def _load_kept(
     engine = make_engine(target, sizes, settings, path, env)
     for line in engine.notes:
         tell(line)
-    return Loaded(tokenizer, kept.hints, Choice(threads, None), engine, kept.kv_is_approximate, kept.place)
+    return Loaded(
+        tokenizer, kept.hints, kept.pooling, Choice(threads, None), engine, kept.kv_is_approximate, kept.place
+    )

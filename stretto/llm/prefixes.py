@@ -11,8 +11,7 @@ from stretto.core.errors import RunError, UserError
 from stretto.core.sampling import Sampling
 from stretto.llm.results import Stream
 from stretto.llm.streams import Streams
-
-Prompt = str | Sequence[int]
+from stretto.llm.submission import Prompt
 
 
 class Prefixes:

@@ -45,7 +45,7 @@ class Result:
 
     approximate: what may have changed the output, `prefill int8` for example; empty = exact or lossless.
     prompt_logprobs: of every token of the prompt but the first, if they were asked for. stop_string: the one that
-    ended the text, if one did.
+    ended the text, if one did. embedding: of a prompt that was embedded instead of continued, of unit length.
     """
 
     text: str
@@ -59,6 +59,7 @@ class Result:
     approximate: tuple[str, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stop_string: str | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,10 @@ class Streams:
         """How many are being read."""
         return len(self._open)
 
-    def chunks(self, stream: Stream) -> Iterator[Chunk]:
-        """One stream, chunk by chunk, to its result. Raises its error. Closing the iterator cancels the request."""
+    def chunks(self, begin: Callable[[], Stream]) -> Iterator[Chunk]:
+        """One stream, which begins when it is read, chunk by chunk to its result. Raises its error. Closing the
+        iterator cancels the request."""
+        stream = begin()
         with self._reading([stream]):
             is_over = False
             while not is_over:
@@ -117,4 +119,5 @@ class Streams:
             approximate=self._approximate,
             prompt_logprobs=tuple(request.prompt_logprobs),
             stop_string=request.text.hit if request.text is not None else None,
+            embedding=request.embedding,
         )

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from stretto.core.grammar import TokenMatcher
+from stretto.core.pooling import Kind
 from stretto.core.sampling import Sampling
 from stretto.text.stream import Text
 from stretto.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +18,8 @@ class Submission:
     """ids: of the prompt. continues: the text goes on from it, so its first space belongs to it. child: number of this
     answer among those of one prompt and seed. priority, tenant, space: see `stretto.core.policy.Job`. skip_special:
     tokens that are not text are left out of it. matcher: of the grammar of `sampling`, for this request alone
-    (`LLM.matcher`). drafts: tokens may be drafted for it. lora: name of its adapter."""
+    (`LLM.matcher`). drafts: tokens may be drafted for it. lora: name of its adapter. pooling: it is embedded so, and
+    nothing is sampled."""
 
     ids: Sequence[int]
     sampling: Sampling
@@ -28,10 +32,11 @@ class Submission:
     matcher: TokenMatcher | None = None
     drafts: bool = True
     lora: str | None = None
+    pooling: Kind | None = None
 
     def how(self) -> dict[str, Any]:
         """What the engine is told of it besides prompt, sampling and grammar."""
-        names = ("child", "priority", "tenant", "space", "drafts", "lora")
+        names = ("child", "priority", "tenant", "space", "drafts", "lora", "pooling")
         return {name: getattr(self, name) for name in names}
 
     def text(self, tokenizer: Tokenizer) -> Text:

@@ -17,12 +17,13 @@ from stretto.engine.engine import Engine
 from stretto.engine.request import Event
 from stretto.hub.models import resolve
 from stretto.llm.adapters import Adapters, with_room
+from stretto.llm.embeddings import Embedder, Embeddings
 from stretto.llm.loading import Progress, load
 from stretto.llm.options import approximations
-from stretto.llm.prefixes import Prefixes, Prompt
+from stretto.llm.prefixes import Prefixes
 from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
-from stretto.llm.submission import Submission
+from stretto.llm.submission import Prompt, Submission
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.grammar import Grammars
 
@@ -73,6 +74,7 @@ class LLM:
         self._streams = Streams(loaded.engine, self.load_s, approximate)
         self.loras = Adapters(loaded.engine, lambda: self.file, loras or {})
         self.prefixes = Prefixes(self._streams, self.encode, resolve(str(model), env=self._env), self.settings.dtype)
+        self.embedder = Embedder(self.tokenizer, loaded.pooling, self.engine.runner.d_model)
 
     @cached_property
     def file(self) -> "ModelFile":
@@ -85,8 +87,6 @@ class LLM:
     def engine(self) -> Engine:
         """What runs the model, for loops of your own: `add`, then `engine.step` and `read`."""
         return self._streams.engine
-
-    # -- prompts ---------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a raw prompt; ids pass through."""
@@ -103,8 +103,6 @@ class LLM:
         see them. `chat_ids` says when a BOS comes first.
         """
         return chat_ids(self.tokenizer, self.template, messages, tools=tools, kwargs=options)
-
-    # -- generation ------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -127,7 +125,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None, *, lora: str | None = None) -> Iterator[Chunk]:
         """Continue one prompt, chunk by chunk; the last chunk carries the `Result`. Closing the iterator cancels."""
-        return self._iterate(self.encode(prompt), sampling or Sampling(), continues=True, lora=lora)
+        ids = self.encode(prompt)
+        return self._streams.chunks(lambda: self.add(ids, sampling or Sampling(), continues=True, lora=lora))
 
     def chat(
         self,
@@ -150,7 +149,14 @@ class LLM:
         **options: Any,
     ) -> Iterator[Chunk]:
         """`chat`, chunk by chunk."""
-        return self._iterate(self.encode_chat(messages, **options), sampling or Sampling(), continues=False, lora=lora)
+        ids = self.encode_chat(messages, **options)
+        return self._streams.chunks(lambda: self.add(ids, sampling or Sampling(), continues=False, lora=lora))
+
+    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+        """Every text (or list of token ids) as a vector of unit length. dimensions: the first so many numbers of it, of
+        unit length again."""
+        submissions = self.embedder.submissions(as_prompts(texts), dimensions)
+        return Embeddings.of(self._streams.results(map(self.submit, submissions)), dimensions)
 
     def matcher(self, sampling: Sampling) -> TokenMatcher | None:
         """What follows the grammar of one request, if there is one. Any thread may ask; it takes milliseconds as a rule
@@ -179,9 +185,6 @@ class LLM:
     def read(self, stream: Stream, event: Event) -> Chunk:
         """An event of `engine.step` as the next chunk of its stream. If it failed, no result: raise `event.error`."""
         return self._streams.read(stream, event)
-
-    def _iterate(self, ids: list[int], sampling: Sampling, **how: Any) -> Iterator[Chunk]:
-        yield from self._streams.chunks(self.add(ids, sampling, **how))
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -62,7 +62,8 @@ GGUF_KEYS: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("embedding_length_out", "features_length", "token_shift_count", "full_attention_interval"), (0,)),
     **dict.fromkeys(("dense_2_feat_in", "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out"), (0,)),
     **dict.fromkeys(("decoder_block_count", "rescale_every_n_layers", "swin_norm"), _OFF),
-    **dict.fromkeys(("pooling_type", "use_parallel_residual"), _OFF),
+    "use_parallel_residual": _OFF,
+    "pooling_type": (0, 1, 2, 3),  # of embeddings (convert/pooling.py); 4 is a head that ranks texts
     # attention
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "router_logit_softcapping"), (0.0,)),
     **dict.fromkeys(("attention.max_alibi_bias", "attention.clamp_kqv", "use_alibi"), _OFF),

@@ -91,6 +91,11 @@ class LM(nn.Module):
         return self.config.vocab_size
 
     @property
+    def d_model(self) -> int:
+        """Numbers of a hidden state."""
+        return self.config.d_model
+
+    @property
     def abilities(self) -> tuple[tuple[int, str, Can], ...]:
         """Of every part: the number of its layer, its name and what it can do."""
         return tuple((i, type(part).__name__, part.can) for i, part in self.parts)
@@ -113,14 +118,8 @@ class LM(nn.Module):
     @property
     def token_cost(self) -> TokenCost:
         """Of a prompt, whose head reads one row alone. A window is taken for full."""
-        linears = [part for block in self.blocks for part in block.modules() if isinstance(part, Linear)]
-        per_token, per_pair = 2 * sum(linear.num_weights for linear in linears), 0
-        for _, part in self.parts:
-            if isinstance(part, Mixer) and part.pair_flops:
-                window = PageGroup.parse(part.state_specs[0].group).window
-                per_token += part.pair_flops * (window or 0)
-                per_pair += part.pair_flops * (window is None)
-        return TokenCost(per_token=per_token, per_pair=per_pair)
+        linears = (part for block in self.blocks for part in block.modules() if isinstance(part, Linear))
+        return _token_cost(sum(linear.num_weights for linear in linears), [part for _, part in self.parts])
 
     def tensor_caches(self, num_seqs: int, dtype: torch.dtype | None = None) -> list[TensorCache]:
         """Fresh functional caches, one per layer: tests, scoring, training with a carried state."""
@@ -172,9 +171,8 @@ class LM(nn.Module):
             first_RN = (head.weight[ids_RN].float() * step_RD.float().unsqueeze(1)).sum(-1)
             logits = logits.float()
             logits[:num_step_rows].scatter_(1, ids_RN, first_RN)
-        if self.config.logits_divider != 1.0:
-            logits = divided(logits, self.config.logits_divider)
-        cap = self.config.logits_softcap
+        divider, cap = self.config.logits_divider, self.config.logits_softcap
+        logits = logits if divider == 1.0 else divided(logits, divider)
         return logits if cap is None else cap * torch.tanh(divided(logits, cap))
 
     def forward(self, plan: StepPlan) -> Tensor:
@@ -205,6 +203,16 @@ class LM(nn.Module):
             else:
                 for name, _ in module.named_parameters(recurse=False):
                     yield f"{path}.{name}", module, name
+
+
+def _token_cost(num_weights: int, parts: Sequence[Mixer | Channel]) -> TokenCost:
+    per_token, per_pair = 2 * num_weights, 0
+    for part in parts:
+        if isinstance(part, Mixer) and part.pair_flops:
+            window = PageGroup.parse(part.state_specs[0].group).window
+            per_token += part.pair_flops * (window or 0)
+            per_pair += part.pair_flops * (window is None)
+    return TokenCost(per_token=per_token, per_pair=per_pair)
 
 
 def _blocks(config: LMConfig) -> list[Block]:

@@ -62,6 +62,11 @@ class KeptModel:
         return self.head.vocab_size
 
     @property
+    def d_model(self) -> int:
+        """Numbers of a hidden state."""
+        return self.head.d_model
+
+    @property
     def can(self) -> Can:
         """What all of its parts are able to do."""
         return functools.reduce(operator.and_, (can for _, _, can in self.abilities))

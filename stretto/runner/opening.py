@@ -42,6 +42,6 @@ def open_lm(
         with torch.inference_mode():
             h_RD, features = lm.features(plan, taps)
             logits = lm.logits(h_RD, len(h_RD))[:, :vocab_size]
-        return Outputs(Scores(lambda: logits), features)
+        return Outputs(Scores(lambda: logits), features, lambda row: h_RD[row].double().tolist())
 
     return Opened(pools, None, compute, torch.inference_mode)

@@ -21,7 +21,7 @@ from stretto.kernels.native.program import Given, Program, Regions, addresses_of
 from stretto.kernels.native.tape import Tape, as_program
 from stretto.kernels.rowwise.native import best
 from stretto.models.lm import LM
-from stretto.runner.replay import ARGMAX, LOGITS, TOP, Head, Replay
+from stretto.runner.replay import ARGMAX, HIDDEN, LOGITS, TOP, Head, Replay
 
 LORAS = "loras"
 """The buffer of a program that holds the table of its adapters."""
@@ -81,10 +81,10 @@ def record(
             regions.add(pools.address(number, layer), Given(f"pool.{number}.{layer}", one.unit_bytes))
     if lm.loras is not None and lm.loras.memory is not None:
         regions.add(lm.loras.memory.data_ptr(), Given(LORAS, lm.loras.memory.nbytes))
-    program = as_program(tape, regions, {LOGITS: logits, TOP: top, ARGMAX: argmax})
+    program = as_program(tape, regions, {LOGITS: logits, TOP: top, ARGMAX: argmax, HIDDEN: h_RD})
     hosts = [call.host for call in tape.calls if call.host is not None]
     operations = load(program, threads, regions.addresses, hosts)
-    head = Head(len(logits), logits.stride(0), vocab_size)
+    head = Head(len(logits), logits.stride(0), vocab_size, h_RD.shape[1], h_RD.stride(0))
     replay = Replay(
         operations,
         addresses_of(program, regions.addresses),

@@ -8,6 +8,7 @@ import ctypes
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from ctypes import c_float
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,21 @@ from stretto.kernels.sampling.rows import Refusals, refusals
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOGITS, TOP, ARGMAX = "logits", "top", "argmax"
-"""Outputs of a program: [rows, W] fp32, and of every row the largest fp32 and its lowest id, int32."""
+LOGITS, TOP, ARGMAX, HIDDEN = "logits", "top", "argmax", "hidden"
+"""Outputs of a program: [rows, W] fp32, of every row the largest fp32 and its lowest id, int32, and the hidden states
+that the head was given, [rows, D] fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """num_rows: room of the outputs; stride: numbers from one row of logits to the next; vocab_size: ids from here on
-    do not count."""
+    do not count. d_model, hidden_stride: numbers of a hidden state, and from one to the next."""
 
     num_rows: int
     stride: int
     vocab_size: int
+    d_model: int
+    hidden_stride: int
 
 
 class Replay:
@@ -60,6 +64,7 @@ class Replay:
     ) -> None:
         self.operations, self.head, self.scope = operations, head, scope
         self._logits, self._memory, self._features = outputs[LOGITS], memory, features
+        self._hidden_states = outputs[HIDDEN]
         self._top = (ctypes.c_float * head.num_rows).from_address(outputs[TOP])
         self._argmax = (ctypes.c_int32 * head.num_rows).from_address(outputs[ARGMAX])
         self._choose, self._advance = (call.args for call in operations.between)
@@ -75,7 +80,7 @@ class Replay:
         rows = len(plan.wanted)
         held = LogitRows(self._logits, rows, self.head.vocab_size, 4 * self.head.stride, self.operations.team)
         scores = Scores(held.tensor, self._top[:rows], self._argmax[:rows], held)
-        return Outputs(scores, self._features(plan.seqs.num_rows))
+        return Outputs(scores, self._features(plan.seqs.num_rows), self._hidden)
 
     def ahead(
         self, plan: StepPlan, how: Sequence[Draw], stops: Sequence[Collection[int]], num_steps: int
@@ -126,6 +131,11 @@ class Replay:
         arrays = array("i", [len(path) for path in paths]), array("i", rows)
         kept.num_accepted, kept.accepted_rows = (values.buffer_info()[0] for values in arrays)
         self.operations.commit()
+
+    def _hidden(self, row: int) -> Sequence[float]:
+        assert 0 <= row < self.head.num_rows
+        found = (c_float * self.head.d_model).from_address(self._hidden_states + 4 * self.head.hidden_stride * row)
+        return memoryview(found).cast("B").cast("f")
 
     def _describe(
         self, plan: StepPlan, placement: Placement, tokens: Sequence[int], slots: Sequence[Sequence[int]]

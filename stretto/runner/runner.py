@@ -37,8 +37,8 @@ class Rows:
 
     tokens: those that are certain, then `num_draft` provisional ones. tree: of all these rows; None = a chain.
     is_step: in step form, which provisional rows need; such sequences come first. wants: scores of so many rows at the
-    end. scored: scores of its first so many rows, too; they come behind those of all sequences. tags: integers that
-    parts of the model may ask for (`Seqs.tag`).
+    end. scored: scores of these of its rows, too; they come behind those of all sequences. tags: integers that parts of
+    the model may ask for (`Seqs.tag`).
     """
 
     rid: int
@@ -47,7 +47,7 @@ class Rows:
     tree: Tree | None = None
     is_step: bool = True
     wants: int = 0
-    scored: int = 0
+    scored: range = range(0)
     tags: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -110,6 +110,11 @@ class Runner:
         return self.model
 
     @property
+    def d_model(self) -> int:
+        """Numbers of a hidden state."""
+        return self.model.d_model
+
+    @property
     def host_operations(self) -> dict[str, str]:
         """Parts of the model that Python computes between native ones, and why; none where all is torch's."""
         return {} if self.recording is None else self.recording.host_operations
@@ -144,7 +149,7 @@ class Runner:
         wanted: list[int] = []
         scored: list[int] = []
         for part in parts:
-            scored += range(len(tokens), len(tokens) + part.scored)
+            scored += (len(tokens) + row for row in part.scored)
             tokens += part.tokens
             wanted += range(len(tokens) - part.wants, len(tokens))
         seqs = Seqs.of(
@@ -162,9 +167,9 @@ class Runner:
         return Step(rids, StepPlan(tokens, seqs, rows, self.cache.pack(rids, seqs)), order)
 
     def forward(self, step: Step) -> Outputs:
-        """Scores of the wanted rows, hidden states of all."""
+        """Scores of the wanted rows and what the head was given for them, hidden states of all."""
         outputs = self._compute(step.plan)
-        return outputs if step.order is None else Outputs(outputs.scores.select(step.order), outputs.features)
+        return outputs if step.order is None else outputs.select(step.order)
 
     def commit(self, step: Step, paths: Sequence[Sequence[int]]) -> None:
         """Keep the certain rows, and of the provisional ones a path per sequence: numbers of rows among its tokens."""

@@ -17,14 +17,23 @@ from stretto.serve.auth import PAGE, PAGE_FOLDER, Guard, Keys
 from stretto.serve.call import Call
 from stretto.serve.chat import chat
 from stretto.serve.completions import complete
+from stretto.serve.embeddings import embeddings
 from stretto.serve.endpoint import Post
 from stretto.serve.frame import Frame
 from stretto.serve.json import Json
 from stretto.serve.ollama import about
+from stretto.serve.ollama.embed import embed_prompt, embed_texts
 from stretto.serve.ollama.generate import chat as ollama_chat
 from stretto.serve.ollama.generate import generate
 from stretto.serve.ollama.pull import Puller
-from stretto.serve.ollama.schema import OllamaChat, OllamaGenerate, PullRequest, ShowRequest
+from stretto.serve.ollama.schema import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+    PullRequest,
+    ShowRequest,
+)
 from stretto.serve.openapi import Entry, document
 from stretto.serve.responses.route import respond
 from stretto.serve.responses.schema import ResponsesRequest
@@ -32,6 +41,7 @@ from stretto.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     LoadPrefixRequest,
     SavePrefixRequest,
     TemplateRequest,
@@ -82,9 +92,6 @@ def entries(service: Service) -> list[Entry]:
     def get(path: str, summary: str, answer: system.Answer, media_type: str = "application/json") -> Entry:
         return Entry("GET", path, summary, system.Plain(service, answer), media_type=media_type)
 
-    def post(path: str, summary: str, answer: system.Answer) -> Entry:
-        return Entry("POST", path, summary, system.Plain(service, answer))
-
     async def openapi(call: Call, scope: Scope) -> ASGIApp:
         return Json(page)
 
@@ -110,7 +117,8 @@ def entries(service: Service) -> list[Entry]:
               MessagesRequest),
         Entry("POST", "/v1/messages/count_tokens", "Tokens of a conversation of blocks",
               Post(service, CountRequest, count_tokens), CountRequest),
-        post("/v1/embeddings", "Not here yet", system.no_embeddings),
+        Entry("POST", "/v1/embeddings", "Texts as vectors", Post(service, EmbeddingRequest, embeddings),
+              EmbeddingRequest),
         get("/api/version", "Of this server", about.version),
         get("/api/tags", "What is served", about.tags),
         get("/api/ps", "What is loaded", about.running),
@@ -119,8 +127,9 @@ def entries(service: Service) -> list[Entry]:
               OllamaChat, media_type="application/x-ndjson"),
         Entry("POST", "/api/generate", "Answer a prompt, in lines", Post(service, OllamaGenerate, generate),
               OllamaGenerate, media_type="application/x-ndjson"),
-        post("/api/embed", "Not here yet", system.no_embeddings),
-        post("/api/embeddings", "Not here yet", system.no_embeddings),
+        Entry("POST", "/api/embed", "Texts as vectors", Post(service, OllamaEmbed, embed_texts), OllamaEmbed),
+        Entry("POST", "/api/embeddings", "A text as a vector", Post(service, OllamaEmbeddings, embed_prompt),
+              OllamaEmbeddings),
         Entry("POST", "/api/pull", "Fetch a model (admin key)", Post(service, PullRequest, Puller()), PullRequest,
               media_type="application/x-ndjson"),
         Entry("POST", "/admin/lora/load", "Load an adapter (admin key)",

@@ -6,22 +6,19 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from stretto.core.errors import UserError
 from stretto.engine.request import TokenLogprobs
-from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.results import Chunk, Result
 from stretto.llm.submission import Submission
 from stretto.serve.call import Call
 from stretto.serve.constraint import Place, constrain
-from stretto.serve.errors import invalid, of_problem
 from stretto.serve.json import Json
 from stretto.serve.logprobs import of_completion
+from stretto.serve.prompts import encode_text, prompts_of
 from stretto.serve.reading import Reading
 from stretto.serve.refusals import refuse_unsupported
 from stretto.serve.reply import Head, drafted, wants_usage
 from stretto.serve.sampling import sampling_of
-from stretto.serve.schema import MAX_PROMPTS, CompletionRequest
-from stretto.serve.service import Service
+from stretto.serve.schema import CompletionRequest
 from stretto.serve.stream import EventStream
 from stretto.serve.usage import about, timings, usage
 from stretto.text.tokenizer import Tokenizer
@@ -34,7 +31,7 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     service = call.service
     llm = service.model(request.model)
     refuse_unsupported(request, order=service.order)
-    prompts = [await encode_text(service, llm, prompt) for prompt in prompts_of(request)]
+    prompts = [await encode_text(service, llm, prompt) for prompt in prompts_of(request.prompt)]
     max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     skip, n = request.skip_special_tokens is not False, request.n or 1
     sampling = sampling_of(request, max_tokens=max_tokens, logprobs=request.logprobs)
@@ -64,36 +61,6 @@ async def complete(call: Call, request: CompletionRequest) -> ASGIApp:
     if len(results) == 1:
         reply["timings"] = timings(results[0])
     return Json(reply)
-
-
-def prompts_of(request: CompletionRequest) -> list[str | list[int]]:
-    """The prompts, each a text or token ids. Raises ApiError."""
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if all(isinstance(item, int) for item in prompt):
-        ids = [item for item in prompt if isinstance(item, int)]
-        if min(ids) < 0 or max(ids) >= 2**31:
-            raise invalid("prompt: a token id is out of range", "prompt")
-        return [ids]
-    found = [item for item in prompt if not isinstance(item, int)]
-    if len(found) < len(prompt) or len({type(item) for item in found}) > 1:
-        raise invalid("prompt: a text, token ids, a list of texts, or a list of lists of token ids", "prompt")
-    if len(found) > MAX_PROMPTS:
-        raise invalid(f"prompt: {len(found):,} prompts; at most {MAX_PROMPTS:,} are taken", "prompt")
-    return list(found)
-
-
-async def encode_text(service: Service, llm: AsyncLLM, prompt: str | list[int]) -> list[int]:
-    """Ids of a prompt without a template, checked. Raises ApiError."""
-    if isinstance(prompt, str):
-        service.check_text([prompt], "prompt")
-    try:
-        ids = await llm.offload(lambda: llm.llm.encode(prompt)) if isinstance(prompt, str) else prompt
-    except UserError as problem:
-        raise of_problem(problem, "prompt") or problem from None
-    service.check_ids(ids, "prompt")
-    return ids
 
 
 def _by_prompt(results: Sequence[Result], n: int) -> list[Sequence[Result]]:

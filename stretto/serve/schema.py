@@ -128,6 +128,17 @@ class CompletionRequest(Sampled, kw_only=True, frozen=True):
     suffix: str | None = None
 
 
+class EmbeddingRequest(Struct, kw_only=True, frozen=True):
+    """`/v1/embeddings`. input: as a prompt of `/v1/completions`. dimensions: the first so many numbers of a vector."""
+
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[str | int | list[Natural]], Meta(min_length=1)]
+    model: Name | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    user: Annotated[str, Meta(max_length=512)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+
+
 class TokenizeRequest(Struct, kw_only=True, frozen=True):
     """`/tokenize`, in llama.cpp's form (content) and in both of vLLM's (prompt, messages)."""
 

@@ -157,18 +157,19 @@ class Service:
                 unit="characters",
             )
 
-    def check_ids(self, ids: Sequence[int], param: str) -> None:
-        """Raise ApiError for a prompt that leaves no room for an answer, is empty, or is not of this vocabulary."""
+    def check_ids(self, ids: Sequence[int], param: str, *, room: int = 1) -> None:
+        """Raise ApiError for a prompt that leaves no room for an answer of so many tokens, is empty, or is not of this
+        vocabulary."""
         engine = self.llm.llm.engine
         if not ids:
             raise invalid(f"{param}: the prompt is empty", param)
-        if len(ids) >= self.context:
+        if len(ids) + room > self.context:
             raise TooLong(
-                f"The prompt has {len(ids):,} tokens, and the context of this model is {self.context:,}: at least one"
-                " token must be left for the answer",
+                f"The prompt has {len(ids):,} tokens, and the context of this model is {self.context:,}"
+                + (": at least one token must be left for the answer" if room else ""),
                 param,
                 have=len(ids),
-                most=self.context - 1,
+                most=self.context - room,
             )
         if (worst := max(ids)) >= engine.runner.vocab_size:
             raise invalid(f"{param}: token id {worst} does not exist", param)

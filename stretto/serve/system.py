@@ -28,11 +28,6 @@ class Plain:
         await response(scope, receive, send)
 
 
-async def no_embeddings(call: Call, scope: Scope) -> ASGIApp:
-    """Vectors of texts, which this server cannot give yet."""
-    raise ApiError(501, "Embeddings cannot be computed by this server yet", code="not_supported")
-
-
 async def health(call: Call, scope: Scope) -> ASGIApp:
     """Whether the model is there and its engine lives."""
     call.service.check_health()

@@ -74,7 +74,7 @@ KEYS: Mapping[str, Key] = {
     "ggml.add_bos_token": Key(),
     "ggml.add_space_prefix": Key(),  # in SentencePiece vocabularies; ggml's byte-level path does not look at it
     "chat_template": Key(),
-    "ggml.add_eos_token": Key(harmless="an end after the text is for training and embeddings; a prompt goes on"),
+    "ggml.add_eos_token": Key(),  # behind a text that is embedded; a prompt goes on
     "ggml.add_sep_token": Key(harmless="it stands between the two texts of a pair; a prompt is one text"),
     **dict.fromkeys(
         ("ggml.add_padding_token", "ggml.add_unknown_token", "ggml.add_mask_token"),
@@ -133,6 +133,8 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     if prefix:
         pair = (tokens[prefix[0]], prefix[0])
         inner.post_processor = processors.TemplateProcessing(single=f"{pair[0]} $A", special_tokens=[pair])
+    eos_id = roles.get("eos_token")
+    suffix = (eos_id,) if eos_id is not None and _field(metadata, "add_eos_token", bool, False) else ()
     ends = {roles[name] for name in _ENDS if name in roles}
     ends |= {_inside(i, tokens) for i in _array(metadata, "eos_token_ids", int, optional=True)}
     by_name = end_names(tokens)
@@ -145,8 +147,9 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         special_ids=special,
         verbatim_ids=frozenset(added),
         prefix=prefix,
+        suffix=suffix,
         bos_id=bos_id,
-        eos_id=roles.get("eos_token"),
+        eos_id=eos_id,
         eos_ids=eos_ids,
         special_tokens=with_eos({name: tokens[i] for name, i in roles.items()}, tokens, eos_ids),
         template_adds_bos=bool(prefix),
@@ -176,6 +179,7 @@ def gguf_fields(vocabulary: Vocabulary) -> dict[str, Any]:
         "tokenizer.ggml.token_type": [_type(vocabulary, i) for i in range(len(tokens))],
         "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in document["model"]["merges"]],
         "tokenizer.ggml.add_bos_token": bool(prefix),
+        "tokenizer.ggml.add_eos_token": True if vocabulary.suffix == (vocabulary.eos_id,) else None,
         "tokenizer.ggml.add_space_prefix": False,
         ROLES["bos_token"]: bos_id,
         "tokenizer.chat_template": vocabulary.chat_template,

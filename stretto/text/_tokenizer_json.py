@@ -48,7 +48,7 @@ def read_dir(path: Path) -> Vocabulary:
     special_names = {token.content for token in added.values() if token.special} | {*named.values(), *_declared(config)}
     special_ids = frozenset(i for i, token in added.items() if token.content in special_names)
     token_ids = {key: vocab[named[role]] for role, key in ROLES.items() if named.get(role) in vocab}
-    prefix = _prefix(inner, vocab)
+    prefix, suffix = _around(inner, vocab)
     bos_id = token_ids.get(ROLES["bos_token"], prefix[0] if len(prefix) == 1 else None)
     eos_id = token_ids.get(ROLES["eos_token"])
     eos = _ids(_optional(path / "generation_config.json").get("eos_token_id"))
@@ -63,6 +63,7 @@ def read_dir(path: Path) -> Vocabulary:
         special_ids=special_ids,
         verbatim_ids=frozenset(added) if style == "bytes" else frozenset(),
         prefix=prefix,
+        suffix=suffix,
         bos_id=bos_id,
         eos_id=eos_id,
         eos_ids=eos_ids,
@@ -125,13 +126,15 @@ def _ids(value: Any) -> list[int]:
     return [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
 
 
-def _prefix(inner: tokenizers.Tokenizer, vocab: Iterable[str]) -> tuple[int, ...]:
-    """The ids that the post-processor puts before a text: seen on the first text that is not empty in ids."""
+def _around(inner: tokenizers.Tokenizer, vocab: Iterable[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the post-processor puts before a text and behind it: seen on the first text that is not empty in
+    ids."""
     for text in chain("a0 ", vocab):
         found = inner.encode(text, add_special_tokens=True)
         if 0 in found.special_tokens_mask:
-            return tuple(found.ids[: found.special_tokens_mask.index(0)])
-    return ()
+            first, behind = found.special_tokens_mask.index(0), found.special_tokens_mask[::-1].index(0)
+            return tuple(found.ids[:first]), tuple(found.ids[len(found.ids) - behind :])
+    return (), ()
 
 
 def _decoding(decoder: Mapping[str, Any] | None) -> tuple[Style, bool]:

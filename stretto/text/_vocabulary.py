@@ -42,10 +42,10 @@ class Vocabulary:
     bytes. added_ids: tokens that are found in a text before anything else is; special_ids: those of them that are not
     text. verbatim_ids: tokens whose stored text is what they stand for, not a spelling of it.
 
-    prefix: ids that come before every text. bos_id: the one that `add_bos=True` asks for. eos_id: the end that the file
-    names first. eos_ids: all ends. special_tokens: name -> text, for chat templates. template_adds_bos: whether the BOS
-    also comes before what a chat template writes. strip_space: decoding drops the space that encoding put before the
-    first word. token_ids: GGUF key -> id, for an export.
+    prefix: ids that come before every text; suffix: behind one that is not continued. bos_id: the one that
+    `add_bos=True` asks for. eos_id: the end that the file names first. eos_ids: all ends. special_tokens: name -> text,
+    for chat templates. template_adds_bos: whether the BOS also comes before what a chat template writes. strip_space:
+    decoding drops the space that encoding put before the first word. token_ids: GGUF key -> id, for an export.
     """
 
     inner: tokenizers.Tokenizer
@@ -55,6 +55,7 @@ class Vocabulary:
     special_ids: frozenset[int]
     verbatim_ids: frozenset[int]
     prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     bos_id: int | None
     eos_id: int | None
     eos_ids: frozenset[int]

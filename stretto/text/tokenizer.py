@@ -115,8 +115,11 @@ class Tokenizer:
         """
         return self._vocabulary.template_adds_bos
 
-    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_bos: bool | None = None, parse_special: bool = True, is_whole: bool = False
+    ) -> list[int]:
         """Ids of `text`. add_bos None = as the file says. parse_special False: `<|im_end|>` in the text is plain text.
+        is_whole: the text is not continued, so what the file puts behind a text (an EOS) comes behind it.
 
         Raises UserError for text that is no Unicode (lone surrogates).
         """
@@ -125,6 +128,8 @@ class Tokenizer:
             ids: list[int] = inner.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as e:  # the library has no error of its own for this
             raise UserError("the text is not valid Unicode", why="it holds half of a surrogate pair") from e
+        if is_whole:
+            ids += self._vocabulary.suffix
         if add_bos is False:
             return ids
         bos_id = self.bos_id

@@ -206,7 +206,7 @@ def fake_model(num_blocks: int, num_slots: int, *, window: int | None = None, st
     can = Can.CAUSAL | Can.PACKED | Can.SNAPSHOT | Can.CHAIN | Can.TREE
     return FakeModel(
         program=None,  # type: ignore[arg-type]
-        head=Head(0, 0, VOCAB),
+        head=Head(0, 0, VOCAB, 0, 0),
         layout=PoolLayout(groups, tuple(arrays)),
         abilities=((0, "fake", can),),
         max_rows=0,

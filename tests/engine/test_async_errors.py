@@ -254,7 +254,7 @@ def test_commands_without_end_do_not_keep_the_engine_from_running(llm: LLM) -> N
 
     async def main() -> None:
         async with AsyncLLM(llm) as several:
-            inbox, let_go, obeyed = several._admission.inbox, several._thread._let_go, 0
+            inbox, let_go, obeyed = several._admission.inbox, several.thread._let_go, 0
 
             def again(reader: Reader) -> None:
                 nonlocal obeyed
@@ -263,7 +263,7 @@ def test_commands_without_end_do_not_keep_the_engine_from_running(llm: LLM) -> N
                 if flood:
                     inbox.put(Drop(reader))
 
-            several._thread._let_go = again  # type: ignore[method-assign]
+            several.thread._let_go = again  # type: ignore[method-assign]
             flood = True
             inbox.put(Drop(Reader(asyncio.get_running_loop())))
             assert (await several.generate("on and on", GREEDY))[0].token_ids == want

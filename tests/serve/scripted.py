@@ -19,18 +19,21 @@ from stretto.cache.ledger import Ledger, Room
 from stretto.core.errors import RunError
 from stretto.core.grammar import TokenMatcher
 from stretto.core.pages import PageGroup
+from stretto.core.pooling import Kind, Pooling
 from stretto.core.sampling import Sampling
 from stretto.core.settings import Settings
 from stretto.engine.loras import Loras
+from stretto.engine.output import embed
 from stretto.engine.request import Event, Request, TextStream, TokenLogprobs, make_request
 from stretto.llm.adapters import Adapters
+from stretto.llm.embeddings import Embedder
 from stretto.llm.streams import Streams
 from stretto.llm.sync import LLM
 from stretto.text.chat import ChatTemplate
 from stretto.text.grammar import Grammars
 from stretto.text.tokenizer import Tokenizer
 
-BOS, EOS, VOCAB = 256, 257, 258
+BOS, EOS, VOCAB, D_MODEL = 256, 257, 258, 4
 QUOTE = sorted(pre_tokenizers.ByteLevel.alphabet()).index('"')
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -118,11 +121,12 @@ class ScriptedEngine:
         tags: Mapping[str, int] | None = None,
         drafts: bool = True,
         lora: str | None = None,
+        pooling: Kind | None = None,
     ) -> Request:
         request = make_request(
             len(self.added), prompt, sampling, text, child=child, matcher=matcher, eos_ids=self.eos_ids,
             vocab_size=VOCAB, context=self.runner.sizes.context, arrived=self.clock(), priority=priority,
-            tenant=tenant, drafts=drafts,
+            tenant=tenant, drafts=drafts, pooling=pooling,
         )  # fmt: skip
         self.added.append(request)
         self.requests[request.rid] = request
@@ -155,6 +159,11 @@ class ScriptedEngine:
         if self.failing(request):
             del self.requests[request.rid]
             return Event(request.rid, (), "", "error", error=RunError("a logit is NaN", why="0x7ffe internals"))
+        if request.pool is not None:
+            request.pool.read(0, [[1.0] * D_MODEL])
+            line.finished = self.clock()
+            del self.requests[request.rid]
+            return embed(request)
         token = self._choose(request)
         line.first_token = line.first_token or self.clock()
         line.steps += 1
@@ -210,6 +219,7 @@ class ScriptedLLM(LLM):
         self.scripted = ScriptedEngine(say, context=context, max_seqs=max_seqs)
         self._streams = Streams(self.scripted, 0.0, ())  # type: ignore[arg-type]
         self.loras = Adapters(self.scripted, lambda: self.file)  # type: ignore[arg-type]
+        self.embedder = Embedder(self.tokenizer, Pooling(), D_MODEL)
 
     def ids(self, text: str) -> list[int]:
         """What must be said for this text."""

@@ -177,15 +177,6 @@ def test_what_fails_on_the_way_is_an_error_of_the_client(client: ollama.Client, 
     assert problem.value.status_code == 500
 
 
-def test_embeddings_are_refused_and_not_made_up(client: ollama.Client, agent: Running) -> None:
-    with pytest.raises(ollama.ResponseError, match="Embeddings cannot be computed") as problem:
-        client.embed("toy", "x")
-    assert problem.value.status_code == 501
-    response = agent.post("/v1/embeddings", {"model": "toy", "input": "x"})
-    assert response.status_code == 501 and response.headers["x-should-retry"] == "false"
-    assert response.json()["error"]["code"] == "not_supported"
-
-
 def test_pulling_needs_the_admin_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Aliases only, and for nobody but the operator: clients never give paths or addresses."""
     asked: list[str] = []

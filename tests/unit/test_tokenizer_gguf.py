@@ -209,6 +209,7 @@ READ: dict[str, Any] = {
     "ggml.token_type": [1] * 268,
     "ggml.merges": ["1 2", "a b"],
     "ggml.add_bos_token": True,
+    "ggml.add_eos_token": True,
     "chat_template": "T",
     **{f"ggml.{role}_token_id": 259 for role in ("bos", "eos", "unknown", "seperator", "padding", "cls", "mask")},
     **{f"ggml.{role}_token_id": 259 for role in ("eot", "eom", "prefix", "suffix", "middle")},
@@ -220,7 +221,6 @@ READ_IN_PIECES: dict[str, Any] = {
     "ggml.add_space_prefix": False,
 }
 HARMLESS: dict[str, Any] = {
-    "ggml.add_eos_token": True,
     "ggml.add_sep_token": True,
     "ggml.add_padding_token": True,
     "ggml.add_unknown_token": True,
@@ -253,6 +253,7 @@ def state(metadata: dict[str, Any]) -> tuple[Any, ...]:
     texts = ["", "ab 1234 É", "aaaa abc", "a<x></s>b"]
     return (
         [t.encode(text) for text in texts] + [t.encode(text, add_bos=True, parse_special=False) for text in texts],
+        [t.encode(text, is_whole=True) for text in texts],
         [t.decode([i]) for i in range(t.vocab_size)],
         (t.eos_ids, t.eos_id, t.special_ids, t.special_tokens, t.chat_template, t.template_adds_bos),
     )

@@ -124,13 +124,14 @@ def test_what_the_file_puts_before_a_text_is_put_there(tmp_path: Path, kind: str
     ],
     ids=["template", "roberta", "bert"],
 )
-def test_what_the_file_puts_after_a_text_is_left_out(tmp_path: Path, post: processors.PostProcessor) -> None:
-    """A prompt goes on; the end that training puts there would end it."""
+def test_what_the_file_puts_after_a_text_is_left_out_of_prompts(tmp_path: Path, post: processors.PostProcessor) -> None:
+    """A prompt goes on; the end that training puts there would end it. A text that is embedded has it."""
     inner = byte_level()
     inner.post_processor = post
     folder = save(tmp_path, inner, {"bos_token": "<s>", "eos_token": "<|im_end|>"})
     *ids, last = library(folder).encode("Hi").ids
-    assert last == 1 and Tokenizer.from_dir(folder).encode("Hi") == ids
+    found = Tokenizer.from_dir(folder)
+    assert last == 1 and found.encode("Hi") == ids and found.encode("Hi", is_whole=True) == [*ids, last]
 
 
 def test_a_bos_is_added_when_asked(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import msgspec
 from stretto.serve.asking import Asked, ask, thinking_kwargs
 from stretto.serve.body import invalid_value
 from stretto.serve.call import Call
-from stretto.serve.completions import encode_text
 from stretto.serve.constraint import Place, constrain
 from stretto.serve.errors import ApiError, invalid
 from stretto.serve.ollama.schema import MACHINE, NEUTRAL, Generating, OllamaChat, OllamaGenerate, Options, Turn
+from stretto.serve.prompts import encode_text
 from stretto.serve.refusals import refuse_unsupported
 from stretto.serve.sampling import sampling_of
 from stretto.serve.schema import ChatRequest, Message

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from stretto.core.sampling import MAX_STOPS
-from stretto.serve.schema import MAX_TOOLS, Name, Natural, Penalty, Share
+from stretto.serve.schema import MAX_TOOLS, Name, Natural, Penalty, Positive, Share
 from stretto.text.conversation import MAX_MESSAGES
 
 _MOST, _INT64 = 2**31, 2**63 - 1
 Think = bool | Annotated[str, Meta(max_length=64)]
+Given = Annotated[dict[str, Any], Meta(max_length=256)]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)]
 
 
@@ -31,7 +32,7 @@ class Generating(Struct, kw_only=True, frozen=True):
     model: Name
     stream: bool | None = None
     format: str | dict[str, Any] | None = None
-    options: Annotated[dict[str, Any], Meta(max_length=256)] | None = None
+    options: Given | None = None
     think: Think | None = None
     keep_alive: str | int | float | None = None
     # Known, and not here.
@@ -59,6 +60,26 @@ class OllamaGenerate(Generating, kw_only=True, frozen=True):
     images: list[Any] | None = None
     template: str | None = None
     context: list[int] | None = None
+
+
+class OllamaEmbed(Struct, kw_only=True, frozen=True):
+    """`/api/embed`. truncate: a text is never cut here."""
+
+    model: Name
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[str], Meta(min_length=1)]
+    truncate: bool | None = None
+    dimensions: Positive | None = None
+    options: Given | None = None
+    keep_alive: str | int | float | None = None
+
+
+class OllamaEmbeddings(Struct, kw_only=True, frozen=True):
+    """`/api/embeddings`, before there was `/api/embed`."""
+
+    model: Name
+    prompt: Annotated[str, Meta(min_length=1)]
+    options: Given | None = None
+    keep_alive: str | int | float | None = None
 
 
 class ShowRequest(Struct, kw_only=True, frozen=True):
