@@ -32,6 +32,7 @@ SOCKETS = {
     "budget": "how many tokens are drafted",
     "length": "how long an answer is expected to be",
     "evict": "what leaves the prefix cache first",
+    "route": "which replica of a server answers a request",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 

@@ -101,4 +101,7 @@ CHUNKS = Registry("chunk", "stretto.engine.policies.chunk")
 DRAFT_POLICIES = Registry("budget", "stretto.engine.policies.draft")
 LENGTHS = Registry("length", "stretto.engine.policies.length")
 EVICTS = Registry("evict", "stretto.cache.evict")
-REGISTRIES = (MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, ORDERS, VICTIMS, CHUNKS, DRAFT_POLICIES, LENGTHS, EVICTS)
+ROUTES = Registry("route", "stretto.serve.router.policies")
+REGISTRIES = (
+    MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, ORDERS, VICTIMS, CHUNKS, DRAFT_POLICIES, LENGTHS, EVICTS, ROUTES
+)  # fmt: skip

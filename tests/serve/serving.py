@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import httpx
 
 from stretto import LLM
 from stretto.serve.app import Access, make_app
-from stretto.serve.lifecycle import Lifecycle, Server
+from stretto.serve.lifecycle import Lifecycle, Server, open_service
 from stretto.serve.service import Config, Service
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -145,7 +146,8 @@ def serving(
         lifecycle = Lifecycle(service, server, listening, drain_timeout=drain_timeout)
         port, loop = listening.getsockname()[1], asyncio.get_running_loop()
         found.append(Running(llm, service, port, loop, lifecycle, key))
-        await lifecycle.run(lambda: llm, lambda _: is_ready.set(), max_waiting=max_waiting, signals=False)
+        start = partial(open_service, service, lambda: llm, lambda _: is_ready.set(), max_waiting=max_waiting)
+        await lifecycle.run(start, signals=False)
 
     def run() -> None:
         try:
