@@ -81,7 +81,8 @@ class Front:
     async def _ready(self) -> ASGIApp:
         if self.state == "draining":
             raise draining()
-        return await self._health()
+        await self._health()
+        return Json({"status": "ready"})
 
     async def _metrics(self) -> ASGIApp:
         found = await asyncio.gather(*(self._page(one) for one in self._pool.ready))
