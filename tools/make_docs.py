@@ -34,6 +34,7 @@ SOCKETS = {
     "evict": "what leaves the prefix cache first",
     "search": "how an answer is found among several texts",
     "scorer": "how good a text is",
+    "route": "which replica of a server answers a request",
 }
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 

@@ -4,18 +4,21 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._loras import read_loras
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress
+from stretto.core.card import ROUTES
 from stretto.core.collector import collector_paused
 from stretto.core.env import process_variables, read_env
 from stretto.core.errors import UserError
 from stretto.core.files import read_text
 from stretto.core.option import argument, option
 from stretto.core.settings import Configuration
+from stretto.core.spec import read_spec
 
 if TYPE_CHECKING:
     from socket import socket
@@ -29,7 +32,12 @@ EXAMPLES = (
     "stretto serve ./model.gguf --ctx 8192 --max-seqs 16 --port 0 --json",
 )
 KEY_VARIABLE, ADMIN_VARIABLE = "STRETTO_API_KEY", "STRETTO_ADMIN_KEY"
+FRONT_VARIABLE = "STRETTO_FRONT_KEY"  # set by the front process of `--replicas`, for its replicas
 LONGEST_KEY = 1024
+
+
+def _check_route(value: str, what: str) -> None:
+    read_spec(value, ROUTES, what)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +100,17 @@ class Options:
         high=86400,
     )
     exit_when_stuck: bool = option("end with status 1 then, for a supervisor to start anew", default=False)
+    replicas: int = option(
+        "processes that serve the model side by side, each with its own share of cores and cache", default=1, low=1,
+        high=256,
+    )  # fmt: skip
+    route: str = option(
+        "which replica answers: prefix goes back to the one that has read the text before, least has least to do, round"
+        " takes turns",
+        default="prefix",
+        metavar="SPEC",
+        check=_check_route,
+    )
     metrics_prefix: str = option("of the names at /metrics", default="stretto", choices=("stretto", "vllm"))
     prefix_dir: Path | None = option(
         "folder of prefixes that /admin/prefix/save writes and /admin/prefix/load reads (default: neither may)",
@@ -107,12 +126,19 @@ def run(options: Options) -> int:
     keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
     admin_keys = admin_keys_of(options, process_variables().get(ADMIN_VARIABLE, ""))
     loras = read_loras(options.lora, options.lora_dir, options.configuration.settings, model_names=names_of(options))
+    if options.replicas > 1 and (options.lora_dir or options.prefix_dir):
+        raise UserError(
+            f"{'--lora-dir' if options.lora_dir else '--prefix-dir'} with --replicas {options.replicas}",
+            why="what is loaded from it is loaded into one engine",
+            try_="one process, or adapters by --lora",
+        )
     from stretto.hub.models import resolve
 
     path = resolve(options.model, env=read_env())
     with collector_paused():
         from prometheus_client import disable_created_metrics
 
+        from stretto.cli._replicas import end_with_front, serve_replicas
         from stretto.serve.address import url_of
         from stretto.serve.log import to_stream
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -140,8 +166,14 @@ def run(options: Options) -> int:
         if options.json:
             print_json(facts)
 
+    if front_key := process_variables().get(FRONT_VARIABLE, ""):
+        access = replace(access, keys=(front_key,), admin_keys=(front_key,), behind_front=True)
+        end_with_front()
     try:
-        number = asyncio.run(_serve(options, access, listening, load, ready))
+        if options.replicas > 1:
+            number = asyncio.run(serve_replicas(options, path, access, listening, url))
+        else:
+            number = asyncio.run(_serve(options, access, listening, load, ready))
     finally:
         listening.close()
         if options.uds is not None:
@@ -215,7 +247,7 @@ def _listen(options: Options, keys: Sequence[str], admin_keys: Sequence[str]) ->
 
 async def _serve(options: Options, access: "Access", listening: "socket", load: Any, ready: Any) -> int:
     from stretto.serve.app import make_app
-    from stretto.serve.lifecycle import Lifecycle, Server
+    from stretto.serve.lifecycle import Lifecycle, Server, open_service
     from stretto.serve.service import Config, Service
 
     config = Config(
@@ -231,6 +263,7 @@ async def _serve(options: Options, access: "Access", listening: "socket", load: 
     service = Service(config)
     server = Server(make_app(service, access), max_connections=options.max_connections)
     lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
+    most, most_tokens = options.max_waiting, options.max_queued_tokens
     return await lifecycle.run(
-        load, ready, max_waiting=options.max_waiting, max_queued_tokens=options.max_queued_tokens
+        partial(open_service, service, load, ready, max_waiting=most, max_queued_tokens=most_tokens)
     )

@@ -103,7 +103,8 @@ LENGTHS = Registry("length", "stretto.engine.policies.length")
 EVICTS = Registry("evict", "stretto.cache.evict")
 SEARCHES = Registry("search", "stretto.solve.searches")
 SCORERS = Registry("scorer", "stretto.solve.scorers")
+ROUTES = Registry("route", "stretto.serve.router.policies")
 REGISTRIES = (
     MIXERS, CHANNELS, CODECS, DRAFTERS, JUDGES, ORDERS, VICTIMS, CHUNKS, DRAFT_POLICIES, LENGTHS, EVICTS, SEARCHES,
-    SCORERS,
+    SCORERS, ROUTES,
 )  # fmt: skip

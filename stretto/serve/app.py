@@ -3,7 +3,7 @@
 Frame (id, log line, problems) > CORS, if an origin is allowed > Guard (keys, Host) > the routes
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.middleware.cors import CORSMiddleware
@@ -53,12 +53,13 @@ from stretto.serve.service import Service
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """Who may ask. keys: empty = nobody is asked for one; admin_keys: for what changes this machine; loopback_only:
-    requests must name this machine; origins: of the pages that browsers may let ask."""
+    requests must name this machine; origins: of the pages that browsers may let ask; behind_front: as in `Guard`."""
 
     keys: Sequence[str] = ()
     admin_keys: Sequence[str] = ()
     loopback_only: bool = False
     origins: Sequence[str] = ()
+    behind_front: bool = False
 
 
 def make_app(service: Service, access: Access) -> ASGIApp:
@@ -68,12 +69,18 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         Route(PAGE, system.Plain(service, files.index), methods=["GET"]),
         Route(PAGE_FOLDER + "{name}", system.Plain(service, files.file), methods=["GET"]),
     ]
-    app: ASGIApp = Guard(
-        Router(routes, redirect_slashes=False),
+    return guarded(Router(routes, redirect_slashes=False), access, service.metrics.rejected)
+
+
+def guarded(app: ASGIApp, access: Access, rejected: Callable[[str], None]) -> ASGIApp:
+    """What stands around the routes of every server. rejected: hears why a request was refused."""
+    app = Guard(
+        app,
         Keys(access.keys),
         admin_keys=Keys(access.admin_keys),
         loopback_only=access.loopback_only,
         origins=access.origins,
+        behind_front=access.behind_front,
     )
     if access.origins:
         app = CORSMiddleware(
@@ -83,7 +90,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "anthropic-version"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
-    return Frame(app, service.metrics)
+    return Frame(app, rejected)
 
 
 def entries(service: Service) -> list[Entry]:

@@ -21,6 +21,8 @@ PUBLIC = frozenset({"/health", "/v1/health", "/ping", "/ready"})
 ADMIN = "/admin/", "/api/pull"
 """How paths begin that change this machine: only a key of the operator's own opens them, also where nobody else needs
 one."""
+TENANT = "x-stretto-tenant"
+"""The header in which a front process tells a replica whose request it sends on; nobody else is believed."""
 PAGE, PAGE_FOLDER = "/", "/page/"  # the web page, which is in every copy of this package
 
 
@@ -46,13 +48,21 @@ class Keys:
 
 class Guard:
     """Lets a request through, or answers 401 or 403. keys: empty = none is asked for; admin_keys: open all that keys
-    open, and `ADMIN`; loopback_only: requests must name this machine; origins: of pages that may ask."""
+    open, and `ADMIN`; loopback_only: requests must name this machine; origins: of pages that may ask; behind_front: the
+    admin is a front process, which says whose its requests are."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, *, admin_keys: Keys, loopback_only: bool, origins: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        *,
+        admin_keys: Keys,
+        loopback_only: bool,
+        origins: Collection[str] = (),
+        behind_front: bool = False,
     ) -> None:
         self._app, self._keys, self._admin_keys = app, keys, admin_keys
-        self._loopback_only, self._origins = loopback_only, frozenset(origins)
+        self._loopback_only, self._origins, self._behind_front = loopback_only, frozenset(origins), behind_front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -80,7 +90,7 @@ class Guard:
         presented = _presented(headers)
         number, admin = self._keys.whose(presented), self._admin_keys.whose(presented)
         if admin is not None:
-            return f"admin-{admin + 1}"
+            return headers.get(TENANT, "") if self._behind_front else f"admin-{admin + 1}"
         if number is None:
             message = "The API key is wrong" if presented else "An API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

@@ -2,13 +2,13 @@
 
 import re
 import secrets
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stretto.serve.errors import ApiError, fault, of_problem
 from stretto.serve.log import LOGGER, Record
-from stretto.serve.metrics import Metrics
 from stretto.serve.protocol import MAX_HEADER_BYTES
 from stretto.serve.shapes import api_of, error_response
 
@@ -17,10 +17,11 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Frame:
-    """The outermost application. An id that the client chose is kept if it is plain."""
+    """The outermost application. An id that the client chose is kept if it is plain. rejected: hears why a request was
+    refused."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, rejected: Callable[[str], None]) -> None:
+        self._app, self._rejected = app, rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,5 +57,5 @@ class Frame:
             known = fault(record.id)
         if record.status:  # the response has begun: closing the connection is all that is left to say
             return
-        self._metrics.rejected("fault" if known.status == 500 else str(known.code or known.status))
+        self._rejected("fault" if known.status == 500 else str(known.code or known.status))
         await error_response(record.path, known, record.id)(scope, receive, send)

@@ -6,11 +6,11 @@ The first SIGTERM or Ctrl-C drains: new work is refused, what runs may finish, f
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from socket import socket
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -55,10 +55,24 @@ class Server(uvicorn.Server):
         yield
 
 
+class Served(Protocol):
+    """What a server serves, as its life needs to know it."""
+
+    @property
+    def num_calls(self) -> int:
+        """Requests that are being answered."""
+
+    def drain(self) -> None:
+        """Take no new work; what runs goes on."""
+
+    async def close(self) -> None:
+        """End everything, at once. Again is fine."""
+
+
 class Lifecycle:
     """One run of a server. drain_timeout: seconds for what runs when the end begins."""
 
-    def __init__(self, service: Service, server: Server, listening: socket, *, drain_timeout: float) -> None:
+    def __init__(self, service: Served, server: Server, listening: socket, *, drain_timeout: float) -> None:
         self._service, self._server, self._socket = service, server, listening
         self._drain_timeout = drain_timeout
         self._ending, self._ending_now = asyncio.Event(), asyncio.Event()
@@ -71,38 +85,26 @@ class Lifecycle:
         self._signal = self._signal or number
         self._ending.set()
 
-    async def run(
-        self,
-        load: Callable[[], LLM],
-        ready: Callable[[LLM], None],
-        *,
-        max_waiting: int,
-        max_queued_tokens: int | None = None,
-        signals: bool = True,
-    ) -> int:
+    async def run(self, start: Callable[[ExitStack], Awaitable[None]], *, signals: bool = True) -> int:
         """Serve until a signal, or `end`, and return the number of the signal.
 
-        load: makes the model, in a thread of its own, while the server answers that it loads; what it raises ends the
-        server and is raised. ready: called with the model. max_queued_tokens: None = `QUEUE_PER_CACHE` times what the
-        cache holds.
+        start: makes ready what is served, while the server answers that it loads; what it raises ends the server and is
+        raised. What it enters is left when all is over.
         """
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         ending = asyncio.ensure_future(self._ending.wait())
         try:
-            with self._signals(signals), ExitStack() as watching:
-                loading = in_thread(load)
+            with self._signals(signals), ExitStack() as beside:
+                loading = asyncio.ensure_future(start(beside))
                 events: set[asyncio.Future[Any]] = {serving, ending, loading}
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
-                    llm = loading.result()
-                    most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
-                    several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
-                    self._service.open(several)
-                    ready(llm)
-                    watching.enter_context(Watchdog(self._service, several))  # to the end, which waits for the engine
+                    loading.result()
                     await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
+                else:
+                    loading.cancel()
                 await self._drain()
                 await self._end(serving)
         finally:
@@ -142,6 +144,25 @@ def cache_tokens(llm: LLM) -> int:
     """Tokens that its pages hold; of a model that needs none, as many as its sequences may have."""
     sizes = llm.engine.runner.sizes
     return Tally().counts(llm.engine).cache_tokens or sizes.max_seqs * sizes.context
+
+
+async def open_service(
+    service: Service,
+    load: Callable[[], LLM],
+    ready: Callable[[LLM], None],
+    beside: ExitStack,
+    *,
+    max_waiting: int,
+    max_queued_tokens: int | None = None,
+) -> None:
+    """Make the model, in a thread of its own, and open the service. ready: called with the model. max_queued_tokens:
+    None = `QUEUE_PER_CACHE` times what the cache holds."""
+    llm = await in_thread(load)
+    most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
+    several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
+    service.open(several)
+    ready(llm)
+    beside.enter_context(Watchdog(service, several))  # to the end, which waits for the engine
 
 
 def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":

@@ -5,17 +5,19 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from stretto import LLM
+from stretto.serve.address import listen_at
 from stretto.serve.app import Access, make_app
-from stretto.serve.lifecycle import Lifecycle, Server
+from stretto.serve.lifecycle import Lifecycle, Server, open_service
 from stretto.serve.service import Config, Service
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -145,21 +147,37 @@ def serving(
         keys=(key,) if key else (), admin_keys=(admin_key,) if admin_key else (), loopback_only=not key
     )
     drain_timeout, connections = options.pop("drain_timeout", 10.0), options.pop("max_connections", 512)
-    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-    is_ready, found, problems = threading.Event(), list[Running](), list[BaseException]()
+    path: Path | None = options.pop("uds", None)
+    listening = listen_at(path) if path else socket.create_server(("127.0.0.1", 0), backlog=512)
+    found = list[Running]()
 
-    async def main() -> None:
+    async def main(is_ready: Callable[[], None]) -> None:
         service = Service(Config(**{"names": ("toy",), **options}))
         server = Server(make_app(service, access), max_connections=connections)
         lifecycle = Lifecycle(service, server, listening, drain_timeout=drain_timeout)
-        port, loop = listening.getsockname()[1], asyncio.get_running_loop()
+        port, loop = 0 if path else listening.getsockname()[1], asyncio.get_running_loop()
         found.append(Running(llm, service, port, loop, lifecycle, key))
         bounds = {"max_waiting": max_waiting, "max_queued_tokens": max_queued_tokens}
-        await lifecycle.run(lambda: llm, lambda _: is_ready.set(), **bounds, signals=False)
+        start = partial(open_service, service, lambda: llm, lambda _: is_ready(), **bounds)
+        await lifecycle.run(start, signals=False)
+
+    def end() -> None:
+        for client in found[0].clients:
+            client.close()
+        found[0].loop.call_soon_threadsafe(found[0].lifecycle.end)
+
+    with beside(main, end):
+        yield found[0]
+
+
+@contextmanager
+def beside(main: Callable[[Callable[[], None]], Coroutine[Any, Any, None]], end: Callable[[], None]) -> Iterator[None]:
+    """Run `main`, which says when it is ready, in a thread of its own; `end` asks it to end with the block."""
+    is_ready, problems = threading.Event(), list[BaseException]()
 
     def run() -> None:
         try:
-            asyncio.run(main())
+            asyncio.run(main(is_ready.set))
         except BaseException as problem:
             problems.append(problem)
         finally:
@@ -168,14 +186,11 @@ def serving(
     thread = threading.Thread(target=run)
     thread.start()
     assert is_ready.wait(30) and not problems, problems
-    one = found[0]
     try:
-        yield one
+        yield
     finally:
-        for client in one.clients:
-            client.close()
         if thread.is_alive():
-            one.loop.call_soon_threadsafe(one.lifecycle.end)
+            end()
         thread.join(30)
         assert not thread.is_alive(), "the server does not end"
     assert not problems, problems
