@@ -15,6 +15,7 @@ from stretto.cache.layout import Allocated, PoolArray, PoolLayout
 from stretto.cache.placement import Placed, Placement
 from stretto.cache.sizes import PoolSizes
 from stretto.core.card import Can
+from stretto.core.costs import TokenCost
 from stretto.core.pages import PAGE_SIZE, PageGroup
 from stretto.core.plan import StepPlan
 from stretto.core.scores import Outputs, Scores
@@ -212,5 +213,6 @@ def fake_model(num_blocks: int, num_slots: int, *, window: int | None = None, st
         max_rows=0,
         context=0,
         tiles=lambda name: 0,
+        token_cost=TokenCost(per_token=1.0, per_pair=0.0),
         sizes=PoolSizes((num_blocks,) * len(groups), num_slots if states else 1),
     )

@@ -156,18 +156,9 @@ def test_what_passes_is_asked_for_again(server: Running) -> None:
 
 @contextmanager
 def counting(server: Running) -> Iterator[tuple[openai.OpenAI, list[str]]]:
-    """The real client, which does not wait, and the paths that reached the server."""
+    """The real client, which does not wait, and the paths that it asked."""
     calls: list[str] = []
-    rejected = server.service.metrics.rejected
-
-    def noted(reason: str) -> None:
-        calls.append(reason)
-        rejected(reason)
-
-    server.service.metrics.rejected = noted  # type: ignore[method-assign]
-    try:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as one:
-            one._sleep_for_retry = lambda **_: None  # type: ignore[method-assign, assignment]
-            yield one, calls
-    finally:
-        server.service.metrics.rejected = rejected  # type: ignore[method-assign]
+    http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: calls.append(request.url.path)]})
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http) as one:
+        one._sleep_for_retry = lambda **_: None  # type: ignore[method-assign, assignment]
+        yield one, calls

@@ -195,6 +195,7 @@ def test_list(cli: Run) -> None:
         "evict",
         "search",
         "scorer",
+        "route",
         "length",
         "model",
     }
