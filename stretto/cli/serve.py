@@ -2,11 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.cli._models import Place, check_size, client_names, places
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress
 from stretto.core.collector import collector_paused
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "stretto serve smollm2",
     "STRETTO_API_KEY=secret stretto serve smollm2 --host 0.0.0.0 --served-model-name small",
+    "stretto serve smollm2 ./large.gguf --models-memory 24GiB --idle-unload 300",
     "stretto serve ./model.gguf --ctx 8192 --max-seqs 16 --port 0 --json",
 )
 KEY_VARIABLE, ADMIN_VARIABLE = "STRETTO_API_KEY", "STRETTO_ADMIN_KEY"
@@ -36,6 +39,7 @@ class Options:
     """Options of `stretto serve`."""
 
     model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    more: tuple[str, ...] = argument("further models, loaded when they are asked for", default=())
     host: str = option("address to listen on; one that other machines reach needs a key", default="127.0.0.1")
     port: int = option("port to listen on, 0 for a free one", default=8000, low=0, high=65535)
     uds: Path | None = option("a Unix socket, for this user alone, in place of host and port", default=None)
@@ -55,7 +59,23 @@ class Options:
         "let pages of this origin ask, such as https://example.org; may be repeated", default=(), metavar="ORIGIN"
     )
     served_model_name: tuple[str, ...] = option(
-        "name of the model for clients; may be repeated (default: as it was given, without folders)", default=()
+        "name of the model for clients; may be repeated; of several models one each, in order (default: as it was"
+        " given, without folders)",
+        default=(),
+    )
+    models_memory: str | None = option(
+        "what all loaded models may take, weights and caches (default: of several models 90% of what is free)",
+        default=None,
+        metavar="SIZE",
+        check=check_size,
+    )
+    models_max: int | None = option("models that are loaded at a time", default=None, low=1, high=1024)
+    idle_unload: float | None = option(
+        "seconds without a request after which a model is unloaded; requests to Ollama's routes may say otherwise"
+        " (`keep_alive`)",
+        default=None,
+        low=1,
+        high=1e8,
     )
     reasoning_format: str = option(
         "auto tells the thinking of models that think from the answer; none leaves all of it in the text",
@@ -80,9 +100,8 @@ def run(options: Options) -> int:
     """Serve until a signal says not to."""
     keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
     admin_keys = admin_keys_of(options, process_variables().get(ADMIN_VARIABLE, ""))
-    from stretto.hub.models import resolve
-
-    path = resolve(options.model, env=read_env())
+    given, settings = (options.model, *options.more), options.configuration.settings
+    found, memory = places(given, options.served_model_name, settings, options.models_memory, read_env())
     with collector_paused():
         from prometheus_client import disable_created_metrics
 
@@ -94,16 +113,6 @@ def run(options: Options) -> int:
     to_stream()
     note(f"listening on {url}, loading {options.model}")
 
-    def load() -> "LLM":
-        with collector_paused(for_good=True):
-            from stretto.llm import LLM
-
-            show = progress(f"loading {options.model}")
-            try:
-                return LLM(path, options.configuration.settings, progress=show, note=note)
-            finally:
-                show(1, 1)
-
     def ready(llm: "LLM") -> None:
         facts = facts_of(llm, url, options)
         note(
@@ -114,12 +123,24 @@ def run(options: Options) -> int:
             print_json(facts)
 
     try:
-        number = asyncio.run(_serve(options, access, listening, load, ready))
+        number = asyncio.run(_serve(options, access, listening, found, memory, ready))
     finally:
         listening.close()
         if options.uds is not None:
             options.uds.unlink(missing_ok=True)
     return 128 + number if number else 0
+
+
+def _load(place: Place, *, stays: bool) -> "LLM":
+    """stays: until the process ends, as the only model does."""
+    with collector_paused(for_good=stays):
+        from stretto.llm import LLM
+
+        show = progress(f"loading {place.given}")
+        try:
+            return LLM(place.path, place.settings, progress=show, note=note)
+        finally:
+            show(1, 1)
 
 
 def keys_of(options: Options, variable: str) -> tuple[str, ...]:
@@ -151,11 +172,6 @@ def _check_keys(keys: Sequence[str]) -> None:
             raise UserError("an API key must be printable ASCII without spaces", why="clients send it in a header")
 
 
-def names_of(options: Options) -> tuple[str, ...]:
-    """Of the model, for clients: never a path of this machine."""
-    return options.served_model_name or (Path(options.model).name or "model",)
-
-
 def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
     """What `--json` prints."""
     engine = llm.engine
@@ -165,12 +181,12 @@ def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
     return {
         "url": url,
         "pid": os.getpid(),
-        "model": names_of(options)[0],
+        "model": client_names((options.model, *options.more), options.served_model_name)[0][0],
         "backend": llm.backend_choice.name,
         "context": engine.runner.sizes.context,
         "kv_tokens": counts.cache_tokens,
         "state_slots": counts.slots,
-        "settings": options.configuration.settings.as_dict(),
+        "settings": llm.settings.as_dict(),
     }
 
 
@@ -185,18 +201,35 @@ def _listen(options: Options, keys: Sequence[str], admin_keys: Sequence[str]) ->
     return listen(family, address), replace(access, admin_keys=admin_keys)
 
 
-async def _serve(options: Options, access: "Access", listening: "socket", load: Any, ready: Any) -> int:
+async def _serve(
+    options: Options,
+    access: "Access",
+    listening: "socket",
+    found: Sequence[Place],
+    memory: int | None,
+    ready: "Callable[[LLM], None]",
+) -> int:
+    from stretto.llm.asynchronous import AsyncLLM
     from stretto.serve.app import make_app
     from stretto.serve.lifecycle import Lifecycle, Server
+    from stretto.serve.models import Models
     from stretto.serve.service import Config, Service
+    from stretto.serve.slot import Limits, Slot
 
-    config = Config(
-        names=names_of(options),
-        strict=options.strict,
-        reasoning=options.reasoning_format == "auto",
-        prefix=options.metrics_prefix,
+    def slot(place: Place) -> Slot:
+        config = Config(
+            names=place.names,
+            strict=options.strict,
+            reasoning=options.reasoning_format == "auto",
+            prefix=options.metrics_prefix,
+        )
+        stays = len(found) == 1 and options.idle_unload is None
+        return Slot(Service(config), partial(_load, place, stays=stays), need=place.need, place=str(place.path))
+
+    models = Models(
+        [slot(place) for place in found],
+        Limits(memory=memory, most=options.models_max, idle=options.idle_unload),
+        wrap=partial(AsyncLLM, max_waiting=options.max_waiting),
     )
-    service = Service(config)
-    server = Server(make_app(service, access), max_connections=options.max_connections)
-    lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
-    return await lifecycle.run(load, ready, max_waiting=options.max_waiting)
+    server = Server(make_app(models, access), max_connections=options.max_connections)
+    return await Lifecycle(models, server, listening, drain_timeout=options.drain_timeout).run(ready)

@@ -18,7 +18,7 @@ from stretto.serve.errors import ApiError
 from stretto.serve.log import Record
 
 PUBLIC = frozenset({"/health", "/v1/health", "/ping", "/ready"})
-ADMIN = frozenset({"/api/pull"})
+ADMIN = frozenset({"/api/pull", "/admin/models/load", "/admin/models/unload"})
 """Paths that change this machine: only a key of the operator's own opens them, also where nobody else needs one."""
 PAGE, PAGE_FOLDER = "/", "/page/"  # the web page, which is in every copy of this package
 

@@ -5,22 +5,18 @@ The first SIGTERM or Ctrl-C drains: new work is refused, what runs may finish, f
 
 import asyncio
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from socket import socket
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.sync import LLM
+from stretto.serve.models import Models
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
-from stretto.serve.service import Service
 
-T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
 _LOOK = 0.02  # seconds between two looks at what still runs
 
@@ -55,8 +51,8 @@ class Server(uvicorn.Server):
 class Lifecycle:
     """One run of a server. drain_timeout: seconds for what runs when the end begins."""
 
-    def __init__(self, service: Service, server: Server, listening: socket, *, drain_timeout: float) -> None:
-        self._service, self._server, self._socket = service, server, listening
+    def __init__(self, models: Models, server: Server, listening: socket, *, drain_timeout: float) -> None:
+        self._models, self._server, self._socket = models, server, listening
         self._drain_timeout = drain_timeout
         self._ending, self._ending_now = asyncio.Event(), asyncio.Event()
         self._signal = 0
@@ -68,45 +64,48 @@ class Lifecycle:
         self._signal = self._signal or number
         self._ending.set()
 
-    async def run(
-        self, load: Callable[[], LLM], ready: Callable[[LLM], None], *, max_waiting: int, signals: bool = True
-    ) -> int:
+    async def run(self, ready: Callable[[LLM], None], *, signals: bool = True) -> int:
         """Serve until a signal, or `end`, and return the number of the signal.
 
-        load: makes the model, in a thread of its own, while the server answers that it loads; what it raises ends the
-        server and is raised. ready: called with the model.
+        The first model is loaded while the server answers that it loads; what that raises ends the server and is
+        raised. ready: called with the model.
         """
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         ending = asyncio.ensure_future(self._ending.wait())
+        watching = asyncio.ensure_future(self._models.watch())
         try:
             with self._signals(signals):
-                loading = in_thread(load)
+                loading = asyncio.ensure_future(self._start(ready))
                 events: set[asyncio.Future[Any]] = {serving, ending, loading}
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
-                    llm = loading.result()
-                    self._service.open(AsyncLLM(llm, max_waiting=max_waiting))
-                    ready(llm)
+                    loading.result()
                     await asyncio.wait(events - {loading}, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    loading.cancel()
                 if serving.done():
                     serving.result()
                 await self._drain()
                 await self._end(serving)
         finally:
             ending.cancel()
+            watching.cancel()
             await self._end(serving)
         return self._signal
 
+    async def _start(self, ready: Callable[[LLM], None]) -> None:
+        ready(await self._models.start())
+
     async def _end(self, serving: "asyncio.Future[None]") -> None:
         """Again is fine."""
-        await self._service.close()
+        await self._models.close()
         self._server.should_exit = True
         await serving
 
     async def _drain(self) -> None:
-        self._service.drain()
+        self._models.drain()
         until = asyncio.get_running_loop().time() + self._drain_timeout
-        while self._service.num_calls and not self._ending_now.is_set():
+        while self._models.num_calls and not self._ending_now.is_set():
             if asyncio.get_running_loop().time() >= until:
                 return
             await asyncio.sleep(_LOOK)
@@ -123,24 +122,3 @@ class Lifecycle:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
-
-
-def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run `work` in a thread that does not keep the process alive."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[T] = loop.create_future()
-
-    def settle(finish: Callable[[], None]) -> None:
-        if not found.cancelled():
-            finish()
-
-    def run() -> None:
-        try:
-            finish = partial(found.set_result, work())
-        except BaseException as problem:  # whatever it is, it is raised where the result is awaited
-            finish = partial(found.set_exception, problem)
-        with suppress(RuntimeError):  # the server ended first
-            loop.call_soon_threadsafe(settle, finish)
-
-    threading.Thread(target=run, name="stretto-work", daemon=True).start()
-    return found

@@ -1,4 +1,4 @@
-"""`Service`: a model as the routes see it, from loading to the end. One per server, used in one event loop."""
+"""`Service`: a model as the routes see it, from loading to the end. `Models` has one for each; one event loop."""
 
 import asyncio
 import time
@@ -11,7 +11,8 @@ from typing import Literal, TypeVar
 from stretto.llm.admission import Closed
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.watch import Measures, Watch
-from stretto.serve.errors import ApiError, TooLong, draining, invalid, loading
+from stretto.serve.about import About
+from stretto.serve.errors import ApiError, TooLong, draining, invalid, loading, model_not_found, unloaded
 from stretto.serve.live import Live
 from stretto.serve.log import LOGGER
 from stretto.serve.metrics import Metrics
@@ -40,17 +41,19 @@ class Config:
 
 
 class Service:
-    """The model that is served. It begins in the state "loading"; `open` makes it "ready"."""
+    """A model that is served. It begins in the state "loading"; `open` makes it "ready", `release` "unloaded", and
+    then it may be opened again. about: what it is, known since it was loaded first."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.created = config, int(time.time())
-        self.state: Literal["loading", "ready", "draining"] = "loading"
+        self.state: Literal["loading", "ready", "unloaded", "draining"] = "loading"
         self.metrics, self.live = Metrics(config.prefix, config.names[0]), Live()
         self.thinking: Tags | None = None  # around the thinking, where the model does think
         self.tags: Tags | None = None  # the same, if the thinking is told from the answer
         self.call_format: ToolFormat | None = None
         self.call_readers: CallReaders | None = None  # None: calls stay in the text, as the model writes them
         self.num_calls = 0  # whose body has come and whose response has not gone
+        self.about: About | None = None
         self._llm: AsyncLLM | None = None
 
     @property
@@ -62,10 +65,17 @@ class Service:
     def llm(self) -> AsyncLLM:
         """The model. Raises ApiError while there is none."""
         if self._llm is None:
+            if self.state == "unloaded":
+                raise unloaded(self.name)
             raise loading() if self.state == "loading" else draining()
         if self._llm.is_over and self.state == "ready":
             raise ApiError(503, "The engine has ended", code=503)
         return self._llm
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._llm is not None
 
     @property
     def context(self) -> int:
@@ -90,8 +100,17 @@ class Service:
         if self.tags is not None and not in_text(llm.llm.tokenizer, self.tags):
             LOGGER.warning("the tags of the thinking are special tokens: it stays with the answer")
             self.tags = None
-        if self.state == "loading":
+        self.about = About.of(llm.llm, thinks=self.tags is not None, calls=self.call_readers is not None)
+        if self.state != "draining":
             self.state = "ready"
+
+    async def release(self) -> None:
+        """Give the memory of the model back. Nobody may be using it."""
+        llm, self._llm = self._llm, None
+        if self.state != "draining":
+            self.state = "unloaded"
+        if llm is not None:
+            await llm.close()
 
     def drain(self) -> None:
         """Take no new work; what runs goes on."""
@@ -109,11 +128,10 @@ class Service:
         if llm.is_over or (llm.num_requests and time.monotonic() - llm.ticked > STUCK_SECONDS):
             raise ApiError(503, "The engine does not answer", code=503, retry_after=10)
 
-    def check_ready(self) -> None:
-        """Raise ApiError unless new work is taken."""
-        if self.state == "draining":
-            raise draining()
-        self.check_health()
+    def check_open(self) -> None:
+        """Raise ApiError while the server starts or drains. A model that is not loaded is no reason."""
+        if self.state in ("loading", "draining"):
+            raise loading() if self.state == "loading" else draining()
 
     def model(self, name: str | None) -> AsyncLLM:
         """The model of this name, for new work; a request without a name means the only one. Raises ApiError."""
@@ -121,7 +139,7 @@ class Service:
             raise draining()
         llm = self.llm
         if name is not None and name not in self.config.names:
-            raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
+            raise model_not_found(name)
         return llm
 
     def check_text(self, texts: Sequence[str], param: str) -> None:

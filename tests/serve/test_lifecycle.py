@@ -19,11 +19,12 @@ from scripted import saying
 from serving import CHAT, HELLO, serving
 
 from stretto.cli import main
-from stretto.cli.serve import Options, keys_of, names_of
+from stretto.cli._models import client_names
+from stretto.cli.serve import Options, keys_of
 from stretto.core.errors import RunError, UserError
 from stretto.core.settings import Configuration, Settings
 from stretto.serve.address import listen, listen_at, resolve, url_of
-from stretto.serve.lifecycle import in_thread
+from stretto.serve.threads import in_thread
 
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error", "param": None}}
 
@@ -199,9 +200,10 @@ def test_keys_come_from_flags_and_files_else_from_the_variable(tmp_path: Path) -
 
 
 def test_clients_are_never_told_a_path() -> None:
-    assert names_of(options(model="/secret/place/model.gguf")) == ("model.gguf",)
-    assert names_of(options(model="./folder/")) == ("folder",)
-    assert names_of(options(model="x", served_model_name=("a", "b"))) == ("a", "b")
+    assert client_names(["/secret/place/model.gguf"], ()) == [("model.gguf",)]
+    assert client_names(["./folder/"], ()) == [("folder",)]
+    assert client_names(["x"], ("a", "b")) == [("a", "b")]
+    assert client_names(["x", "y"], ("a", "b")) == [("a",), ("b",)]
 
 
 def test_addresses(tmp_path: Path) -> None:
@@ -224,6 +226,7 @@ def test_addresses(tmp_path: Path) -> None:
 COMMAND = """
 import atexit, sys
 from stretto.cli import main
+from stretto.cli._models import client_names
 atexit.register(lambda: print(len(sys.modules), *({"torch", "numpy", "transformers", "scipy"} & set(sys.modules))))
 sys.exit(main(["serve", *sys.argv[1:]]))
 """
