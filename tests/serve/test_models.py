@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from serving import CHAT, HELLO, Running, serving, slot_of, told
 from stretto import LLM
 from stretto.core.errors import ModelFileError
 from stretto.serve.keep_alive import seconds_of
+from stretto.serve.models import Models
 from stretto.serve.slot import Limits, Slot
 
 NAMES = ("a", "b", "c")
@@ -185,6 +186,30 @@ def test_keep_alive_of_a_request_counts_for_its_model(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_durations(given: str | float | None, seconds: float | None) -> None:
     assert seconds_of(given) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+def test_a_model_that_is_asked_for_at_the_start_waits_for_the_first_one(tmp_path: Path) -> None:
+    makers = {name: Maker(tmp_path, name) for name in "ab"}
+    makers["a"].gate.clear()
+
+    async def scene() -> list[str]:
+        models = Models([slot_of(maker, name) for name, maker in makers.items()], Limits(most=1))
+
+        async def ask() -> None:
+            async with models.use(models.find("b")) as service:
+                assert service.state == "ready"
+
+        with ExitStack() as beside:
+            starting = asyncio.ensure_future(models.start(lambda _: None, beside))
+            asking = asyncio.ensure_future(ask())
+            assert not (await asyncio.wait({asking}, timeout=0.2))[0]
+            makers["a"].gate.set()
+            await asyncio.gather(starting, asking)
+            found = [slot.status for slot in models.slots]
+            await models.close()
+        return found
+
+    assert asyncio.run(scene()) == ["unloaded", "loaded"]
 
 
 def test_waiters_share_one_load_and_a_failed_one_is_tried_again(tmp_path: Path) -> None:
