@@ -8,6 +8,7 @@ terminal.
 
 import dataclasses
 import difflib
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -89,7 +90,8 @@ def parse(options: type[T], words: Sequence[str], verb: str) -> T:
 
 
 def _positionals(wanted: Sequence[Option], words: Sequence[str], verb: str) -> dict[str, Any]:
-    if len(words) > len(wanted):
+    most = sys.maxsize if wanted and wanted[-1].repeats else len(wanted)
+    if len(words) > most:
         raise UserError(
             f"unexpected argument {words[len(wanted)]!r}",
             why=f"stretto {verb} takes {' '.join(map(title, wanted)) or 'no arguments'}",
@@ -98,7 +100,8 @@ def _positionals(wanted: Sequence[Option], words: Sequence[str], verb: str) -> d
     for one in wanted[len(words) :]:
         if one.required:
             raise UserError(f"{one.name} is missing", why=one.help, try_=f"stretto {verb} --help")
-    return {one.field: one.read([word], one.name) for one, word in zip(wanted, words, strict=False)}
+    rest = [list(words[i:]) if one.repeats else [words[i]] for i, one in enumerate(wanted[: len(words)])]
+    return {one.field: one.read(texts, one.name) for one, texts in zip(wanted, rest, strict=False)}
 
 
 def _unknown(name: str, known: Sequence[str] | dict[str, Option], verb: str) -> NoReturn:
@@ -113,7 +116,8 @@ def _unknown(name: str, known: Sequence[str] | dict[str, Option], verb: str) -> 
 def title(one: Option) -> str:
     """The left column of the help page."""
     if one.positional:
-        return one.name if one.required else f"[{one.name}]"
+        name = f"{one.name}..." if one.repeats else one.name
+        return name if one.required else f"[{name}]"
     return ", ".join(one.names) + ("" if one.kind is bool else f" {one.metavar}")
 
 

@@ -9,9 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.cli._models import bytes_of
 from stretto.cli._terminal import note, print_json
 from stretto.core.card import ROUTES
 from stretto.core.env import process_variables
+from stretto.core.errors import UserError
 from stretto.core.memory import available_memory
 from stretto.core.option import options_of
 from stretto.core.settings import Configuration, Settings
@@ -24,6 +26,23 @@ if TYPE_CHECKING:
     from stretto.serve.app import Access
 
 _SHARE = 0.9  # of the memory that is there, for all replicas together
+
+
+def check_replicas(options: "Options") -> None:
+    """Raises UserError for what only one process, with one engine or several, can do."""
+    one_engine, one_model = "it changes one engine, and each replica has its own", "replicas serve one model each"
+    flags: list[tuple[str, object, str]] = [
+        ("several models", options.more, f"{one_model}, which is loaded as long as they live"),
+        ("--models-memory", options.models_memory, one_model),
+        ("--models-max", options.models_max, one_model),
+        ("--idle-unload", options.idle_unload, "a replica without its model serves nobody"),
+        ("--lora-dir", options.lora_dir, one_engine),
+        ("--prefix-dir", options.prefix_dir, one_engine),
+    ]
+    for flag, given, why in flags:
+        if given:
+            try_ = "one process, or adapters by --lora" if flag == "--lora-dir" else "one process"
+            raise UserError(f"{flag} with --replicas {options.replicas}", why=why, try_=try_)
 
 
 async def serve_replicas(options: "Options", path: Path, access: "Access", listening: "socket", url: str) -> int:
@@ -60,7 +79,7 @@ def command(options: "Options", path: Path) -> list[str]:
     from stretto.cli.serve import names_of
 
     words = [sys.executable, "-m", "stretto", "serve", str(path), "--json", "--drain-timeout", "0"]
-    for name in names_of(options):
+    for name in names_of(options)[0]:
         words += ["--served-model-name", name]
     words += ["--reasoning-format", options.reasoning_format, "--max-waiting", str(options.max_waiting)]
     words += ["--max-connections", str(1 << 16), "--metrics-prefix", options.metrics_prefix]
@@ -85,8 +104,8 @@ def settings_of(configuration: Configuration, replicas: int, path: Path) -> list
         words += ["--threads", str(max(1, len(os.sched_getaffinity(0)) // replicas))]
     if settings.memory is None:
         # Of each replica's share, the weights and about as much as their file take no part in the cache.
-        size = path.stat().st_size if path.is_file() else sum(one.stat().st_size for one in path.glob("*.safetensors"))
-        words += ["--mem", str(max(1 << 20, int(_SHARE * available_memory() / replicas) - 2 * size))]
+        share = int(_SHARE * available_memory() / replicas)
+        words += ["--mem", str(max(1 << 20, share - 2 * bytes_of(path)))]
     return words
 
 

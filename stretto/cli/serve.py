@@ -2,13 +2,16 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stretto.cli._loras import read_loras
+from stretto.cli._models import Place, check_size, client_names, places
+from stretto.cli._replicas import check_replicas, end_with_front, serve_replicas
 from stretto.cli._settings import settings
 from stretto.cli._terminal import note, print_json, progress
 from stretto.core.card import ROUTES
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "stretto serve smollm2",
     "STRETTO_API_KEY=secret stretto serve smollm2 --host 0.0.0.0 --served-model-name small",
+    "stretto serve smollm2 ./large.gguf --models-memory 24GiB --idle-unload 300",
     "stretto serve ./model.gguf --ctx 8192 --max-seqs 16 --port 0 --json",
 )
 KEY_VARIABLE, ADMIN_VARIABLE = "STRETTO_API_KEY", "STRETTO_ADMIN_KEY"
@@ -45,6 +49,7 @@ class Options:
     """Options of `stretto serve`."""
 
     model: str = argument("an alias such as smollm2, a .gguf file or a checkpoint directory")
+    more: tuple[str, ...] = argument("further models, loaded when they are asked for", default=())
     host: str = option("address to listen on; one that other machines reach needs a key", default="127.0.0.1")
     port: int = option("port to listen on, 0 for a free one", default=8000, low=0, high=65535)
     uds: Path | None = option("a Unix socket, for this user alone, in place of host and port", default=None)
@@ -64,7 +69,23 @@ class Options:
         "let pages of this origin ask, such as https://example.org; may be repeated", default=(), metavar="ORIGIN"
     )
     served_model_name: tuple[str, ...] = option(
-        "name of the model for clients; may be repeated (default: as it was given, without folders)", default=()
+        "name of the model for clients; may be repeated; of several models one each, in order (default: as it was"
+        " given, without folders)",
+        default=(),
+    )
+    models_memory: str | None = option(
+        "what all loaded models may take, weights and caches (default: of several models 90% of what is free)",
+        default=None,
+        metavar="SIZE",
+        check=check_size,
+    )
+    models_max: int | None = option("models that are loaded at a time", default=None, low=1, high=1024)
+    idle_unload: float | None = option(
+        "seconds without a request after which a model is unloaded; requests to Ollama's routes may say otherwise"
+        " (`keep_alive`)",
+        default=None,
+        low=1,
+        high=1e8,
     )
     lora: tuple[str, ...] = option(
         "an adapter to load, which is a model of this name to clients; may be repeated", default=(), metavar="NAME=PATH"
@@ -125,20 +146,14 @@ def run(options: Options) -> int:
     """Serve until a signal says not to."""
     keys = keys_of(options, process_variables().get(KEY_VARIABLE, ""))
     admin_keys = admin_keys_of(options, process_variables().get(ADMIN_VARIABLE, ""))
-    loras = read_loras(options.lora, options.lora_dir, options.configuration.settings, model_names=names_of(options))
-    if options.replicas > 1 and (options.lora_dir or options.prefix_dir):
-        raise UserError(
-            f"{'--lora-dir' if options.lora_dir else '--prefix-dir'} with --replicas {options.replicas}",
-            why="what is loaded from it is loaded into one engine",
-            try_="one process, or adapters by --lora",
-        )
-    from stretto.hub.models import resolve
-
-    path = resolve(options.model, env=read_env())
+    given, names, settings = (options.model, *options.more), names_of(options), options.configuration.settings
+    loras = read_loras(options.lora, options.lora_dir, settings, model_names=list(chain.from_iterable(names)))
+    if options.replicas > 1:
+        check_replicas(options)
+    found, memory = places(given, names, settings, options.models_memory, read_env())
     with collector_paused():
         from prometheus_client import disable_created_metrics
 
-        from stretto.cli._replicas import end_with_front, serve_replicas
         from stretto.serve.address import url_of
         from stretto.serve.log import to_stream
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -146,16 +161,6 @@ def run(options: Options) -> int:
     url = url_of(listening)
     to_stream()
     note(f"listening on {url}, loading {options.model}")
-
-    def load() -> "LLM":
-        with collector_paused(for_good=True):
-            from stretto.llm import LLM
-
-            show = progress(f"loading {options.model}")
-            try:
-                return LLM(path, options.configuration.settings, progress=show, note=note, loras=loras.named)
-            finally:
-                show(1, 1)
 
     def ready(llm: "LLM") -> None:
         facts = facts_of(llm, url, options)
@@ -171,14 +176,26 @@ def run(options: Options) -> int:
         end_with_front()
     try:
         if options.replicas > 1:
-            number = asyncio.run(serve_replicas(options, path, access, listening, url))
+            number = asyncio.run(serve_replicas(options, found[0].path, access, listening, url))
         else:
-            number = asyncio.run(_serve(options, access, listening, load, ready))
+            number = asyncio.run(_serve(options, access, listening, found, memory, loras.named, ready))
     finally:
         listening.close()
         if options.uds is not None:
             options.uds.unlink(missing_ok=True)
     return 128 + number if number else 0
+
+
+def _load(place: Place, loras: Mapping[str, Path], *, stays: bool) -> "LLM":
+    """stays: until the process ends, as the only model does."""
+    with collector_paused(for_good=stays):
+        from stretto.llm import LLM
+
+        show = progress(f"loading {place.given}")
+        try:
+            return LLM(place.path, place.settings, progress=show, note=note, loras=loras)
+        finally:
+            show(1, 1)
 
 
 def keys_of(options: Options, variable: str) -> tuple[str, ...]:
@@ -210,9 +227,9 @@ def _check_keys(keys: Sequence[str]) -> None:
             raise UserError("an API key must be printable ASCII without spaces", why="clients send it in a header")
 
 
-def names_of(options: Options) -> tuple[str, ...]:
-    """Of the model, for clients: never a path of this machine."""
-    return options.served_model_name or (Path(options.model).name or "model",)
+def names_of(options: Options) -> list[tuple[str, ...]]:
+    """Of each model, for clients."""
+    return client_names((options.model, *options.more), options.served_model_name)
 
 
 def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
@@ -224,7 +241,7 @@ def facts_of(llm: "LLM", url: str, options: Options) -> dict[str, Any]:
     return {
         "url": url,
         "pid": os.getpid(),
-        "model": names_of(options)[0],
+        "model": names_of(options)[0][0],
         "backend": llm.backend_choice.name,
         "context": engine.runner.sizes.context,
         "kv_tokens": counts.cache_tokens,
@@ -245,25 +262,45 @@ def _listen(options: Options, keys: Sequence[str], admin_keys: Sequence[str]) ->
     return listen(family, address), replace(access, admin_keys=admin_keys)
 
 
-async def _serve(options: Options, access: "Access", listening: "socket", load: Any, ready: Any) -> int:
+async def _serve(
+    options: Options,
+    access: "Access",
+    listening: "socket",
+    found: Sequence[Place],
+    memory: int | None,
+    loras: Mapping[str, Path],
+    ready: "Callable[[LLM], None]",
+) -> int:
+    """loras: adapters of the first model."""
     from stretto.serve.app import make_app
-    from stretto.serve.lifecycle import Lifecycle, Server, open_service
+    from stretto.serve.lifecycle import Lifecycle, Server
+    from stretto.serve.models import Models
     from stretto.serve.service import Config, Service
+    from stretto.serve.slot import Limits, Slot
 
-    config = Config(
-        names=names_of(options),
-        strict=options.strict,
-        reasoning=options.reasoning_format == "auto",
-        prefix=options.metrics_prefix,
-        lora_dir=options.lora_dir,
-        prefix_dir=options.prefix_dir,
-        stuck_seconds=options.stuck_seconds,
-        exit_when_stuck=options.exit_when_stuck,
+    def slot(place: Place, loras: Mapping[str, Path]) -> Slot:
+        config = Config(
+            names=place.names,
+            loras=tuple(loras),
+            strict=options.strict,
+            reasoning=options.reasoning_format == "auto",
+            prefix=options.metrics_prefix,
+            lora_dir=options.lora_dir,
+            prefix_dir=options.prefix_dir,
+            stuck_seconds=options.stuck_seconds,
+            exit_when_stuck=options.exit_when_stuck,
+        )
+        stays = len(found) == 1 and options.idle_unload is None
+        return Slot(Service(config), partial(_load, place, loras, stays=stays), need=place.need, place=str(place.path))
+
+    limits = Limits(
+        memory=memory,
+        most=options.models_max,
+        idle=options.idle_unload,
+        max_waiting=options.max_waiting,
+        max_queued_tokens=options.max_queued_tokens,
     )
-    service = Service(config)
-    server = Server(make_app(service, access), max_connections=options.max_connections)
-    lifecycle = Lifecycle(service, server, listening, drain_timeout=options.drain_timeout)
-    most, most_tokens = options.max_waiting, options.max_queued_tokens
-    return await lifecycle.run(
-        partial(open_service, service, load, ready, max_waiting=most, max_queued_tokens=most_tokens)
-    )
+    models = Models([slot(found[0], loras), *(slot(place, {}) for place in found[1:])], limits)
+    server = Server(make_app(models, access), max_connections=options.max_connections)
+    lifecycle = Lifecycle(models, server, listening, drain_timeout=options.drain_timeout)
+    return await lifecycle.run(partial(models.start, ready))

@@ -1,7 +1,7 @@
 """`/admin/lora/load` and `/admin/lora/unload`: adapters come and go while the server runs, for the admin key alone.
 
 A client names a file or folder in the folder that the operator named (`--lora-dir`), never a path. An adapter is a
-model to clients: `"model": "NAME"`.
+model to clients: `"model": "NAME"`. It belongs to one model, the first one if the request names none.
 """
 
 from pathlib import Path
@@ -18,24 +18,27 @@ from stretto.serve.schema import Name
 
 
 class LoadLora(Struct, kw_only=True, frozen=True):
-    """name: for clients; file: in `--lora-dir`."""
+    """name: for clients; file: in `--lora-dir`; model: whose adapter it is."""
 
     name: Name
     file: Name
+    model: Name | None = None
 
 
 class UnloadLora(Struct, kw_only=True, frozen=True):
-    """name: of an adapter that is loaded."""
+    """name: of an adapter that is loaded; model: whose it is."""
 
     name: Name
+    model: Name | None = None
 
 
 async def load(call: Call, request: LoadLora) -> ASGIApp:
     """Load an adapter, in place of one of the same name; requests that run with that one finish with it."""
     service, name = call.service, request.name
     loras = service.model(None).loras
-    if name in service.config.names:
-        raise invalid(f"name: {name!r} is the model itself", "name")
+    others = (other for one in call.models.services if one is not service for other in one.names)
+    if name in service.config.names or name in others:
+        raise invalid(f"name: {name!r} is another model", "name")
     if not name.isprintable() or name != name.strip():
         raise invalid("name: printable characters, without spaces around", "name")
     path = _in_folder(service.config.lora_dir, request.file)

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Scope
 
-from stretto.serve import adapters, files, monitor, prefixes, system, texts
+from stretto.serve import adapters, admin, files, monitor, prefixes, system, texts
 from stretto.serve.anthropic.route import count_tokens, create_message
 from stretto.serve.anthropic.schema import CountRequest, MessagesRequest
 from stretto.serve.auth import PAGE, PAGE_FOLDER, Guard, Keys
@@ -18,13 +18,14 @@ from stretto.serve.call import Call
 from stretto.serve.chat import chat
 from stretto.serve.completions import complete
 from stretto.serve.embeddings import embeddings
-from stretto.serve.endpoint import Post
+from stretto.serve.endpoint import Post, never
 from stretto.serve.frame import Frame
 from stretto.serve.json import Json
+from stretto.serve.models import Models
 from stretto.serve.ollama import about
 from stretto.serve.ollama.embed import embed_prompt, embed_texts
 from stretto.serve.ollama.generate import chat as ollama_chat
-from stretto.serve.ollama.generate import generate
+from stretto.serve.ollama.generate import generate, is_work
 from stretto.serve.ollama.pull import Puller
 from stretto.serve.ollama.schema import (
     OllamaChat,
@@ -43,11 +44,11 @@ from stretto.serve.schema import (
     DetokenizeRequest,
     EmbeddingRequest,
     LoadPrefixRequest,
+    ModelRequest,
     SavePrefixRequest,
     TemplateRequest,
     TokenizeRequest,
 )
-from stretto.serve.service import Service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +63,14 @@ class Access:
     behind_front: bool = False
 
 
-def make_app(service: Service, access: Access) -> ASGIApp:
-    """The server of `service`, for those whom `access` lets in."""
-    routes = [Route(one.path, one.endpoint, methods=[one.method]) for one in entries(service)]
+def make_app(models: Models, access: Access) -> ASGIApp:
+    """The server of `models`, for those whom `access` lets in."""
+    routes = [Route(one.path, one.endpoint, methods=[one.method]) for one in entries(models)]
     routes += [
-        Route(PAGE, system.Plain(service, files.index), methods=["GET"]),
-        Route(PAGE_FOLDER + "{name}", system.Plain(service, files.file), methods=["GET"]),
+        Route(PAGE, system.Plain(models, files.index), methods=["GET"]),
+        Route(PAGE_FOLDER + "{name}", system.Plain(models, files.file), methods=["GET"]),
     ]
-    return guarded(Router(routes, redirect_slashes=False), access, service.metrics.rejected)
+    return guarded(Router(routes, redirect_slashes=False), access, models.first.metrics.rejected)
 
 
 def guarded(app: ASGIApp, access: Access, rejected: Callable[[str], None]) -> ASGIApp:
@@ -93,11 +94,11 @@ def guarded(app: ASGIApp, access: Access, rejected: Callable[[str], None]) -> AS
     return Frame(app, rejected)
 
 
-def entries(service: Service) -> list[Entry]:
+def entries(models: Models) -> list[Entry]:
     """Every route of the API: all there are but the files of the web page."""
 
     def get(path: str, summary: str, answer: system.Answer, media_type: str = "application/json") -> Entry:
-        return Entry("GET", path, summary, system.Plain(service, answer), media_type=media_type)
+        return Entry("GET", path, summary, system.Plain(models, answer), media_type=media_type)
 
     async def openapi(call: Call, scope: Scope) -> ASGIApp:
         return Json(page)
@@ -114,44 +115,48 @@ def entries(service: Service) -> list[Entry]:
         get("/v1/models/{id:path}", "One model", system.model),
         get("/stretto/state", "What the engine is doing", monitor.state),
         get("/stretto/trace", "What it did lately, for Perfetto", monitor.trace),
-        Entry("POST", "/v1/requests/{id}/cancel", "End a request", system.Plain(service, system.cancel)),
-        Entry("POST", "/v1/chat/completions", "Answer a conversation", Post(service, ChatRequest, chat), ChatRequest),
-        Entry("POST", "/v1/completions", "Continue texts", Post(service, CompletionRequest, complete),
+        Entry("POST", "/v1/requests/{id}/cancel", "End a request", system.Plain(models, system.cancel)),
+        Entry("POST", "/v1/chat/completions", "Answer a conversation", Post(models, ChatRequest, chat), ChatRequest),
+        Entry("POST", "/v1/completions", "Continue texts", Post(models, CompletionRequest, complete),
               CompletionRequest),
-        Entry("POST", "/v1/responses", "Answer a conversation of items", Post(service, ResponsesRequest, respond),
+        Entry("POST", "/v1/responses", "Answer a conversation of items", Post(models, ResponsesRequest, respond),
               ResponsesRequest),
-        Entry("POST", "/v1/messages", "Answer a conversation of blocks", Post(service, MessagesRequest, create_message),
+        Entry("POST", "/v1/messages", "Answer a conversation of blocks", Post(models, MessagesRequest, create_message),
               MessagesRequest),
         Entry("POST", "/v1/messages/count_tokens", "Tokens of a conversation of blocks",
-              Post(service, CountRequest, count_tokens), CountRequest),
-        Entry("POST", "/v1/embeddings", "Texts as vectors", Post(service, EmbeddingRequest, embeddings),
+              Post(models, CountRequest, count_tokens), CountRequest),
+        Entry("POST", "/v1/embeddings", "Texts as vectors", Post(models, EmbeddingRequest, embeddings),
               EmbeddingRequest),
         get("/api/version", "Of this server", about.version),
         get("/api/tags", "What is served", about.tags),
         get("/api/ps", "What is loaded", about.running),
-        Entry("POST", "/api/show", "One model", Post(service, ShowRequest, about.show), ShowRequest),
-        Entry("POST", "/api/chat", "Answer a conversation, in lines", Post(service, OllamaChat, ollama_chat),
-              OllamaChat, media_type="application/x-ndjson"),
-        Entry("POST", "/api/generate", "Answer a prompt, in lines", Post(service, OllamaGenerate, generate),
-              OllamaGenerate, media_type="application/x-ndjson"),
-        Entry("POST", "/api/embed", "Texts as vectors", Post(service, OllamaEmbed, embed_texts), OllamaEmbed),
-        Entry("POST", "/api/embeddings", "A text as a vector", Post(service, OllamaEmbeddings, embed_prompt),
+        Entry("POST", "/api/show", "One model", Post(models, ShowRequest, about.show, loads=never), ShowRequest),
+        Entry("POST", "/api/chat", "Answer a conversation, in lines",
+              Post(models, OllamaChat, ollama_chat, loads=is_work), OllamaChat, media_type="application/x-ndjson"),
+        Entry("POST", "/api/generate", "Answer a prompt, in lines",
+              Post(models, OllamaGenerate, generate, loads=is_work), OllamaGenerate, media_type="application/x-ndjson"),
+        Entry("POST", "/api/embed", "Texts as vectors", Post(models, OllamaEmbed, embed_texts), OllamaEmbed),
+        Entry("POST", "/api/embeddings", "A text as a vector", Post(models, OllamaEmbeddings, embed_prompt),
               OllamaEmbeddings),
-        Entry("POST", "/api/pull", "Fetch a model (admin key)", Post(service, PullRequest, Puller()), PullRequest,
-              media_type="application/x-ndjson"),
+        Entry("POST", "/api/pull", "Fetch a model (admin key)",
+              Post(models, PullRequest, Puller(), loads=never), PullRequest, media_type="application/x-ndjson"),
+        Entry("POST", "/admin/models/load", "Load a model (admin key)",
+              Post(models, ModelRequest, admin.load, loads=never), ModelRequest),
+        Entry("POST", "/admin/models/unload", "Unload a model (admin key)",
+              Post(models, ModelRequest, admin.unload, loads=never), ModelRequest),
         Entry("POST", "/admin/lora/load", "Load an adapter (admin key)",
-              Post(service, adapters.LoadLora, adapters.load), adapters.LoadLora),
+              Post(models, adapters.LoadLora, adapters.load), adapters.LoadLora),
         Entry("POST", "/admin/lora/unload", "Unload an adapter (admin key)",
-              Post(service, adapters.UnloadLora, adapters.unload), adapters.UnloadLora),
+              Post(models, adapters.UnloadLora, adapters.unload), adapters.UnloadLora),
         Entry("POST", "/admin/prefix/save", "Keep what a text left in the cache (admin key)",
-              Post(service, SavePrefixRequest, prefixes.save), SavePrefixRequest),
+              Post(models, SavePrefixRequest, prefixes.save), SavePrefixRequest),
         Entry("POST", "/admin/prefix/load", "Put it into the cache (admin key)",
-              Post(service, LoadPrefixRequest, prefixes.load), LoadPrefixRequest),
-        Entry("POST", "/tokenize", "Ids of a text", Post(service, TokenizeRequest, texts.tokenize), TokenizeRequest),
-        Entry("POST", "/detokenize", "Text of ids", Post(service, DetokenizeRequest, texts.detokenize),
+              Post(models, LoadPrefixRequest, prefixes.load), LoadPrefixRequest),
+        Entry("POST", "/tokenize", "Ids of a text", Post(models, TokenizeRequest, texts.tokenize), TokenizeRequest),
+        Entry("POST", "/detokenize", "Text of ids", Post(models, DetokenizeRequest, texts.detokenize),
               DetokenizeRequest),
         Entry("POST", "/apply-template", "The text that the model reads",
-              Post(service, TemplateRequest, texts.apply_template), TemplateRequest),
+              Post(models, TemplateRequest, texts.apply_template), TemplateRequest),
     ]  # fmt: skip
     page = document(found)
     return found

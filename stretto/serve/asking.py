@@ -16,6 +16,7 @@ from stretto.serve.call import Call
 from stretto.serve.constraint import Constraint, Place, budget_of, constrain
 from stretto.serve.conversation import Conversation, encode_chat
 from stretto.serve.errors import ApiError, invalid, of_problem
+from stretto.serve.fits import check_ids
 from stretto.serve.parts import PartReader
 from stretto.serve.reading import Reading
 from stretto.serve.reasoning import comes_first, is_open
@@ -84,7 +85,7 @@ async def _ask(call: Call, request: ChatRequest) -> Asked:
     refuse_unsupported(request, order=service.order)
     conversation = conversation_of(request)
     ids = await encode_chat(service, llm, conversation)
-    service.check_ids(ids, "messages")
+    check_ids(service, ids, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = sampling_of(request, max_tokens=request.max_completion_tokens or request.max_tokens, logprobs=logprobs)
     place = _place(call, llm, request, conversation, ids)

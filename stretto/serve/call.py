@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.serve.log import LOGGER, Record, short
+from stretto.serve.models import Models
 from stretto.serve.service import Service
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler knows besides the body. record: for the log."""
+    """What a handler knows besides the body. service: of the model that was asked for; record: for the log; models: all
+    of the server."""
 
     service: Service
     record: Record
+    models: Models
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from stretto.core.errors import UserError
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.serve.errors import of_problem
+from stretto.serve.fits import check_text
 from stretto.serve.schema import Messages, plain
 from stretto.serve.service import Service
 from stretto.text.chat import KWARGS, chat_ids
@@ -67,7 +68,7 @@ def _readable(messages: Messages, llm: AsyncLLM) -> list[dict[str, Any]]:
 def _check(service: Service, one: Conversation) -> None:
     """Raise ApiError for more text than the context could hold, and for names that no template is handed."""
     texts = [m.content if isinstance(m.content, str) else str(m.content or "") for m in one.messages]
-    service.check_text(texts, "messages")
+    check_text(service, texts, "messages")
     for name in one.kwargs or {}:
         if name not in KWARGS:
             problem = UserError(f"unknown chat template argument {name!r:.80}", why=f"taken are: {', '.join(KWARGS)}")

@@ -7,6 +7,7 @@ are streamed and for those that are not.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import msgspec
@@ -15,41 +16,66 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stretto.serve.body import Gone, parse, read_body
 from stretto.serve.call import Call
 from stretto.serve.errors import invalid
-from stretto.serve.service import Service
+from stretto.serve.keep_alive import seconds_of
+from stretto.serve.models import Models
 
 T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[Call, T], Awaitable[ASGIApp]]
 CLIENT_LEFT = 499  # for the log only: nobody hears it
 
 
-class Post(Generic[T]):
-    """An endpoint. kind: of its bodies; handle: makes the response, which is an ASGI application."""
+def always(request: msgspec.Struct) -> bool:
+    """The model is needed."""
+    return True
 
-    def __init__(self, service: Service, kind: type[T], handle: Handler[T]) -> None:
-        self._service, self.kind, self._handle = service, kind, handle
+
+def never(request: msgspec.Struct) -> bool:
+    """The handler finds its model itself, and does not need it in memory."""
+    return False
+
+
+class Post(Generic[T]):
+    """An endpoint. kind: of its bodies; handle: makes the response, which is an ASGI application; loads: whether the
+    model that the body names must be in memory for that."""
+
+    def __init__(
+        self, models: Models, kind: type[T], handle: Handler[T], *, loads: Callable[[T], bool] = always
+    ) -> None:
+        self._models, self.kind, self._handle, self._loads = models, kind, handle, loads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(self._service, scope["state"]["record"])
+        models, config = self._models, self._models.first.config
+        call = Call(models.first, scope["state"]["record"], models)
         try:
-            body = await read_body(scope, receive, self._service.config.max_body)
+            body = await read_body(scope, receive, config.max_body)
         except Gone:
             call.record.status = CLIENT_LEFT
             return
         request, unknown = parse(body, self.kind)
-        if unknown and self._service.config.strict:
+        if unknown and config.strict:
             raise invalid(f"Unknown fields: {', '.join(sorted(unknown)[:16])}", unknown[0], "unknown_field")
         call.note_unknown(unknown)
 
         async def answer() -> None:
-            response = await self._handle(call, request)
-            await response(scope, receive, send)
+            if not self._loads(request):
+                await respond(call)
+                return
+            slot = models.find(getattr(request, "model", None))
+            slot.service.check_open()
+            keep = seconds_of(getattr(request, "keep_alive", None))
+            async with models.use(slot, keep) as service:
+                await respond(replace(call, service=service))
 
-        self._service.num_calls += 1
-        try:
-            if not await while_connected(answer(), receive):
-                call.record.status = CLIENT_LEFT
-        finally:
-            self._service.num_calls -= 1
+        async def respond(call: Call) -> None:
+            call.service.num_calls += 1
+            try:
+                response = await self._handle(call, request)
+                await response(scope, receive, send)
+            finally:
+                call.service.num_calls -= 1
+
+        if not await while_connected(answer(), receive):
+            call.record.status = CLIENT_LEFT
 
 
 async def while_connected(work: Awaitable[None], receive: Receive) -> bool:

@@ -93,6 +93,16 @@ def loading() -> ApiError:
     return ApiError(503, "Loading model", code=503, retry_after=1)
 
 
+def unloaded(name: str) -> ApiError:
+    """A question about the engine of a model that is not loaded; asking does not load it."""
+    return ApiError(503, f"The model {name!r} is not loaded", code="model_unloaded", retry_after=10)
+
+
+def model_not_found(name: str) -> ApiError:
+    """There is none of this name."""
+    return ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
+
+
 def draining() -> ApiError:
     """No new work."""
     return ApiError(503, "The server is shutting down", code=503, retry_after=5)

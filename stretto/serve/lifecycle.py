@@ -5,26 +5,17 @@ The first SIGTERM or Ctrl-C drains: new work is refused, what runs may finish, f
 
 import asyncio
 import signal
-import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from socket import socket
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from stretto.llm.asynchronous import AsyncLLM
-from stretto.llm.sync import LLM
-from stretto.llm.tally import Tally
 from stretto.serve.protocol import MAX_HEADER_BYTES, limited
-from stretto.serve.service import Service
-from stretto.serve.watchdog import Watchdog
 
-T = TypeVar("T")
 _LAST_WORDS = 5.0  # seconds for responses that are cut off to say so
-QUEUE_PER_CACHE = 8  # tokens that may wait, beside those that the cache holds: a bound of how long one waits
 _LOOK = 0.02  # seconds between two looks at what still runs
 
 
@@ -138,49 +129,3 @@ class Lifecycle:
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
-
-
-def cache_tokens(llm: LLM) -> int:
-    """Tokens that its pages hold; of a model that needs none, as many as its sequences may have."""
-    sizes = llm.engine.runner.sizes
-    return Tally().counts(llm.engine).cache_tokens or sizes.max_seqs * sizes.context
-
-
-async def open_service(
-    service: Service,
-    load: Callable[[], LLM],
-    ready: Callable[[LLM], None],
-    beside: ExitStack,
-    *,
-    max_waiting: int,
-    max_queued_tokens: int | None = None,
-) -> None:
-    """Make the model, in a thread of its own, and open the service. ready: called with the model. max_queued_tokens:
-    None = `QUEUE_PER_CACHE` times what the cache holds."""
-    llm = await in_thread(load)
-    most = max_queued_tokens or QUEUE_PER_CACHE * cache_tokens(llm)
-    several = AsyncLLM(llm, max_waiting=max_waiting, max_queued_tokens=most)
-    service.open(several)
-    ready(llm)
-    beside.enter_context(Watchdog(service, several))  # to the end, which waits for the engine
-
-
-def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run `work` in a thread that does not keep the process alive."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[T] = loop.create_future()
-
-    def settle(finish: Callable[[], None]) -> None:
-        if not found.cancelled():
-            finish()
-
-    def run() -> None:
-        try:
-            finish = partial(found.set_result, work())
-        except BaseException as problem:  # whatever it is, it is raised where the result is awaited
-            finish = partial(found.set_exception, problem)
-        with suppress(RuntimeError):  # the server ended first
-            loop.call_soon_threadsafe(settle, finish)
-
-    threading.Thread(target=run, name="stretto-work", daemon=True).start()
-    return found

@@ -25,7 +25,7 @@ _TOKENS = tuple(float(m * 10**e) for e in range(6) for m in (1, 2, 5))
 
 
 class Metrics:
-    """All metrics of a server, in a registry of their own. model: the value of the label `model_name`."""
+    """All metrics of a model, in a registry of their own. model: the value of the label `model_name`."""
 
     def __init__(self, prefix: str, model: str) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -61,16 +61,38 @@ class Metrics:
         """Of one request, which arrived then."""
         return RequestMetrics(self, arrived)
 
-    def render(self, measures: Measures | None) -> bytes:
-        """The page. measures: of the engine; None while there is none."""
+    def take(self, measures: Measures | None) -> None:
+        """What the engine says of itself now; None while there is none."""
         self._engine.measures = measures
-        return generate_latest(self.registry)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(self._prefix + name, help, ("model_name", *labels), registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(self._prefix + name, help, ("model_name",), registry=self.registry, buckets=buckets)
+
+
+def render(all: Sequence[Metrics]) -> bytes:
+    """The page: one family of each name, with the samples of all models."""
+    whole = CollectorRegistry(auto_describe=False)
+    whole.register(_Together([one.registry for one in all]))
+    return generate_latest(whole)
+
+
+class _Together(Collector):
+    """Families of the same name in several registries, as one."""
+
+    def __init__(self, registries: Sequence[CollectorRegistry]) -> None:
+        self._registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for family in (family for registry in self._registries for family in registry.collect()):
+            if family.name in found:
+                found[family.name].samples += family.samples
+            else:
+                found[family.name] = family
+        yield from found.values()
 
 
 class RequestMetrics:

@@ -17,9 +17,10 @@ from stretto.llm.submission import Submission
 from stretto.serve.call import Call
 from stretto.serve.conversation import Conversation, encode_chat
 from stretto.serve.errors import ApiError, invalid, of_problem, said
+from stretto.serve.fits import check_ids, check_text
 from stretto.serve.json import Json
-from stretto.serve.lifecycle import in_thread
 from stretto.serve.schema import LoadPrefixRequest, SavePrefixRequest
+from stretto.serve.threads import in_thread
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -30,7 +31,7 @@ async def save(call: Call, request: SavePrefixRequest) -> ASGIApp:
     llm, path = call.service.model(request.model), _path(call, request.name)
     space = call.space(request.cache_salt, request.tenant)
     ids = await _encode(call, llm, request)
-    call.service.check_ids(ids, "messages" if request.messages is not None else "prompt")
+    check_ids(call.service, ids, "messages" if request.messages is not None else "prompt")
     prefixes = llm.llm.prefixes
     await _told(path, lambda: in_thread(prefixes.check))
     one = Submission(ids=ids, sampling=prefixes.sampling, continues=True, tenant=call.tenant, space=space, drafts=False)
@@ -75,7 +76,7 @@ async def _encode(call: Call, llm: AsyncLLM, request: SavePrefixRequest) -> list
         return await encode_chat(call.service, llm, one)
     prompt: Any = request.prompt
     if isinstance(prompt, str):
-        call.service.check_text([prompt], "prompt")
+        check_text(call.service, [prompt], "prompt")
         try:
             return await llm.offload(lambda: llm.llm.encode(prompt))
         except UserError as problem:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from stretto.core.errors import UserError
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.serve.errors import invalid, of_problem
+from stretto.serve.fits import check_ids, check_text
 from stretto.serve.schema import MAX_PROMPTS
 from stretto.serve.service import Service
 
@@ -38,13 +39,13 @@ async def encode_text(
     room: int = 1,
 ) -> list[int]:
     """Ids of a prompt without a template, checked. encode: how a text becomes ids, if not as one that is continued;
-    room: see `Service.check_ids`. Raises ApiError."""
+    room: see `check_ids`. Raises ApiError."""
     encode = encode or llm.llm.encode
     if isinstance(prompt, str):
-        service.check_text([prompt], param)
+        check_text(service, [prompt], param)
     try:
         ids = await llm.offload(lambda: encode(prompt)) if isinstance(prompt, str) else prompt
     except UserError as problem:
         raise of_problem(problem, param) or problem from None
-    service.check_ids(ids, param, room=room)
+    check_ids(service, ids, param, room=room)
     return ids

@@ -195,3 +195,9 @@ class TemplateRequest(Struct, kw_only=True, frozen=True):
 def plain(value: Any) -> Any:
     """Structs as the objects that chat templates read, without the fields that were left out."""
     return msgspec.to_builtins(value)
+
+
+class ModelRequest(Struct, kw_only=True, frozen=True):
+    """`/admin/models/load` and `/admin/models/unload`. model: one of the names that are served."""
+
+    model: Name

@@ -1,8 +1,8 @@
-"""`Service`: a model as the routes see it, from loading to the end. One per server, used in one event loop."""
+"""`Service`: a model as the routes see it, from loading to the end. `Models` has one for each; one event loop."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,8 @@ from typing import Literal, TypeVar
 from stretto.llm.admission import Closed
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.watch import Measures, Watch
-from stretto.serve.errors import ApiError, TooLong, draining, invalid, loading
+from stretto.serve.about import About
+from stretto.serve.errors import ApiError, draining, loading, model_not_found, unloaded
 from stretto.serve.live import Live
 from stretto.serve.log import LOGGER
 from stretto.serve.metrics import Metrics
@@ -25,17 +26,17 @@ from stretto.text.tools import ToolFormat, find_format
 T = TypeVar("T")
 COUNT_SECONDS = 1.0  # for an engine to say what it does, between two steps
 ASK_SECONDS = 10.0  # for the same where a client waits for it
-MOST_CHARACTERS = 32  # per token of context: a longer text is refused before it is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """names: of the model, the first one for answers. strict: unknown fields are refused. reasoning: thinking is told
-    from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where adapters may be loaded from, prefix_dir:
-    where prefixes are saved; None = nowhere. stuck_seconds: an engine that has work and does not come round for so long
-    is not healthy; exit_when_stuck: and the process ends."""
+    """names: of the model, the first one for answers. loras: adapters that are loaded with it. strict: unknown fields
+    are refused. reasoning: thinking is told from the answer. max_body: bytes. prefix: of the metrics. lora_dir: where
+    adapters may be loaded from, prefix_dir: where prefixes are saved; None = nowhere. stuck_seconds: an engine that has
+    work and does not come round for so long is not healthy; exit_when_stuck: and the process ends."""
 
     names: tuple[str, ...]
+    loras: tuple[str, ...] = ()
     strict: bool = False
     reasoning: bool = True
     max_body: int = 8 << 20
@@ -47,17 +48,19 @@ class Config:
 
 
 class Service:
-    """The model that is served. It begins in the state "loading"; `open` makes it "ready"."""
+    """A model that is served. It begins in the state "loading"; `open` makes it "ready", `release` "unloaded", and
+    then it may be opened again. about: what it is, known since it was loaded first."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.created = config, int(time.time())
-        self.state: Literal["loading", "ready", "draining"] = "loading"
+        self.state: Literal["loading", "ready", "unloaded", "draining"] = "loading"
         self.metrics, self.live = Metrics(config.prefix, config.names[0]), Live()
         self.thinking: Tags | None = None  # around the thinking, where the model does think
         self.tags: Tags | None = None  # the same, if the thinking is told from the answer
         self.call_format: ToolFormat | None = None
         self.call_readers: CallReaders | None = None  # None: calls stay in the text, as the model writes them
         self.num_calls = 0  # whose body has come and whose response has not gone
+        self.about: About | None = None
         self._llm: AsyncLLM | None = None
 
     @property
@@ -67,8 +70,8 @@ class Service:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the model, and of the adapters that are loaded, which are models to clients."""
-        loras = self._llm.loras.names if self._llm is not None else ()
+        """Of the model, and of the adapters that are loaded or come with it, which are models to clients."""
+        loras = self._llm.loras.names if self._llm is not None else self.config.loras
         return (*self.config.names, *(name for name in loras if name not in self.config.names))
 
     def lora(self, name: str | None) -> str | None:
@@ -83,10 +86,17 @@ class Service:
     def llm(self) -> AsyncLLM:
         """The model. Raises ApiError while there is none."""
         if self._llm is None:
+            if self.state == "unloaded":
+                raise unloaded(self.name)
             raise loading() if self.state == "loading" else draining()
         if self._llm.is_over and self.state == "ready":
             raise ApiError(503, "The engine has ended", code=503)
         return self._llm
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._llm is not None
 
     @property
     def context(self) -> int:
@@ -111,8 +121,17 @@ class Service:
         if self.tags is not None and not in_text(llm.llm.tokenizer, self.tags):
             LOGGER.warning("the tags of the thinking are special tokens: it stays with the answer")
             self.tags = None
-        if self.state == "loading":
+        self.about = About.of(llm.llm, thinks=self.tags is not None, calls=self.call_readers is not None)
+        if self.state != "draining":
             self.state = "ready"
+
+    async def release(self) -> None:
+        """Give the memory of the model back. Nobody may be using it."""
+        llm, self._llm = self._llm, None
+        if self.state != "draining":
+            self.state = "unloaded"
+        if llm is not None:
+            await llm.close()
 
     def drain(self) -> None:
         """Take no new work; what runs goes on."""
@@ -130,11 +149,10 @@ class Service:
         if llm.is_over or llm.thread.silence > self.config.stuck_seconds:
             raise ApiError(503, "The engine does not answer", code=503, retry_after=10)
 
-    def check_ready(self) -> None:
-        """Raise ApiError unless new work is taken."""
-        if self.state == "draining":
-            raise draining()
-        self.check_health()
+    def check_open(self) -> None:
+        """Raise ApiError while the server starts or drains. A model that is not loaded is no reason."""
+        if self.state in ("loading", "draining"):
+            raise loading() if self.state == "loading" else draining()
 
     def model(self, name: str | None) -> AsyncLLM:
         """The model of this name, for new work; a request without a name means the only one. Raises ApiError."""
@@ -142,37 +160,8 @@ class Service:
             raise draining()
         llm = self.llm
         if name is not None and name not in self.names:
-            raise ApiError(404, f"There is no model {name!r} here", param="model", code="model_not_found")
+            raise model_not_found(name)
         return llm
-
-    def check_text(self, texts: Sequence[str], param: str) -> None:
-        """Raise ApiError for more text than the context could hold, before it is read."""
-        have, most = sum(map(len, texts)), MOST_CHARACTERS * self.context
-        if have > most:
-            raise TooLong(
-                f"{param}: {have:,} characters cannot fit into the context of {self.context:,} tokens",
-                param,
-                have=have,
-                most=most,
-                unit="characters",
-            )
-
-    def check_ids(self, ids: Sequence[int], param: str, *, room: int = 1) -> None:
-        """Raise ApiError for a prompt that leaves no room for an answer of so many tokens, is empty, or is not of this
-        vocabulary."""
-        engine = self.llm.llm.engine
-        if not ids:
-            raise invalid(f"{param}: the prompt is empty", param)
-        if len(ids) + room > self.context:
-            raise TooLong(
-                f"The prompt has {len(ids):,} tokens, and the context of this model is {self.context:,}"
-                + (": at least one token must be left for the answer" if room else ""),
-                param,
-                have=len(ids),
-                most=self.context - room,
-            )
-        if (worst := max(ids)) >= engine.runner.vocab_size:
-            raise invalid(f"{param}: token id {worst} does not exist", param)
 
     async def measures(self) -> Measures | None:
         """Of the engine; None while there is none, or if it does not answer in time."""

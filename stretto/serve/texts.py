@@ -8,6 +8,7 @@ from stretto.core.errors import UserError
 from stretto.serve.call import Call
 from stretto.serve.conversation import Conversation, encode_chat, render_chat
 from stretto.serve.errors import invalid, of_problem
+from stretto.serve.fits import check_text
 from stretto.serve.json import Json
 from stretto.serve.schema import DetokenizeRequest, TemplateRequest, TokenizeRequest
 
@@ -26,7 +27,7 @@ async def tokenize(call: Call, request: TokenizeRequest) -> ASGIApp:
         ids = await encode_chat(service, llm, conversation)
     else:
         text = request.content if request.content is not None else request.prompt or ""
-        service.check_text([text], name)
+        check_text(service, [text], name)
         wanted = bool(request.add_special) if name == "content" else request.add_special_tokens is not False
         parse = request.parse_special is not False
         try:

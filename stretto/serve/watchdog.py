@@ -6,7 +6,6 @@ too; whoever asks for /health then gets no answer.
 
 import os
 import threading
-from types import TracebackType
 
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.serve.log import LOGGER
@@ -17,7 +16,7 @@ _LOOKS, _LONGEST_LOOK = 4, 5.0  # per time that is allowed; seconds between two 
 
 
 class Watchdog:
-    """Watches `llm`, the model of `service`, in a `with` block. An engine that has ended by itself is stuck, too."""
+    """Watches `llm`, the model of `service`, from `start` to `end`. An engine that ended by itself is stuck, too."""
 
     def __init__(self, service: Service, llm: AsyncLLM) -> None:
         self._service, self._llm = service, llm
@@ -25,12 +24,12 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stretto-watchdog", daemon=True)
 
-    def __enter__(self) -> None:
+    def start(self) -> None:
+        """Begin."""
         self._thread.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """No more is said when this returns."""
         self._over.set()
         self._thread.join()
 

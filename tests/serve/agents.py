@@ -72,6 +72,7 @@ def agent(folder: Path, *, context: int = 4096, **options: Any) -> Iterator[Runn
     says(one, ANSWER)
     with serving(one, **options) as server:
         server.service.call_readers = Calls
+        server.service.open(server.service.llm)  # so that it says that it calls tools
         yield server
 
 

@@ -5,9 +5,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import httpx
 from stretto import LLM
 from stretto.serve.address import listen_at
 from stretto.serve.app import Access, make_app
-from stretto.serve.lifecycle import Lifecycle, Server, open_service
+from stretto.serve.lifecycle import Lifecycle, Server
+from stretto.serve.models import Models
 from stretto.serve.service import Config, Service
+from stretto.serve.slot import Limits, Slot
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -28,13 +30,23 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 class Running:
     """A server that is ready. port: of 127.0.0.1."""
 
-    llm: LLM
-    service: Service
+    models: Models
     port: int
     loop: asyncio.AbstractEventLoop
     lifecycle: Lifecycle
     key: str | None = None
+    made: LLM | None = None
     clients: list[httpx.Client] = field(default_factory=list)
+
+    @property
+    def service(self) -> Service:
+        """Of the first model, or the only one."""
+        return self.models.first
+
+    @property
+    def llm(self) -> LLM:
+        """The model of it, loaded or not."""
+        return self.made or self.service.llm.llm
 
     @property
     def url(self) -> str:
@@ -81,7 +93,7 @@ class Running:
         """Wait until nothing runs; then every page and every state must be free."""
         until = time.monotonic() + 20
         engine = self.llm.engine
-        while self.service.num_calls or self.service.llm.num_requests or not engine.is_idle:
+        while self.models.num_calls or not engine.is_idle or (self.service.is_loaded and self.service.llm.num_requests):
             assert time.monotonic() < until, "something runs on"
             time.sleep(0.001)
         cache = engine.runner.cache
@@ -131,10 +143,18 @@ def joined(events: list[Any], key: str = "content", index: int = 0) -> str:
     return "".join(c["delta"].get(key, "") if "delta" in c else c["text"] for c in choices)
 
 
+def slot_of(llm: LLM | Callable[[], LLM], *names: str, need: int = 1, **options: Any) -> Slot:
+    """The place of a model, which may be made when it is loaded. options: fields of `Config`."""
+    service = Service(Config(**{"names": names or ("toy",), **options}))
+    return Slot(service, (lambda: llm) if isinstance(llm, LLM) else llm, need=need)
+
+
 @contextmanager
 def serving(
-    llm: LLM,
+    llm: LLM | Sequence[Slot],
     *,
+    limits: Limits | None = None,
+    clock: Callable[[], float] = time.monotonic,
     access: Access | None = None,
     key: str | None = None,
     admin_key: str | None = None,
@@ -142,7 +162,8 @@ def serving(
     max_queued_tokens: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server of `llm` until the end of the block. options: fields of `Config`, of `Server` and `Lifecycle`."""
+    """A server of a model, or of several, until the end of the block. options: fields of `Config`, of `Server` and
+    `Lifecycle`."""
     access = access or Access(
         keys=(key,) if key else (), admin_keys=(admin_key,) if admin_key else (), loopback_only=not key
     )
@@ -151,15 +172,16 @@ def serving(
     listening = listen_at(path) if path else socket.create_server(("127.0.0.1", 0), backlog=512)
     found = list[Running]()
 
+    bounds = replace(limits or Limits(), max_waiting=max_waiting, max_queued_tokens=max_queued_tokens)
+
     async def main(is_ready: Callable[[], None]) -> None:
-        service = Service(Config(**{"names": ("toy",), **options}))
-        server = Server(make_app(service, access), max_connections=connections)
-        lifecycle = Lifecycle(service, server, listening, drain_timeout=drain_timeout)
+        slots = [slot_of(llm, **options)] if isinstance(llm, LLM) else llm
+        models = Models(slots, bounds, clock=clock)
+        server = Server(make_app(models, access), max_connections=connections)
+        lifecycle = Lifecycle(models, server, listening, drain_timeout=drain_timeout)
         port, loop = 0 if path else listening.getsockname()[1], asyncio.get_running_loop()
-        found.append(Running(llm, service, port, loop, lifecycle, key))
-        bounds = {"max_waiting": max_waiting, "max_queued_tokens": max_queued_tokens}
-        start = partial(open_service, service, lambda: llm, lambda _: is_ready(), **bounds)
-        await lifecycle.run(start, signals=False)
+        found.append(Running(models, port, loop, lifecycle, key, llm if isinstance(llm, LLM) else None))
+        await lifecycle.run(partial(models.start, lambda _: is_ready()), signals=False)
 
     def end() -> None:
         for client in found[0].clients:

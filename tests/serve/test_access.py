@@ -16,6 +16,7 @@ from stretto.serve.address import access_for
 from stretto.serve.app import Access, entries
 from stretto.serve.auth import PUBLIC, Keys, host_of, is_loopback
 from stretto.serve.log import LOGGER, Lines
+from stretto.serve.models import alone
 from stretto.serve.service import Config, Service
 
 KEYS = ("first-key", "second-key")
@@ -28,7 +29,8 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 ROUTES = [
-    (e.method, e.path.replace("{id:path}", "x").replace("{id}", "x")) for e in entries(Service(Config(names=("m",))))
+    (e.method, e.path.replace("{id:path}", "x").replace("{id}", "x"))
+    for e in entries(alone(Service(Config(names=("m",)))))
 ]
 HEALTH = {"/health", "/v1/health", "/ping", "/ready"}
 

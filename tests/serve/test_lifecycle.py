@@ -19,11 +19,12 @@ from scripted import saying
 from serving import CHAT, HELLO, serving
 
 from stretto.cli import main
-from stretto.cli.serve import Options, keys_of, names_of
+from stretto.cli._models import client_names
+from stretto.cli.serve import Options, keys_of
 from stretto.core.errors import RunError, UserError
 from stretto.core.settings import Configuration, Settings
 from stretto.serve.address import listen, listen_at, resolve, url_of
-from stretto.serve.lifecycle import in_thread
+from stretto.serve.threads import in_thread
 
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error", "param": None}}
 
@@ -153,6 +154,12 @@ def test_connections_have_a_bound_and_a_time(tmp_path: Path, monkeypatch: pytest
         (["--port", "65536"], "whole number from 0 to 65,535"),
         (["--drain-timeout", "nan"], "finite number"),
         (["--reasoning-format", "some"], "auto or none"),
+        (["other", "--replicas", "2"], "serve one model each"),
+        (["--models-memory", "1GiB", "--replicas", "2"], "--models-memory with --replicas 2"),
+        (["--models-max", "1", "--replicas", "2"], "--models-max with --replicas 2"),
+        (["--idle-unload", "9", "--replicas", "2"], "without its model serves nobody"),
+        (["--prefix-dir", "/tmp", "--replicas", "2"], "changes one engine"),
+        (["other", "--lora", "other=/"], "names 'other' twice"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(
@@ -183,9 +190,10 @@ def test_keys_come_from_flags_and_files_else_from_the_variable(tmp_path: Path) -
 
 
 def test_clients_are_never_told_a_path() -> None:
-    assert names_of(options(model="/secret/place/model.gguf")) == ("model.gguf",)
-    assert names_of(options(model="./folder/")) == ("folder",)
-    assert names_of(options(model="x", served_model_name=("a", "b"))) == ("a", "b")
+    assert client_names(["/secret/place/model.gguf"], ()) == [("model.gguf",)]
+    assert client_names(["./folder/"], ()) == [("folder",)]
+    assert client_names(["x"], ("a", "b")) == [("a", "b")]
+    assert client_names(["x", "y"], ("a", "b")) == [("a",), ("b",)]
 
 
 def test_addresses(tmp_path: Path) -> None:
@@ -208,6 +216,7 @@ def test_addresses(tmp_path: Path) -> None:
 COMMAND = """
 import atexit, sys
 from stretto.cli import main
+from stretto.cli._models import client_names
 atexit.register(lambda: print(len(sys.modules), *({"torch", "numpy", "transformers", "scipy"} & set(sys.modules))))
 sys.exit(main(["serve", *sys.argv[1:]]))
 """

@@ -10,12 +10,13 @@ from serving import Running, told
 
 from stretto.serve.app import entries
 from stretto.serve.auth import ADMIN
+from stretto.serve.models import alone
 from stretto.serve.service import Config, Service
 
 
 def document() -> dict[str, Any]:
     service = Service(Config(names=("toy",)))
-    page = next(entry for entry in entries(service) if entry.path == "/openapi.json")
+    page = next(entry for entry in entries(alone(service)) if entry.path == "/openapi.json")
     assert page.kind is None
     return _documents(service)
 
@@ -23,7 +24,7 @@ def document() -> dict[str, Any]:
 def _documents(service: Service) -> dict[str, Any]:
     from stretto.serve.openapi import document as make
 
-    found: dict[str, Any] = json.loads(json.dumps(make(entries(service))))
+    found: dict[str, Any] = json.loads(json.dumps(make(entries(alone(service)))))
     return found
 
 
@@ -38,7 +39,7 @@ def test_it_names_every_route(scripted: Running) -> None:
     page = scripted.http.get("/openapi.json").json()
     assert page == document() and page["openapi"].startswith("3.1")
     named = {(method.upper(), path) for path, methods in page["paths"].items() for method in methods}
-    routes = {(e.method, e.path.replace("{id:path}", "{id}")) for e in entries(scripted.service)}
+    routes = {(e.method, e.path.replace("{id:path}", "{id}")) for e in entries(scripted.models)}
     assert named == routes
     assert page["paths"]["/health"]["get"]["security"] == [] and "security" not in page["paths"]["/v1/models"]["get"]
     chat = page["components"]["schemas"]["ChatRequest"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from loras import linears, random_terms, theirs_of, write_peft
-from serving import COMPLETIONS, Running, serving, tiny
+from serving import COMPLETIONS, Running, serving, slot_of, tiny
 
 from stretto import Sampling
 
@@ -138,3 +138,28 @@ def test_a_server_without_a_folder_or_room_says_so(folder: Path, shelf: Path) ->
     with serving(tiny(folder), key="user", admin_key="admin", lora_dir=shelf) as one:
         answer = one.post(LOAD, {"name": "x", "file": "two"}, headers=ADMIN)
         assert answer.status_code == 400 and "--max-loras" in json.dumps(answer.json())
+
+
+def test_adapters_of_several_models(folder: Path, shelf: Path, texts: dict[str, str]) -> None:
+    """Each belongs to one model: it goes with it, and those of the start come back with it."""
+    slots = [
+        slot_of(lambda: tiny(folder, loras={"one": shelf / "one"}, max_loras=2), lora_dir=shelf, loras=("one",)),
+        slot_of(lambda: tiny(folder, max_loras=1), "other", lora_dir=shelf),
+    ]
+    with serving(slots, admin_key="admin") as one:
+        assert names(one) == {"toy": None, "one": "toy", "other": None}
+        for taken, model in (("other", "toy"), ("other", None), ("one", "other"), ("toy", "other")):
+            body = {"name": taken, "file": "two", "model": model}
+            assert one.post(LOAD, body, headers=ADMIN).json()["error"]["param"] == "name", body
+        loaded = one.post(LOAD, {"name": "mine", "file": "two", "model": "other"}, headers=ADMIN)
+        assert loaded.json() == {"id": "mine", "object": "lora.loaded", "parent": "other"}
+        assert one.post(LOAD, {"name": "late", "file": "two"}, headers=ADMIN).json()["parent"] == "toy"
+        all_names = {"toy": None, "one": "toy", "late": "toy", "other": None, "mine": "other"}
+        assert names(one) == all_names
+        assert [text_of(one, name) for name in ("one", "mine", "late")] == [texts["one"], texts["two"], texts["two"]]
+        assert one.post(UNLOAD, {"name": "mine"}, headers=ADMIN).status_code == 404, "it is not the first model's"
+        for model in ("toy", "other"):
+            assert one.post("/admin/models/unload", {"model": model}, headers=ADMIN).status_code == 200
+        assert names(one) == {"toy": None, "one": "toy", "other": None}
+        assert say(one, "mine")["error"]["code"] == say(one, "late")["error"]["code"] == "model_not_found"
+        assert text_of(one, "one") == texts["one"] and text_of(one, "other") == texts["toy"]

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from scripted import saying
-from serving import CHAT, serving, until
+from scripted import ScriptedLLM, saying
+from serving import CHAT, serving, slot_of, until
 
 from stretto.serve.watchdog import EXIT_CODE
 
@@ -53,6 +53,39 @@ def test_a_stuck_engine_is_not_healthy_and_the_log_says_where_it_stands(
     assert any(place.startswith("scripted.py:") and place.endswith(" step") for place in where)
     assert where.index(next(p for p in where if p.endswith(" _step"))) < len(where) - 1, "the innermost call comes last"
     assert "secret" not in json.dumps(facts)
+
+
+def test_every_model_that_is_loaded_is_watched(tmp_path: Path) -> None:
+    """And none longer than it is loaded."""
+
+    def count() -> int:
+        return sum(thread.name == "stretto-watchdog" for thread in threading.enumerate())
+
+    def make(name: str) -> ScriptedLLM:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return saying(tmp_path / name, "x")
+
+    before = count()
+    slots = [slot_of(lambda name=name: make(name), name, stuck_seconds=0.1) for name in "ab"]  # type: ignore[misc]
+    with serving(slots, admin_key="root") as one:
+        assert count() == before + 1
+        one.chat(model="b", max_tokens=1)
+        assert count() == before + 2
+        engine = slots[1].service.llm.llm.engine
+        engine.gate.close()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=lambda: one.post(CHAT, {"model": "b", "messages": SECRET, "max_tokens": 1}))
+        thread.start()
+        until(lambda: 'stretto:engine_stuck_total{model_name="b"} 1.0' in one.http.get("/metrics").text)
+        assert one.http.get("/health").status_code == 503, "one engine does not answer"
+        assert 'engine_stuck_total{model_name="a"}' not in one.http.get("/metrics").text
+        engine.gate.open()  # type: ignore[attr-defined]
+        thread.join()
+        for name, left in (("b", 1), ("a", 0)):
+            assert one.post("/admin/models/unload", {"model": name}, headers={"x-api-key": "root"}).status_code == 200
+            assert count() == before + left
+        one.chat(model="a", max_tokens=1)
+        assert count() == before + 1
+    assert count() == before
 
 
 HELD = """

@@ -21,6 +21,7 @@ from stretto.llm.sync import LLM
 from stretto.serve.app import Access, make_app
 from stretto.serve.batch.lines import Answers, Place, Request, read_request
 from stretto.serve.errors import invalid
+from stretto.serve.models import alone
 from stretto.serve.service import Config, Service
 
 URLS = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -61,7 +62,7 @@ async def run_batch(
     """Answer the lines that have no answer yet. Whatever ends it, those that were answered are in the file."""
     left = [place for place in places if place.custom_id not in answers.ids]
     service, totals, started = Service(config), Totals(), time.perf_counter()
-    app = make_app(service, Access())
+    app = make_app(alone(service), Access())
     service.open(AsyncLLM(llm, max_waiting=window * _PER_LINE))
     waiting = iter(left)
 

@@ -10,6 +10,7 @@ from stretto.serve.body import invalid_value
 from stretto.serve.call import Call
 from stretto.serve.constraint import Place, constrain
 from stretto.serve.errors import ApiError, invalid
+from stretto.serve.models import LATEST
 from stretto.serve.ollama.schema import MACHINE, NEUTRAL, Generating, OllamaChat, OllamaGenerate, Options, Turn
 from stretto.serve.prompts import encode_text
 from stretto.serve.refusals import refuse_unsupported
@@ -33,12 +34,11 @@ _REFUSED = {
     "template": "a template comes with the model, never with a request",
     "context": "a conversation is sent whole, to /api/chat",
 }
-_LATEST = ":latest"
 
 
 def check_model(service: Service, name: str) -> str:
     """The name of the model as this server has it: Ollama's clients add a tag. Raises ApiError."""
-    bare = name.removesuffix(_LATEST)
+    bare = name.removesuffix(LATEST)
     known = name if name in service.names else bare
     service.model(known)
     return known

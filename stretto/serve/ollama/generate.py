@@ -15,7 +15,8 @@ from stretto.serve.asking import Asked
 from stretto.serve.call import Call
 from stretto.serve.errors import ApiError
 from stretto.serve.json import Json, encode
-from stretto.serve.ollama.asking import ask_chat, ask_generate, check_model
+from stretto.serve.keep_alive import seconds_of
+from stretto.serve.ollama.asking import ask_chat, ask_generate
 from stretto.serve.ollama.schema import Generating, OllamaChat, OllamaGenerate
 from stretto.serve.parts import Argued, Called, Part, Said, Thought, arguments_of
 from stretto.serve.reply import new_id
@@ -39,7 +40,7 @@ async def chat(call: Call, request: OllamaChat) -> ASGIApp:
     """Answer a conversation."""
     reply = _Chat(call, request)
     if not request.messages:
-        return reply.loaded()
+        return await reply.loaded()
     return await reply.answer(await ask_chat(call, request))
 
 
@@ -47,8 +48,14 @@ async def generate(call: Call, request: OllamaGenerate) -> ASGIApp:
     """Answer a prompt."""
     reply = _Generate(call, request)
     if not request.prompt:
-        return reply.loaded()
+        return await reply.loaded()
     return await reply.answer(await ask_generate(call, request))
+
+
+def is_work(request: Generating) -> bool:
+    """Whether the model must be loaded: for all but an empty request that says it is to be let go."""
+    asked = request.messages if isinstance(request, OllamaChat) else getattr(request, "prompt", None)
+    return bool(asked) or seconds_of(request.keep_alive) != 0
 
 
 class _Reply:
@@ -64,10 +71,13 @@ class _Reply:
         """The fields that hold these."""
         raise NotImplementedError
 
-    def loaded(self) -> Json:
+    async def loaded(self) -> Json:
         """The answer to an empty request, which asks for the model to be loaded, or to be let go."""
-        check_model(self._call.service, self._request.model)
-        reason = "unload" if self._request.keep_alive in (0, "0") else "load"
+        slot, is_load = self._call.models.find(self._request.model), is_work(self._request)
+        slot.service.check_open()
+        if not is_load and not slot.held:
+            await self._call.models.unload(slot)
+        reason = "load" if is_load else "unload"
         return Json({**self._head(), **self.shown("", "", []), "done": True, "done_reason": reason})
 
     async def answer(self, asked: Asked) -> ASGIApp:

@@ -17,9 +17,9 @@ from stretto.hub.aliases import aliases
 from stretto.serve.call import Call
 from stretto.serve.errors import ApiError, invalid, said
 from stretto.serve.json import Json
-from stretto.serve.lifecycle import in_thread
 from stretto.serve.ollama.generate import line
 from stretto.serve.ollama.schema import PullRequest
+from stretto.serve.threads import in_thread
 
 
 class Puller:

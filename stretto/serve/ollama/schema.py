@@ -27,7 +27,8 @@ class Turn(Struct, kw_only=True, frozen=True):
 
 
 class Generating(Struct, kw_only=True, frozen=True):
-    """What both generating routes take. stream: unless it is false. keep_alive: the model stays loaded anyway."""
+    """What both generating routes take. stream: unless it is false. keep_alive: how long the
+    model stays in memory after this request."""
 
     model: Name
     stream: bool | None = None
