@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Sequence
 
 from stretto.core.errors import UserError
-from stretto.core.memory import show_size
+from stretto.core.memory import return_free_memory, show_size
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.sync import LLM
 from stretto.serve.errors import ApiError, said
@@ -77,6 +77,7 @@ class Loader:
         """Unload a model that has no requests. In a `turn`."""
         await slot.service.release()
         gc.collect()  # what is in cycles holds memory, too
+        await in_thread(return_free_memory)
         slot.keep = self._limits.idle
         LOGGER.info("model unloaded", extra={"facts": {"model": slot.service.name}})
 

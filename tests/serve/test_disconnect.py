@@ -144,7 +144,9 @@ def test_nothing_is_cancelled_after_a_normal_end(tmp_path: Path, monkeypatch: py
             one.events(max_tokens=5)
         assert not drops and engine.num_cancelled == 0
         engine.gate.close()
-        send(one, stream=True).close()
+        client = send(one, stream=True)
+        until(lambda: one.service.llm.num_requests)
+        client.close()
         until(lambda: one.service.num_calls == 0 and len(drops) == 1)
 
 
