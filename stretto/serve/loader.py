@@ -76,7 +76,7 @@ class Loader:
     async def release(self, slot: Slot) -> None:
         """Unload a model that has no requests. In a `turn`."""
         await slot.service.release()
-        gc.collect()  # what is in cycles holds memory, too
+        gc.collect()  # cycles hold weights; all threads wait for it, longer where torch was imported
         await in_thread(return_free_memory)
         slot.keep = self._limits.idle
         LOGGER.info("model unloaded", extra={"facts": {"model": slot.service.name}})

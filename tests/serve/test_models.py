@@ -63,7 +63,6 @@ class Maker:
 
     @property
     def num_alive(self) -> int:
-        gc.collect()
         return sum(one() is not None for one in self.made)
 
 
@@ -105,6 +104,8 @@ class House:
         self.until(lambda: not self.server.models.num_calls)
         for slot in self.server.models.slots:
             self.until(lambda slot=slot: not slot.held and not slot.waiters and slot.task is None)
+        gc.collect()
+        for slot in self.server.models.slots:
             assert self.makers[slot.service.name].num_alive == slot.service.is_loaded
 
 
