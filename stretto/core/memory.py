@@ -1,5 +1,6 @@
 """How much memory this process may still take, and sizes as people write them."""
 
+import ctypes
 import os
 import re
 import resource
@@ -69,6 +70,14 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # not there, or not to be read: it says nothing
         return ""
+
+
+def return_free_memory() -> None:
+    """Give the system what was freed and is kept by the C library for later: glibc keeps blocks of up to 32 MiB, in an
+    arena per thread. Other C libraries do not, or not as much."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def parse_size(text: str, what: str) -> int:

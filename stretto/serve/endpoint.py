@@ -7,6 +7,7 @@ are streamed and for those that are not.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -15,9 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stretto.serve.body import Gone, parse, read_body
 from stretto.serve.call import Call
+from stretto.serve.early import Early
 from stretto.serve.errors import invalid
 from stretto.serve.keep_alive import seconds_of
 from stretto.serve.models import Models
+from stretto.serve.shapes import api_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[Call, T], Awaitable[ASGIApp]]
@@ -58,15 +61,23 @@ class Post(Generic[T]):
 
         async def answer() -> None:
             if not self._loads(request):
-                await respond(call)
+                await respond(call, send)
                 return
             slot = models.find(getattr(request, "model", None))
             slot.service.check_open()
-            keep = seconds_of(getattr(request, "keep_alive", None))
-            async with models.use(slot, keep) as service:
-                await respond(replace(call, service=service))
+            using = models.use(slot, seconds_of(getattr(request, "keep_alive", None)))
+            async with AsyncExitStack() as stack:
+                if slot.is_open or not is_stream(call, request):
+                    await respond(replace(call, service=await stack.enter_async_context(using)), send)
+                    return
+                early = Early(call, send)
+                try:
+                    service = await early.wait(stack.enter_async_context(using))
+                    await respond(replace(call, service=service), early)
+                except Exception as problem:
+                    await early.tell(problem)
 
-        async def respond(call: Call) -> None:
+        async def respond(call: Call, send: Send) -> None:
             call.service.num_calls += 1
             try:
                 response = await self._handle(call, request)
@@ -76,6 +87,11 @@ class Post(Generic[T]):
 
         if not await while_connected(answer(), receive):
             call.record.status = CLIENT_LEFT
+
+
+def is_stream(call: Call, request: msgspec.Struct) -> bool:
+    """Whether the answer is one that is kept open in silence; lines of Ollama's are not."""
+    return bool(getattr(request, "stream", None)) and api_of(call.record.path) != "ollama"
 
 
 async def while_connected(work: Awaitable[None], receive: Receive) -> bool:

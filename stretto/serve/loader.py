@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Sequence
 
 from stretto.core.errors import UserError
-from stretto.core.memory import show_size
+from stretto.core.memory import return_free_memory, show_size
 from stretto.llm.asynchronous import AsyncLLM
 from stretto.llm.sync import LLM
 from stretto.llm.tally import Tally
@@ -79,7 +79,8 @@ class Loader:
         """Unload a model that has no requests. In a `turn`."""
         await slot.service.release()
         _unwatch(slot)
-        gc.collect()  # what is in cycles holds memory, too
+        gc.collect()  # cycles hold weights; all threads wait for it, longer where torch was imported
+        await in_thread(return_free_memory)
         slot.keep = self._limits.idle
         LOGGER.info("model unloaded", extra={"facts": {"model": slot.service.name}})
 

@@ -50,6 +50,15 @@ class Wire:
 OPENAI = Wire(event=event, problem=lambda problem: event(problem.body), end=DONE)
 
 
+def headers_of(wire: Wire) -> list[tuple[bytes, bytes]]:
+    """Of a response that is a stream."""
+    return [
+        (b"content-type", wire.media_type.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ]
+
+
 def nothing() -> list[Any]:
     """No events."""
     return []
@@ -81,9 +90,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._reading:
             first = await self._reading.next(self._quiet)
-            headers = [(b"content-type", self._wire.media_type.encode()), (b"cache-control", b"no-store"),
-                       (b"x-accel-buffering", b"no")]  # fmt: skip
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": headers_of(self._wire)})
             try:
                 async with aclosing(self._blocks(first)) as blocks:
                     async for block in blocks:

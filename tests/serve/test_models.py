@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import re
 import threading
 import time
 import weakref
@@ -18,7 +19,11 @@ from scripted import ScriptedLLM, saying
 from serving import CHAT, HELLO, Running, serving, slot_of, told
 
 from stretto import LLM
-from stretto.core.errors import ModelFileError
+from stretto.cli import main
+from stretto.cli._models import places
+from stretto.core.env import read_env
+from stretto.core.errors import FitError, ModelFileError, UserError
+from stretto.core.settings import Settings
 from stretto.serve.keep_alive import seconds_of
 from stretto.serve.models import Models
 from stretto.serve.slot import Limits, Slot
@@ -59,7 +64,6 @@ class Maker:
 
     @property
     def num_alive(self) -> int:
-        gc.collect()
         return sum(one() is not None for one in self.made)
 
 
@@ -71,7 +75,12 @@ class House:
 
     def says(self, name: str | None) -> str:
         found: str = self.server.chat(model=name, max_tokens=20)["choices"][0]["message"]["content"]
+        self.idle()
         return found
+
+    def idle(self) -> None:
+        """Wait until all requests have let go: a client has its answer before that."""
+        self.until(lambda: not any(slot.held for slot in self.server.models.slots))
 
     def states(self) -> list[str]:
         return [one["status"]["value"] for one in self.server.http.get("/v1/models").json()["data"]]
@@ -96,6 +105,8 @@ class House:
         self.until(lambda: not self.server.models.num_calls)
         for slot in self.server.models.slots:
             self.until(lambda slot=slot: not slot.held and not slot.waiters and slot.task is None)
+        gc.collect()
+        for slot in self.server.models.slots:
             assert self.makers[slot.service.name].num_alive == slot.service.is_loaded
 
 
@@ -163,6 +174,7 @@ def test_keep_alive_of_a_request_counts_for_its_model(tmp_path: Path) -> None:
         body = {"messages": HELLO, "stream": False}
         for name, keep in (("a", "10s"), ("b", -1), ("c", "2m")):
             assert one.server.post("/api/chat", {**body, "model": name, "keep_alive": keep}).status_code == 200
+        one.idle()
         found = {m["name"]: m["expires_at"] for m in one.server.http.get("/api/ps").json()["models"]}
         assert found["b"].startswith("9999") and found["a"] < found["c"] < "9"
         one.clock.now += 11
@@ -175,6 +187,7 @@ def test_keep_alive_of_a_request_counts_for_its_model(tmp_path: Path) -> None:
         assert one.server.post("/api/generate", empty).json()["done_reason"] == "unload"
         assert one.makers["b"].num_loads == 1, "what is to be unloaded is not loaded for it"
         assert one.server.post("/api/generate", {"model": "b"}).json()["done_reason"] == "load"
+        one.idle()
         assert one.states() == ["unloaded", "loaded", "unloaded"]
         assert one.server.post("/api/generate", {"model": "b", "keep_alive": "soon"}).status_code == 400
 
@@ -365,3 +378,73 @@ def test_metrics_are_told_apart_by_the_model(tmp_path: Path) -> None:
         assert [(line.split('model_name="')[1][0], float(line.split()[-1])) for line in counts] == [("a", 1), ("b", 2)]
         assert 'stretto:num_requests_running{model_name="b"} 0.0' in page
         assert 'stretto:num_requests_running{model_name="c"}' not in page
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("how", ["it comes", "it fails"])
+def test_a_stream_is_kept_open_while_its_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    monkeypatch.setattr("stretto.serve.stream.QUIET_SECONDS", 0.02)
+    with house(tmp_path) as one:
+        maker = one.makers["b"]
+        maker.gate.clear()
+        maker.problem = ModelFileError("it is damaged") if how == "it fails" else None
+        body: dict[str, Any] = {"model": "b", "stream": True, "max_tokens": 20, "messages": HELLO}
+        if path == "/v1/responses":
+            body = {"model": "b", "stream": True, "input": "Hello"}
+        with one.server.http.stream("POST", path, json=body) as response:
+            blocks = response.iter_bytes()
+            early = next(blocks)
+            maker.gate.set()
+            late = b"".join(blocks).decode()
+        assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+        ping = b'event: ping\ndata: {"type":"ping"}\n\n' if path == "/v1/messages" else b": ping\n\n"
+        assert early.replace(ping, b"") == b"" and late.endswith("\n\n")
+        if how == "it comes":
+            pieces = re.findall(r'"(?:content|delta)":"([^"]*)"|"text_delta","text":"([^"]*)"', late)
+            assert "".join(a + b for a, b in pieces) == "I am b." and '"error":{' not in late
+        elif how == "it fails":
+            assert "could not be loaded: it is damaged" in late and "[DONE]" not in late
+            assert late.count("data: ") == 1 + late.count("event: ping")
+
+
+def test_memory_that_was_freed_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    monkeypatch.setattr("stretto.serve.loader.return_free_memory", lambda: calls.append(1))
+    with house(tmp_path, Limits(most=1)) as one:
+        one.says("b")
+        assert calls == [1]
+
+
+def files(folder: Path, **sizes: int) -> list[str]:
+    for name, size in sizes.items():
+        (folder / f"{name}.gguf").write_bytes(bytes(size))
+    return [str(folder / f"{name}.gguf") for name in sizes]
+
+
+def test_what_the_models_of_a_server_may_take(tmp_path: Path) -> None:
+    """Without --mem, each cache is an equal part of what the largest model leaves, so that each fits alone."""
+    given, env, mib = files(tmp_path, small=1 << 20, large=4 << 20), read_env(), 1 << 20
+    found, limit = places(given, (), Settings(), "10MiB", env)
+    assert limit == 10 * mib and [place.settings.memory_bytes for place in found] == [3 * mib, 3 * mib]
+    assert [place.need for place in found] == [4 * mib, 7 * mib]
+    assert [place.names for place in found] == [("small.gguf",), ("large.gguf",)]
+    found, _ = places(given, ("s", "l"), Settings(memory="2MiB"), "10MiB", env)
+    assert [(place.names, place.need) for place in found] == [(("s",), 3 * mib), (("l",), 6 * mib)]
+    with pytest.raises(FitError, match=r"large\.gguf needs 6\.00 MiB"):
+        places(given, (), Settings(memory="2MiB"), "5MiB", env)
+    alone, limit = places(given[:1], (), Settings(), None, env)
+    assert limit is None and alone[0].settings == Settings(), "one model may take what there is"
+    with pytest.raises(UserError, match="names that differ"):
+        places([given[0], given[0]], (), Settings(), "10MiB", env)
+    with pytest.raises(UserError, match="--served-model-name"):
+        places(given, ("one",), Settings(), "10MiB", env)
+
+
+def test_further_models_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = files(tmp_path, a=2 << 20, b=2 << 20)
+    assert main(["serve", *given, "--models-memory", "1MiB"]) == 4
+    assert "a.gguf needs" in capsys.readouterr().err
+    assert main(["serve", *given, "--models-memory", "much"]) == 2
+    assert "--models-memory is 'much'" in capsys.readouterr().err
