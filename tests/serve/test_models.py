@@ -20,7 +20,7 @@ from serving import CHAT, HELLO, Running, serving, slot_of, told
 
 from stretto import LLM
 from stretto.cli import main
-from stretto.cli._models import places
+from stretto.cli._models import client_names, places
 from stretto.core.env import read_env
 from stretto.core.errors import FitError, ModelFileError, UserError
 from stretto.core.settings import Settings
@@ -426,20 +426,20 @@ def files(folder: Path, **sizes: int) -> list[str]:
 def test_what_the_models_of_a_server_may_take(tmp_path: Path) -> None:
     """Without --mem, each cache is an equal part of what the largest model leaves, so that each fits alone."""
     given, env, mib = files(tmp_path, small=1 << 20, large=4 << 20), read_env(), 1 << 20
-    found, limit = places(given, (), Settings(), "10MiB", env)
+    found, limit = places(given, client_names(given, ()), Settings(), "10MiB", env)
     assert limit == 10 * mib and [place.settings.memory_bytes for place in found] == [3 * mib, 3 * mib]
     assert [place.need for place in found] == [4 * mib, 7 * mib]
     assert [place.names for place in found] == [("small.gguf",), ("large.gguf",)]
-    found, _ = places(given, ("s", "l"), Settings(memory="2MiB"), "10MiB", env)
+    found, _ = places(given, client_names(given, ("s", "l")), Settings(memory="2MiB"), "10MiB", env)
     assert [(place.names, place.need) for place in found] == [(("s",), 3 * mib), (("l",), 6 * mib)]
     with pytest.raises(FitError, match=r"large\.gguf needs 6\.00 MiB"):
-        places(given, (), Settings(memory="2MiB"), "5MiB", env)
-    alone, limit = places(given[:1], (), Settings(), None, env)
+        places(given, client_names(given, ()), Settings(memory="2MiB"), "5MiB", env)
+    alone, limit = places(given[:1], client_names(given[:1], ()), Settings(), None, env)
     assert limit is None and alone[0].settings == Settings(), "one model may take what there is"
     with pytest.raises(UserError, match="names that differ"):
-        places([given[0], given[0]], (), Settings(), "10MiB", env)
+        client_names([given[0], given[0]], ())
     with pytest.raises(UserError, match="--served-model-name"):
-        places(given, ("one",), Settings(), "10MiB", env)
+        client_names(given, ("one",))
 
 
 def test_further_models_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
