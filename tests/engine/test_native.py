@@ -242,8 +242,19 @@ def test_recurrent_layers_alone(options: dict[str, object]) -> None:
 PATIENT = 1e9  # seconds: as many steps as the engine can
 
 
-@pytest.mark.parametrize("changes", [{}, {"temperature": 0.9}, {"temperature": 0.9, "top_k": 5, "top_p": 0.8}], ids=str)
-@pytest.mark.parametrize("sizes", [{}, {"max_seqs": 2, "max_rows": 7}], ids=str)
+DRAWN, CUT, SMALL = {"temperature": 0.9}, {"temperature": 0.9, "top_k": 5, "top_p": 0.8}, {"max_seqs": 2, "max_rows": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, {}),
+        (DRAWN, SMALL),
+        (CUT, SMALL),
+        *(pytest.param(*pair, marks=pytest.mark.full) for pair in (({}, SMALL), (DRAWN, {}), (CUT, {}))),
+    ],
+    ids=str,
+)
 def test_steps_in_a_row_give_what_single_steps_give(
     oracle: LM, lm: LM, changes: dict[str, float], sizes: dict[str, int]
 ) -> None:
