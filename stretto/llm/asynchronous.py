@@ -15,7 +15,7 @@ from stretto.llm.answers import Answers
 from stretto.llm.embeddings import Embeddings
 from stretto.llm.engine_thread import EngineThread
 from stretto.llm.results import Chunk, Result
-from stretto.llm.submission import Prompt, Submission
+from stretto.llm.submission import Prompt, Prompts, Submission
 from stretto.llm.sync import LLM, Message, as_prompts, as_samplings
 from stretto.llm.watch import Watch
 
@@ -113,7 +113,7 @@ class AsyncLLM:
 
     async def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         lora: str | None = None,
@@ -130,9 +130,11 @@ class AsyncLLM:
         """As `LLM.chat`."""
         return await _last(self.chat_stream(messages, sampling, **options))
 
-    async def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+    async def embed(self, texts: Prompts, *, dimensions: int | None = None, lora: str | None = None) -> Embeddings:
         """As `LLM.embed`."""
-        submissions = await self.offload(lambda: self._llm.embedder.submissions(as_prompts(texts), dimensions))
+        submissions = await self.offload(
+            lambda: self._llm.embedder.submissions(as_prompts(texts), dimensions, lora=lora)
+        )
         return Embeddings.of(await self.submit(submissions).results(), dimensions)
 
     async def _iterate(

@@ -25,17 +25,23 @@ class Embedder:
     d_model: int
 
     def submissions(
-        self, texts: Sequence[Prompt], dimensions: int | None = None, *, tenant: str = "", space: str = ""
+        self,
+        texts: Sequence[Prompt],
+        dimensions: int | None = None,
+        *,
+        tenant: str = "",
+        space: str = "",
+        lora: str | None = None,
     ) -> list[Submission]:
-        """A request for each text. tenant, space: as of `Submission`. Raises UserError for more `dimensions` than there
-        are, and if the model's files ask for what is not computed here."""
+        """A request for each text. tenant, space, lora: as of `Submission`. Raises UserError for more `dimensions` than
+        there are, and if the model's files ask for what is not computed here."""
         if dimensions is not None and not 1 <= dimensions <= self.d_model:
             raise UserError(f"dimensions is {dimensions:,}", why=f"the vectors of this model have {self.d_model:,}")
         if self.pooling.refused is not None:
             raise UserError("this model's embeddings cannot be computed", why=self.pooling.refused)
         nothing, kind = Sampling(), self.pooling.kind
         return [
-            Submission(ids=self.encode(text), sampling=nothing, tenant=tenant, space=space, pooling=kind)
+            Submission(ids=self.encode(text), sampling=nothing, tenant=tenant, space=space, pooling=kind, lora=lora)
             for text in texts
         ]
 

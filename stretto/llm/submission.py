@@ -11,6 +11,7 @@ from stretto.text.stream import Text
 from stretto.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Prompts = Prompt | Sequence[Prompt]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from stretto.llm.options import approximations
 from stretto.llm.prefixes import Prefixes
 from stretto.llm.results import Chunk, Result, Stream
 from stretto.llm.streams import Streams
-from stretto.llm.submission import Prompt, Submission
+from stretto.llm.submission import Prompt, Prompts, Submission
 from stretto.text.chat import ChatTemplate, chat_ids
 from stretto.text.grammar import Grammars
 
@@ -106,7 +106,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         lora: str | None = None,
@@ -152,10 +152,10 @@ class LLM:
         ids = self.encode_chat(messages, **options)
         return self._streams.chunks(lambda: self.add(ids, sampling or Sampling(), continues=False, lora=lora))
 
-    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> Embeddings:
+    def embed(self, texts: Prompts, *, dimensions: int | None = None, lora: str | None = None) -> Embeddings:
         """Every text (or list of token ids) as a vector of unit length. dimensions: the first so many numbers of it, of
         unit length again."""
-        submissions = self.embedder.submissions(as_prompts(texts), dimensions)
+        submissions = self.embedder.submissions(as_prompts(texts), dimensions, lora=lora)
         return Embeddings.of(self._streams.results(map(self.submit, submissions)), dimensions)
 
     def matcher(self, sampling: Sampling) -> TokenMatcher | None:
@@ -187,7 +187,7 @@ class LLM:
         return self._streams.read(stream, event)
 
 
-def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompts) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     items: list[Any] = list(prompts)

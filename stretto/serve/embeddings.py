@@ -27,7 +27,7 @@ async def embeddings(call: Call, request: EmbeddingRequest) -> ASGIApp:
     data = [{"object": "embedding", "index": i, "embedding": pack(vector)} for i, vector in enumerate(found.vectors)]
     tokens, cached = found.usage.prompt_tokens, found.usage.cached_tokens
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
-    return Json({"object": "list", "data": data, "model": call.service.name, "usage": usage})
+    return Json({"object": "list", "data": data, "model": call.service.shown(request.model), "usage": usage})
 
 
 async def embed(
@@ -47,7 +47,9 @@ async def embed(
         raise invalid(f"{param}: there is no text to embed", param)
     ids = [await encode_text(call.service, llm, text, param=param, encode=embedder.encode, room=0) for text in texts]
     try:
-        submissions = embedder.submissions(ids, dimensions, tenant=call.tenant, space=call.space(None))
+        submissions = embedder.submissions(
+            ids, dimensions, tenant=call.tenant, space=call.space(None), lora=call.service.lora(model)
+        )
     except UserError as problem:
         raise of_problem(problem, "dimensions") or problem from None
     with Reading(call, llm, submissions, reply_id=new_id("embd", "-"), timeout=timeout) as reading:

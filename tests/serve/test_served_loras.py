@@ -61,6 +61,15 @@ def names(one: Running) -> dict[str, str | None]:
     return {card["id"]: card["parent"] for card in one.http.get("/v1/models").json()["data"]}
 
 
+def test_an_adapter_embeds(running: Running, folder: Path, shelf: Path) -> None:
+    llm = tiny(folder, loras={"one": shelf / "one"})
+    want = {"toy": llm.embed("abc").numpy(), "one": llm.embed("abc", lora="one").numpy()}
+    assert abs(want["toy"] - want["one"]).max() > 0.01
+    for name, vectors in want.items():
+        answer = running.post("/v1/embeddings", {"model": name, "input": "abc"}).json()
+        assert answer["model"] == name and answer["data"][0]["embedding"] == vectors[0].tolist()
+
+
 def test_an_adapter_is_a_model_and_comes_and_goes(running: Running, texts: dict[str, str]) -> None:
     assert names(running) == {"toy": None, "one": "toy"}
     assert text_of(running, "one") == texts["one"] and text_of(running, "toy") == texts["toy"]
